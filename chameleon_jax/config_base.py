@@ -1,0 +1,119 @@
+"""The base of every config: type checks when it is made, JSON, hash and diff."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import types
+import typing
+from typing import Any, Literal
+
+from chameleon_jax.errors import ConfigError, did_you_mean
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Base: type checks at construction, JSON, hash and diff."""
+
+    def __post_init__(self):
+        hints = _hints(type(self))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):  # gin and JSON write sequences as lists; configs stay hashable
+                value = tuple(value)
+                object.__setattr__(self, field.name, value)
+            if not _matches(value, hints[field.name]):
+                wanted = _type_name(hints[field.name])
+                raise ConfigError(
+                    f"{type(self).__name__}.{field.name}: expected {wanted}, got {value!r} ({type(value).__name__})"
+                )
+        self.validate()
+
+    def validate(self) -> None:
+        """Raise ConfigError when fields contradict each other."""
+
+    def require(self, condition: bool, message: str) -> None:
+        """Raise ConfigError with this config's name in front unless `condition` holds."""
+        if not condition:
+            raise ConfigError(f"{type(self).__name__}: {message}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict; tuples become lists, as in JSON."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> typing.Self:
+        """Inverse of `to_dict`; an unknown key is an error that names the nearest field."""
+        hints = _hints(cls)
+        known = [f.name for f in dataclasses.fields(cls)]
+        made = {}
+        for key, value in values.items():
+            if key not in known:
+                raise ConfigError(f"{cls.__name__}: unknown field '{key}'{did_you_mean(key, known)}")
+            made[key] = _from_plain(value, hints[key])
+        return cls(**made)
+
+    def hash(self) -> str:
+        """First 16 hexadecimal digits of the sha256 of the canonical JSON."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def diff(self, other: Config | dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Map dotted field path -> (mine, other's) for every leaf that differs."""
+        theirs = other.to_dict() if isinstance(other, Config) else other
+        mine_flat, theirs_flat = _flatten(self.to_dict()), _flatten(theirs)
+        keys = sorted(mine_flat.keys() | theirs_flat.keys())
+        return {k: (mine_flat.get(k), theirs_flat.get(k)) for k in keys if mine_flat.get(k) != theirs_flat.get(k)}
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _matches(value: Any, hint: Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return any(value == a and type(value) is type(a) for a in args)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_matches(v, args[0]) for v in value)
+    if origin in (typing.Union, types.UnionType):
+        return any(_matches(value, a) for a in args)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(repr(a) for a in typing.get_args(hint))
+    return getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)
+
+
+def _from_plain(value: Any, hint: Any) -> Any:
+    if typing.get_origin(hint) is tuple and isinstance(value, (list, tuple)):
+        return tuple(_from_plain(v, typing.get_args(hint)[0]) for v in value)
+    if isinstance(hint, type) and issubclass(hint, Config) and isinstance(value, dict):
+        return hint.from_dict(value)
+    return value
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list) and any(isinstance(v, dict) for v in value):
+        items = ((str(i), v) for i, v in enumerate(value))
+    else:
+        return {prefix[:-1]: value}
+    flat: dict[str, Any] = {}
+    for key, item in items:
+        flat.update(_flatten(item, f"{prefix}{key}."))
+    return flat

@@ -1,0 +1,76 @@
+"""The parts of a block that are functions of one tensor: norms, rotary positions, feed-forward, dropout.
+
+Norms and rotations are computed in fp32 whatever the compute dtype, with one rounding at the end.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from chameleon_jax.parallel.mesh import constrain
+
+QK_NORM_EPS = 1e-5  # fixed in the released models, independent of the RMSNorm epsilon
+
+
+def rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"], eps: float) -> Float[Array, "... D"]:
+    """RMSNorm (Zhang & Sennrich 2019), with Chameleon's single rounding: x in fp32 times scale in fp32, then one cast."""
+    wide = x.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    return (wide * inverse * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+def qk_norm(
+    x: Float[Array, "B T N H"], scale: Float[Array, "g H"], bias: Float[Array, "g H"]
+) -> Float[Array, "B T N H"]:
+    """LayerNorm over the head size with scale and bias, shared by the N/g heads of a group.
+
+    Chameleon, section 2.3.1; facebookresearch/chameleon `inference/transformer.py`: a true LayerNorm, before RoPE, eps 1e-5.
+    """
+    wide = x.astype(jnp.float32)
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    normed = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + QK_NORM_EPS)
+    heads = x.shape[-2] // scale.shape[0]
+    scale, bias = (jnp.repeat(p.astype(jnp.float32), heads, axis=0) for p in (scale, bias))
+    return (normed * scale + bias).astype(x.dtype)
+
+
+def rotary_angles(
+    positions: Int[Array, "B T"], head_dim: int, theta: float
+) -> tuple[Float[Array, "B T H/2"], Float[Array, "B T H/2"]]:
+    """cos and sin of position * theta^(-2i/H), fp32 (RoFormer, Su et al. 2021)."""
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions.astype(jnp.float32)[..., None] * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def apply_rotary(
+    x: Float[Array, "B T N H"], cos: Float[Array, "B T H/2"], sin: Float[Array, "B T H/2"]
+) -> Float[Array, "B T N H"]:
+    """Rotate the pairs (i, i + H/2): the half-split layout; conversion permutes weights of the interleaved one."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def swiglu(x: Float[Array, "B T D"], params: dict[str, Array]) -> Float[Array, "B T D"]:
+    """down(silu(gate x) * (up x)) (Shazeer 2020); weights are cast to the dtype of x."""
+    gate, up, down = (params[name].astype(x.dtype) for name in ("gate", "up", "down"))
+    hidden = jax.nn.silu(x @ gate) * (x @ up)
+    return constrain(hidden, "B T F") @ down
+
+
+def dropout(x: Float[Array, "..."], rate: float, key: jax.Array | None) -> Float[Array, "..."]:
+    """Inverted dropout; no key or rate 0 is the identity."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+
+
+def rms(x: Float[Array, "B T *rest"], weights: Float[Array, "B T"]) -> Float[Array, ""]:
+    """Root mean square over the tokens of weight 1, fp32, without gradient: a statistic."""
+    x = jax.lax.stop_gradient(x).astype(jnp.float32)
+    squares = jnp.mean(jnp.square(x), axis=tuple(range(2, x.ndim)))
+    return jnp.sqrt(jnp.sum(squares * weights) / jnp.maximum(jnp.sum(weights), 1.0))

@@ -1,0 +1,253 @@
+"""The decoder: `init(key, config) -> params`, `forward(params, tokens, ..., config) -> hidden states`, `logits`.
+
+The one idea: one scanned block over stacked parameters serves training, evaluation, prefill, decoding and probing. What differs
+(cache, dropout, taps) is an argument that is None when it is not wanted.
+
+Llama-style (Touvron et al. 2023) with Chameleon's additions (section 2.3): QK-norm, swin norm order, dropout after attention and
+feed-forward.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Int
+
+from chameleon_jax.configs import TransformerConfig
+from chameleon_jax.models import kv_cache, params
+from chameleon_jax.models.attention import MaskSpec, attention
+from chameleon_jax.models.kv_cache import KVCache
+from chameleon_jax.models.layers import apply_rotary, dropout, qk_norm, rms, rms_norm, rotary_angles, swiglu
+from chameleon_jax.models.params import ParamSpec
+from chameleon_jax.parallel.mesh import constrain
+
+Params = dict[str, Any]
+
+# Raw activations that `forward` can return, each [B T D]; see `ForwardOutput.activations`.
+ACTIVATIONS = ("attention_out", "mlp_out", "residual")
+
+
+@flax.struct.dataclass
+class ForwardOutput:
+    """hidden: after the final norm. statistics: name -> [L] fp32 (empty unless asked for).
+
+    activations: name -> [selected layers, B, T, D] in the order of `tap_layers` (empty unless asked for).
+    """
+
+    hidden: Float[Array, "B T D"]
+    statistics: dict[str, Float[Array, "L"]]
+    activations: dict[str, Float[Array, "l B T D"]]
+    cache: KVCache | None = None
+
+
+def param_specs(config: TransformerConfig) -> dict[str, Any]:
+    """The parameter tree as ParamSpecs; matrices N(0, init_std), the two that end a branch divided by sqrt(2 L)."""
+    c = config
+    residual_std = c.init_std / math.sqrt(2 * c.n_layers) if c.scale_residual_init else c.init_std
+
+    def weight(axes: str, *shape: int, std: float = c.init_std) -> ParamSpec:
+        return ParamSpec(shape=shape, axes=axes, init="normal", std=std, dtype=c.param_dtype)
+
+    def norm(axes: str, *shape: int) -> ParamSpec:
+        return ParamSpec(shape=shape, axes=axes, init="ones", dtype=c.param_dtype)
+
+    attn = {
+        "wq": weight("L D N H", c.n_layers, c.d_model, c.n_heads, c.head_dim),
+        "wk": weight("L D K H", c.n_layers, c.d_model, c.n_kv_heads, c.head_dim),
+        "wv": weight("L D K H", c.n_layers, c.d_model, c.n_kv_heads, c.head_dim),
+        "wo": weight("L N H D", c.n_layers, c.n_heads, c.head_dim, c.d_model, std=residual_std),
+    }
+    if c.qk_norm:
+        shape = (c.n_layers, c.qk_norm_groups, c.head_dim)
+        for name in ("q_norm", "k_norm"):
+            bias = ParamSpec(shape=shape, axes="L g H", init="zeros", dtype=c.param_dtype)
+            attn[name] = {"scale": norm("L g H", *shape), "bias": bias}
+    return {
+        "embed": weight("V D", c.vocab_size, c.d_model),
+        "layers": {
+            "attn": attn,
+            "attn_norm": norm("L D", c.n_layers, c.d_model),
+            "mlp": {
+                "gate": weight("L D F", c.n_layers, c.d_model, c.d_ff),
+                "up": weight("L D F", c.n_layers, c.d_model, c.d_ff),
+                "down": weight("L F D", c.n_layers, c.d_ff, c.d_model, std=residual_std),
+            },
+            "mlp_norm": norm("L D", c.n_layers, c.d_model),
+        },
+        "norm": norm("D", c.d_model),
+        "head": weight("D V", c.d_model, c.vocab_size),
+    }
+
+
+def init(key: jax.Array, config: TransformerConfig) -> Params:
+    """Initial parameters. Jit it with `params.shardings` as out_shardings to create them in place."""
+    return params.initialise(key, param_specs(config))
+
+
+@flax.struct.dataclass
+class _Stream:
+    """What every layer needs and no layer changes."""
+
+    cos: Float[Array, "B T H/2"]
+    sin: Float[Array, "B T H/2"]
+    mask: MaskSpec
+    slots: Int[Array, "B T"] | None  # cache slot of each token; None without a cache
+    real: Float[Array, "B T"]  # 1 for tokens, 0 for padding
+    dropout_key: jax.Array | None
+    statistics: bool = flax.struct.field(pytree_node=False)
+
+
+def forward(
+    weights: Params,
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    segment_ids: Int[Array, "B T"],
+    config: TransformerConfig,
+    *,
+    dropout_key: jax.Array | None = None,
+    cache: KVCache | None = None,
+    statistics: bool = False,
+    tap_layers: tuple[int, ...] = (),
+) -> ForwardOutput:
+    """Run the decoder.
+
+    Without `cache`, a token sees the earlier tokens of its own segment. With it, `positions` are also cache slots, the new keys
+    and values are written there, and a token sees every filled slot up to its own; a token of segment 0 (padding) is not written.
+    `statistics` adds per-layer norms and the largest attention logit; `tap_layers` returns the raw activations of those layers.
+    Dropout is applied only when `dropout_key` is given. `logits` maps the hidden states to the vocabulary.
+    """
+    # Gathering rows from a table that is split along D would make XLA move the whole activation.
+    table = constrain(weights["embed"].astype(config.compute_dtype), "V D")
+    x = constrain(table[tokens], "B T D")
+    layers = {"weights": weights["layers"], "index": jnp.arange(config.n_layers)}
+    slots = filled = None
+    mask = MaskSpec(query_segments=segment_ids, key_segments=segment_ids)
+    if cache is not None:
+        slots = jnp.where(segment_ids > 0, positions, cache.segments.shape[1])
+        filled = cache.segments.at[jnp.arange(tokens.shape[0])[:, None], slots].set(1, mode="drop")
+        mask = MaskSpec(query_segments=jnp.ones_like(segment_ids), key_segments=filled, query_slots=positions)
+        layers |= {"keys": cache.keys, "values": cache.values}
+    cos, sin = rotary_angles(positions, config.head_dim, config.rope_theta)
+    real = (segment_ids > 0).astype(jnp.float32)
+    stream = _Stream(
+        cos=cos, sin=sin, mask=mask, slots=slots, real=real, dropout_key=dropout_key, statistics=statistics
+    )
+    block = _rematerialised(lambda x, layer: _block(x, layer, stream, config), config.remat)
+
+    # A chosen layer has a place in the tap buffers, the others one beyond their end, where writes are dropped.
+    places = [tap_layers.index(i) if i in tap_layers else len(tap_layers) for i in range(config.n_layers)]
+    taps = {name: jnp.zeros((len(tap_layers), *x.shape), x.dtype) for name in ACTIVATIONS} if tap_layers else {}
+
+    def step(carry: tuple[Array, dict[str, Array]], layer: dict[str, Any]) -> tuple[Any, Any]:
+        x, taps = carry
+        out = block(x, layer)
+        if taps:
+            place = jnp.asarray(places)[layer["index"]]
+            taps = {name: tap.at[place].set(getattr(out, name), mode="drop") for name, tap in taps.items()}
+        return (out.residual, taps), (out.statistics, out.keys, out.values)
+
+    (x, taps), (stats, keys, values) = jax.lax.scan(step, (x, taps), layers, unroll=config.scan_unroll)
+    return ForwardOutput(
+        hidden=rms_norm(x, weights["norm"], config.norm_eps),
+        statistics=stats,
+        activations=taps,
+        cache=None if cache is None else KVCache(keys=keys, values=values, segments=filled),
+    )
+
+
+@flax.struct.dataclass
+class _BlockOutput:
+    attention_out: Float[Array, "B T D"]
+    mlp_out: Float[Array, "B T D"]
+    residual: Float[Array, "B T D"]
+    statistics: dict[str, Float[Array, ""]]
+    keys: Float[Array, "B S K H"] | None
+    values: Float[Array, "B S K H"] | None
+
+
+def _block(x: Float[Array, "B T D"], layer: dict[str, Any], stream: _Stream, config: TransformerConfig) -> _BlockOutput:
+    weights = layer["weights"]
+    drop_keys = (None, None)
+    if stream.dropout_key is not None:
+        drop_keys = jax.random.split(jax.random.fold_in(stream.dropout_key, layer["index"]))
+
+    def normed(function: Any, x: Array, scale: Array) -> tuple[Array, Any]:
+        """The branch in the chosen norm order, and what the function returns beside its output."""
+        if config.norm_order == "pre":
+            return function(rms_norm(x, scale, config.norm_eps))
+        # swin: the norm sits on the branch's output (Chameleon, section 2.3.1; Liu et al. 2021)
+        out, extra = function(x)
+        return rms_norm(out, scale, config.norm_eps), extra
+
+    attention_out, (stats, keys, values) = normed(
+        lambda y: _attention(y, layer, stream, config), x, weights["attn_norm"]
+    )
+    x = x + dropout(attention_out, config.dropout, drop_keys[0])
+    mlp_out, _ = normed(lambda y: (swiglu(y, weights["mlp"]), None), x, weights["mlp_norm"])
+    x = constrain(x + dropout(mlp_out, config.dropout, drop_keys[1]), "B T D")
+    if stream.statistics:
+        named = (("attention_out", attention_out), ("mlp_out", mlp_out), ("residual", x))
+        stats |= {f"{name}_rms": rms(value, stream.real) for name, value in named}
+    return _BlockOutput(
+        attention_out=attention_out, mlp_out=mlp_out, residual=x, statistics=stats, keys=keys, values=values
+    )
+
+
+def _attention(
+    x: Float[Array, "B T D"], layer: dict[str, Any], stream: _Stream, config: TransformerConfig
+) -> tuple[Float[Array, "B T D"], tuple[dict[str, Array], Array | None, Array | None]]:
+    """Output projection of attention, and (statistics, cache keys, cache values)."""
+    weights, stats = layer["weights"]["attn"], {}
+    wq, wk, wv, wo = (weights[name].astype(x.dtype) for name in ("wq", "wk", "wv", "wo"))
+    q = constrain(jnp.einsum("btd,dnh->btnh", x, wq), "B T N H")
+    k = constrain(jnp.einsum("btd,dkh->btkh", x, wk), "B T K H")
+    v = constrain(jnp.einsum("btd,dkh->btkh", x, wv), "B T K H")
+    if stream.statistics:
+        stats |= {"q_rms": rms(q, stream.real), "k_rms": rms(k, stream.real)}
+    if config.qk_norm:
+        q = qk_norm(q, weights["q_norm"]["scale"], weights["q_norm"]["bias"])
+        k = qk_norm(k, weights["k_norm"]["scale"], weights["k_norm"]["bias"])
+    q, k = apply_rotary(q, stream.cos, stream.sin), apply_rotary(k, stream.cos, stream.sin)
+    cached = (None, None)
+    if stream.slots is not None:
+        k = kv_cache.write(layer["keys"], k, stream.slots)
+        v = kv_cache.write(layer["values"], v, stream.slots)
+        cached = (k, v)
+    out = attention(q, k, v, stream.mask, backend=config.attention, chunk=config.attention_chunk)
+    if stream.statistics:
+        stats["max_attention_logit"] = out.max_logit
+    values = checkpoint_name(out.values, "attention_values")
+    return constrain(jnp.einsum("btnh,nhd->btd", values, wo), "B T D"), (stats, *cached)
+
+
+def logits(weights: Params, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+    """fp32 logits; the product itself runs in the dtype of `hidden`. Training uses `losses.cross_entropy` instead."""
+    head = weights["head"].astype(hidden.dtype)
+    out = jnp.einsum("btd,dv->btv", hidden, head, preferred_element_type=jnp.float32)
+    return constrain(out, "B T V")
+
+
+def flops_per_token(config: TransformerConfig, seq_len: int) -> float:
+    """Forward and backward FLOPs of one token: 6 N without the embedding, plus causal attention 6 L N H T.
+
+    Half of the T x T scores exist under a causal mask; PaLM, appendix B counts all of them.
+    """
+    matrices = params.count(param_specs(config)) - config.vocab_size * config.d_model
+    return 6.0 * matrices + 6.0 * config.n_layers * config.n_heads * config.head_dim * seq_len
+
+
+def _rematerialised(block: Any, policy: str) -> Any:
+    policies = jax.checkpoint_policies
+    if policy == "none":
+        return block
+    chosen = {
+        "full": policies.nothing_saveable,
+        "dots": policies.dots_with_no_batch_dims_saveable,
+        "attention": policies.save_only_these_names("attention_values"),
+    }[policy]
+    return jax.checkpoint(block, policy=chosen, prevent_cse=False)

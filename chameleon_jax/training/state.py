@@ -1,0 +1,76 @@
+"""The train state: everything that a step changes, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from chameleon_jax.configs import PretrainConfig
+from chameleon_jax.models import params, transformer
+from chameleon_jax.parallel.mesh import replicated
+from chameleon_jax.training import optim
+
+
+@flax.struct.dataclass
+class TrainState:
+    """`step` is the number of batches consumed, and with the config it determines the next batch and its dropout.
+
+    `tokens_seen` counts trained targets by ModalityId, `skipped` the steps that changed no parameter.
+    """
+
+    step: Int[Array, ""]
+    params: dict[str, Any]
+    opt_state: Any
+    skipped: Int[Array, ""]
+    tokens_seen: Float[Array, "m"]
+
+
+def create(key: jax.Array, config: PretrainConfig) -> TrainState:
+    """The state before the first step; jit with `shardings` as out_shardings."""
+    weights = transformer.init(key, config.model)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=weights,
+        opt_state=optim.optimizer(config.optim, config.train.steps).init(weights),
+        skipped=jnp.zeros((), jnp.int32),
+        tokens_seen=jnp.zeros((2,), jnp.float32),
+    )
+
+
+def shardings(config: PretrainConfig, mesh: Mesh) -> TrainState:
+    """A TrainState of NamedShardings: moments are stored as their parameters are, scalars on every device."""
+    abstract = jax.eval_shape(lambda: create(jax.random.key(0), config))
+    by_path = {
+        jax.tree_util.keystr(path): sharding
+        for path, sharding in jax.tree.leaves_with_path(params.shardings(transformer.param_specs(config.model), mesh))
+    }
+
+    def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> Any:
+        # A moment's path ends with the path of its parameter: [...].mu['layers']['attn']['wq'].
+        for start in range(len(path)):
+            sharding = by_path.get(jax.tree_util.keystr(path[start:]))
+            if sharding is not None and leaf.ndim:
+                return sharding
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(place, abstract)
+
+
+def initialise(config: PretrainConfig, mesh: Mesh) -> TrainState:
+    """A fresh state, created sharded: no device ever holds more than its part."""
+    make = jax.jit(lambda key: create(key, config), out_shardings=shardings(config, mesh))
+    with jax.set_mesh(mesh):
+        return make(jax.random.key(config.train.seed))
+
+
+def abstract(config: PretrainConfig, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state, for restoring into."""
+    shapes = jax.eval_shape(lambda: create(jax.random.key(0), config))
+    return jax.tree.map(
+        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings(config, mesh)
+    )

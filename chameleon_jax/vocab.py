@@ -1,0 +1,164 @@
+"""The one id space: special ids, image codes and text pieces, and the grammar of a span of each modality.
+
+The one idea: a modality is a row of a table (id range, markers, span grammar), not a special case in code. The layout is
+Chameleon's (facebookresearch/chameleon, `inference/vocab.py`) at any size: `<s> <pad> </s> <unk>`, image codes, `<eoss>`,
+`<racm3:break>`, reserved ids, text pieces.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+
+import numpy as np
+from jaxtyping import Int
+
+from chameleon_jax.configs import VocabConfig
+from chameleon_jax.errors import TokenizerError
+
+_DIGITS = str.maketrans("0123456789", "ABCDEFGHIJ")
+
+
+class ModalityId(enum.IntEnum):
+    """Row number in the modality table, and the number written into `Batch.modality`."""
+
+    TEXT = 0  # text pieces and every special id
+    IMAGE = 1
+
+
+MODALITY_NAMES = ("text", "image")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FixedSpan:
+    """BEGIN, exactly `length` content ids, END: Chameleon's image span."""
+
+    length: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FreeSpan:
+    """Any number of content ids, ended by a marker of another modality or the end of the sequence."""
+
+
+SpanGrammar = FixedSpan | FreeSpan
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Modality:
+    """One row of the modality table; content ids are `start <= id < stop`."""
+
+    name: str
+    start: int
+    stop: int
+    begin_marker: int | None
+    end_marker: int | None
+    grammar: SpanGrammar
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Vocab:
+    """Roles and ranges of ids. Made from a VocabConfig; equal layouts have equal fingerprints."""
+
+    size: int
+    bos: int
+    pad: int
+    eos: int
+    unk: int
+    end_of_image: int
+    begin_of_image: int
+    end_of_turn: int
+    image_placeholder: int
+    modalities: tuple[Modality, ...]  # indexed by ModalityId
+
+    @classmethod
+    def from_config(cls, config: VocabConfig) -> Vocab:
+        image_start = 4
+        end_of_image = image_start + config.image_codes
+        reserved_start = end_of_image + 2
+        text_start = reserved_start + config.reserved
+        # Chameleon ends a turn with the 513th reserved id; smaller layouts use the last pair that fits.
+        turn = reserved_start + min(512, config.reserved - 2)
+        return cls(
+            size=config.size,
+            bos=0,
+            pad=1,
+            eos=2,
+            unk=3,
+            end_of_image=end_of_image,
+            begin_of_image=end_of_image + 1,
+            end_of_turn=turn,
+            image_placeholder=turn + 1,
+            modalities=(
+                Modality(
+                    name="text",
+                    start=text_start,
+                    stop=config.size,
+                    begin_marker=None,
+                    end_marker=None,
+                    grammar=FreeSpan(),
+                ),
+                Modality(
+                    name="image",
+                    start=image_start,
+                    stop=end_of_image,
+                    begin_marker=end_of_image + 1,
+                    end_marker=end_of_image,
+                    grammar=FixedSpan(length=config.codes_per_image),
+                ),
+            ),
+        )
+
+    @property
+    def text(self) -> Modality:
+        return self.modalities[ModalityId.TEXT]
+
+    @property
+    def image(self) -> Modality:
+        return self.modalities[ModalityId.IMAGE]
+
+    def fingerprint(self) -> str:
+        """First 16 hexadecimal digits of the sha256 of the layout."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+
+    def modality_of(self, ids: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
+        """int8 row number of the modality table for each id; special ids count as text."""
+        image = (ids >= self.image.start) & (ids < self.image.stop)
+        return np.where(image, ModalityId.IMAGE, ModalityId.TEXT).astype(np.int8)
+
+    def codes_to_ids(self, codes: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
+        """Image codes 0..C-1 to ids.
+
+        Raises TokenizerError for a code outside the codebook.
+        """
+        codes = np.asarray(codes, np.int64)
+        count = self.image.stop - self.image.start
+        if codes.size and (codes.min() < 0 or codes.max() >= count):
+            raise TokenizerError(f"image code {int(codes.min())}..{int(codes.max())} is outside 0..{count - 1}")
+        return (codes + self.image.start).astype(np.int32)
+
+    def ids_to_codes(self, ids: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
+        """Inverse of `codes_to_ids`; raises TokenizerError for an id that is not an image code."""
+        ids = np.asarray(ids, np.int64)
+        if ids.size and (ids.min() < self.image.start or ids.max() >= self.image.stop):
+            raise TokenizerError(f"ids {int(ids.min())}..{int(ids.max())} are not all image codes")
+        return (ids - self.image.start).astype(np.int32)
+
+    def special_names(self) -> list[str]:
+        """Names of the ids below the text pieces, in order of id, spelled as in Chameleon's tokenizer file."""
+        codes = self.image.stop - self.image.start
+        names = ["<s>", "<pad>", "</s>", "<unk>"]
+        names += [code_name(code) for code in range(codes)]
+        names += ["<eoss>", "<racm3:break>"]
+        names += [f"<reserved{i - 4:05d}>" for i in range(self.begin_of_image + 1, self.text.start)]
+        return names
+
+    def store_dtype(self) -> np.dtype:
+        """Smallest unsigned type that holds every id."""
+        return np.dtype(np.uint16 if self.size <= 1 << 16 else np.uint32)
+
+
+def code_name(code: int) -> str:
+    """Chameleon's name of an image code: decimal digits spelled A..J, so 53 is `IMGIMGFDZ`."""
+    return "IMGIMG" + str(code).translate(_DIGITS) + "Z"
