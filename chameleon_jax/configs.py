@@ -400,7 +400,6 @@ class TrainConfig(Config):
     log_every: int = 10
     eval_every: int = 500
     eval_batches: int = 8
-    statistics_every: int = 10  # activation statistics join the log every so many steps
     peak_flops: float = 0.0  # FLOP/s of one device for MFU; 0 = from the table of known devices, else measured
 
     def validate(self):
@@ -411,7 +410,6 @@ class TrainConfig(Config):
             "log_every",
             "eval_every",
             "eval_batches",
-            "statistics_every",
         ):
             self.require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         self.require(

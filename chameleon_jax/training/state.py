@@ -14,20 +14,24 @@ from chameleon_jax.configs import PretrainConfig
 from chameleon_jax.models import params, transformer
 from chameleon_jax.parallel.mesh import replicated
 from chameleon_jax.training import optim
+from chameleon_jax.vocab import MODALITY_NAMES
+
+TOKEN_BASE_BITS = 30
 
 
 @flax.struct.dataclass
 class TrainState:
     """`step` is the number of batches consumed, and with the config it determines the next batch and its dropout.
 
-    `tokens_seen` counts trained targets by ModalityId, `skipped` the steps that changed no parameter.
+    `tokens_seen` counts trained targets by ModalityId as (high, low) digits to base 2^30, for no 32-bit number holds a real run's
+    tokens; `skipped` counts the steps that changed no parameter.
     """
 
     step: Int[Array, ""]
     params: dict[str, Any]
     opt_state: Any
     skipped: Int[Array, ""]
-    tokens_seen: Float[Array, "m"]
+    tokens_seen: Int[Array, "m 2"]
 
 
 def create(key: jax.Array, config: PretrainConfig) -> TrainState:
@@ -38,8 +42,15 @@ def create(key: jax.Array, config: PretrainConfig) -> TrainState:
         params=weights,
         opt_state=optim.optimizer(config.optim, config.train.steps).init(weights),
         skipped=jnp.zeros((), jnp.int32),
-        tokens_seen=jnp.zeros((2,), jnp.float32),
+        tokens_seen=jnp.zeros((len(MODALITY_NAMES), 2), jnp.int32),
     )
+
+
+def count_tokens(seen: Int[Array, "m 2"], new: Float[Array, "m"]) -> Int[Array, "m 2"]:
+    """Add fewer than 2^30 tokens of each modality to the two-digit counter."""
+    low = seen[:, 1] + new.astype(jnp.int32)
+    carry = low >> TOKEN_BASE_BITS
+    return jnp.stack([seen[:, 0] + carry, low - (carry << TOKEN_BASE_BITS)], axis=1)
 
 
 def shardings(config: PretrainConfig, mesh: Mesh) -> TrainState:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from chameleon_jax.configs import PretrainConfig
 from chameleon_jax.data.batch import Batch
@@ -34,7 +34,7 @@ class StepMetrics:
     parameter_norm: Float[Array, ""]
     learning_rate: Float[Array, ""]
     skipped: Float[Array, ""]
-    tokens_seen: Float[Array, "m"]
+    tokens_seen: Int[Array, "m 2"]
     statistics: dict[str, Float[Array, "L"]]
 
 
@@ -107,7 +107,7 @@ def train_step(train_state: TrainState, batch: Batch, config: PretrainConfig) ->
         params=weights,
         opt_state=opt_state,
         skipped=train_state.skipped + skipped,
-        tokens_seen=train_state.tokens_seen + sums.weight,
+        tokens_seen=state.count_tokens(train_state.tokens_seen, sums.weight),
     )
     return new_state, StepMetrics(
         sums=sums,

@@ -1,0 +1,79 @@
+"""What every entry point shares: flags, gin, logging, and errors as one line.
+
+`run(main, ConfigClass, __doc__)` calls `main(config, args)`. Exit codes: 0 done, 2 the user can mend it (one line says how), 75
+stopped by a signal with everything saved: run the same command again. Anything else keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from chameleon_jax.config_base import Config
+from chameleon_jax.errors import ChameleonError, ConfigError, did_you_mean
+
+EXIT_USER_ERROR = 2
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise ConfigError(f"{message} (see --help)")
+
+
+def run(
+    main: Callable[..., int | None],
+    config: type[Config] | None,
+    doc: str,
+    *,
+    add_flags: Callable[[argparse.ArgumentParser], Any] = lambda parser: None,
+    workdir: bool = True,
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Parse the command line, build the config from gin and call `main(config, args)`, or `main(args)` without a config.
+
+    `args.gin` has the gin text (`given`, `operative`) of the config. Exits with the code that `main` returns.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("absl", "jax", "orbax", "etils"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        code = _run(main, config, doc, add_flags, workdir, sys.argv[1:] if argv is None else argv)
+    except ChameleonError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code or 0)
+
+
+def _run(main, config, doc, add_flags, workdir, argv) -> int | None:
+    first, _, rest = doc.strip().partition("\n")
+    parser = _Parser(description=first, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    if config is not None:
+        parser.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="gin file; may be given again")
+        parser.add_argument(
+            "--gin.X.y=v", dest="_", action="store_true", help=f"set one value, as in --gin.{config.__name__}.field=1"
+        )
+    if workdir:
+        parser.add_argument("--workdir", required=True, metavar="DIR", help="where everything of this run is written")
+    add_flags(parser)
+    bindings = [a.removeprefix("--gin.") for a in argv if a.startswith("--gin.")] if config is not None else []
+    flags = [a for a in argv if config is None or not a.startswith("--gin.")]
+    args, unknown = parser.parse_known_args(flags)
+    if unknown:
+        known = [option for action in parser._actions for option in action.option_strings]
+        raise ConfigError(f"unknown argument '{unknown[0]}'{did_you_mean(unknown[0].partition('=')[0], known)}")
+    if config is None:
+        return main(args)
+    from chameleon_jax import gin_utils
+
+    loaded = gin_utils.load(config, args.gin_file, bindings)
+    args.gin = loaded
+    return main(loaded.config, args)

@@ -1,0 +1,129 @@
+"""Turns gin files and bindings into one checked config object; the only file that knows gin.
+
+The one idea: gin makes config dataclasses and nothing else. Every binding must be used, every name must exist, and nothing below
+the entry points can see gin. (gin-config 0.5.0: `register` leaves direct construction alone, `configurable` would not.)
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import gin
+
+from chameleon_jax import configs
+from chameleon_jax.config_base import Config
+from chameleon_jax.errors import ChameleonError, ConfigError, did_you_mean
+
+C = TypeVar("C", bound=Config)
+
+
+def config_classes() -> dict[str, type[Config]]:
+    """Every config class by name: what a gin file can bind."""
+    found = inspect.getmembers(configs, lambda c: inspect.isclass(c) and issubclass(c, Config) and c is not Config)
+    return dict(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """The config, and the gin text that made it: as given, and as used (defaults included)."""
+
+    config: Config
+    given: str
+    operative: str
+
+
+def load(root: type[C], files: Sequence[str], bindings: Sequence[str] = ()) -> Loaded:
+    """Parse the files in order, then the bindings (`"TrainConfig.steps=10"`), and build `root`.
+
+    Later bindings win. Raises ConfigError, in one line, for an unknown name (with the nearest one), an unused binding, a missing
+    value, a file that does not exist and anything that `validate` refuses.
+    """
+    gin.clear_config(clear_constants=True)
+    for cls in config_classes().values():
+        if not _registered(cls):
+            gin.register(cls, module="chameleon_jax")
+    try:
+        for file in files:
+            _parse_file(file)
+        for binding in bindings:
+            gin.parse_config(_quoted(binding))
+        gin.finalize()
+        config = gin.get_configurable(root)()
+    except ChameleonError as error:  # gin appends its own trace to the message
+        raise ConfigError(str(error).splitlines()[0]) from None
+    except (ValueError, TypeError, SyntaxError, RuntimeError, OSError) as error:
+        raise ConfigError(_explain(error)) from None
+    given, operative = gin.config_str(max_line_length=120), gin.operative_config_str(max_line_length=120)
+    unused = sorted(_bound_names(given) - _bound_names(operative))
+    if unused:
+        raise ConfigError(
+            f"gin binding '{unused[0]}' is not used by {root.__name__}; remove it or pass the config that has it"
+        )
+    gin.clear_config(clear_constants=True)
+    return Loaded(config=config, given=given, operative=operative)
+
+
+def _registered(cls: type) -> bool:
+    try:
+        gin.get_configurable(cls)
+    except ValueError:
+        return False
+    return True
+
+
+def _parse_file(file: str) -> None:
+    path = Path(file)
+    if not path.is_file():
+        siblings = [str(p) for p in path.parent.glob("*.gin")] if path.parent.is_dir() else []
+        raise ConfigError(f"gin file '{file}' does not exist{did_you_mean(file, siblings)}")
+    # `include 'gin_configs/base.gin'` is found from the folder that holds gin_configs, wherever the command is run.
+    for parent in path.resolve().parents:
+        if parent.name == "gin_configs":
+            gin.add_config_file_search_path(str(parent.parent))
+            break
+    gin.parse_config_file(str(path))
+
+
+def _quoted(binding: str) -> str:
+    """Let users write `TrainConfig.name=abc`: a value that is no gin value is taken as a string."""
+    name, separator, value = binding.partition("=")
+    if not separator:
+        raise ConfigError(f"gin binding '{binding}' has no '='; write --gin.Config.field=value")
+    value = value.strip()
+    if not value.startswith(("@", "%", "[", "(", "{")):
+        try:
+            ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            value = repr(value)
+    return f"{name.strip()} = {value}"
+
+
+def _explain(error: Exception) -> str:
+    """gin's and Python's messages in one line, with the nearest valid name."""
+    text = " ".join(str(error).split())
+    classes = config_classes()
+    if match := re.search(r"No configurable matching '(?:[\w.]*\.)?(\w+)'", text):
+        name = match.group(1)
+        return f"gin names an unknown config '{name}'{did_you_mean(name, classes)}"
+    if match := re.search(r"Configurable '(?:[\w.]*\.)?(\w+)' doesn't have a parameter named '(\w+)'", text):
+        name, field = match.groups()
+        fields = [f.name for f in dataclasses.fields(classes[name])] if name in classes else []
+        return f"{name} has no field '{field}'{did_you_mean(field, fields)}"
+    if match := re.search(r"(\w+)\.__init__\(\) missing \d+ required keyword-only arguments?: (.*?)(?: In call|$)", text):
+        name, fields = match.groups()
+        first = re.findall(r"'(\w+)'", fields)[0]
+        return f"{name}.{first} is not set; bind it in a gin file or with --gin.{name}.{first}=..."
+    if match := re.search(r"(?:macro|binding).*?[\"'`](\w+)[\"'`].*REQUIRED|REQUIRED.*?[\"'`](\w+)[\"'`]", text, re.I):
+        name = match.group(1) or match.group(2)
+        return f"gin value '{name}' is required; set it with --gin.{name}=..."
+    return f"gin: {text}"
+
+
+def _bound_names(text: str) -> set[str]:
+    return set(re.findall(r"^([\w./]+) =", text, re.M))

@@ -1,0 +1,182 @@
+"""Turns step metrics into numbers with names, and writes them: JSONL always, TensorBoard, W&B if installed, and a console line.
+
+The one idea: sums are divided here, on the host, after the step; a modality without tokens in a batch has no entry rather than a
+NaN. `metrics.jsonl` holds one object a logged step and is cut back to the resumed step, so it never has a step twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from chameleon_jax.progress import format_seconds
+from chameleon_jax.training.losses import LossSums
+from chameleon_jax.training.state import TOKEN_BASE_BITS
+from chameleon_jax.training.step import StepMetrics
+from chameleon_jax.vocab import MODALITY_NAMES
+
+METRICS_FILE = "metrics.jsonl"
+
+# Dense bf16 FLOP/s of one device as its vendor gives it, by `device_kind`.
+_PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def loss_metrics(sums: LossSums, prefix: str = "") -> dict[str, float]:
+    """Means over the batch: objective, and loss, perplexity, accuracy, log Z by modality. `sums` is on the host."""
+    metrics = {f"{prefix}objective": _ratio(sums.objective, sums.normaliser)}
+    metrics[f"{prefix}loss"] = _ratio(np.sum(sums.nll), np.sum(sums.weight))
+    for m, name in enumerate(MODALITY_NAMES):
+        if sums.weight[m] > 0:
+            loss = _ratio(sums.nll[m], sums.weight[m])
+            metrics[f"{prefix}loss/{name}"] = loss
+            metrics[f"{prefix}perplexity/{name}"] = math.exp(min(loss, 80.0))
+            metrics[f"{prefix}accuracy/{name}"] = _ratio(sums.correct[m], sums.weight[m])
+            metrics[f"{prefix}log_z/{name}"] = _ratio(sums.log_z[m], sums.weight[m])
+    metrics[f"{prefix}z_loss"] = _ratio(np.sum(sums.z_loss), np.sum(sums.weight))
+    metrics[f"{prefix}logit_max"] = float(sums.logit_max)
+    return metrics
+
+
+def step_metrics(metrics: StepMetrics) -> dict[str, float | list[float]]:
+    """Everything that a step reports, by name; per-layer statistics are lists, and the last layer's output RMS has its own name."""
+    out: dict[str, Any] = loss_metrics(metrics.sums)
+    out["learning_rate"] = float(metrics.learning_rate)
+    out["norm/gradient"] = float(metrics.gradient_norm)
+    out["norm/update"] = float(metrics.update_norm)
+    out["norm/parameters"] = float(metrics.parameter_norm)
+    out["skipped_steps"] = int(metrics.skipped)
+    for m, name in enumerate(MODALITY_NAMES):
+        high, low = metrics.tokens_seen[m]
+        out[f"tokens_seen/{name}"] = (int(high) << TOKEN_BASE_BITS) + int(low)
+    for name, values in metrics.statistics.items():
+        out[f"layers/{name}"] = [float(v) for v in values]
+    out["output_rms"] = out["layers/residual_rms"][-1]
+    out["max_attention_logit"] = max(out["layers/max_attention_logit"])
+    return out
+
+
+def peak_flops(device: jax.Device) -> float:
+    """FLOP/s to compare with: the vendor's figure, or for an unknown device that of a large fp32 matrix product, measured now."""
+    for kind, peak in _PEAK_FLOPS.items():
+        if device.device_kind.startswith(kind):
+            return peak
+    size = 1024
+    matrix = jax.device_put(np.ones((size, size), np.float32), device)
+    multiply = jax.jit(lambda x: x @ x)
+    jax.block_until_ready(multiply(matrix))
+    best = math.inf
+    for _ in range(5):
+        start = time.perf_counter()
+        jax.block_until_ready(multiply(matrix))
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+class MetricWriter:
+    """Writes metrics of process 0; on other processes every call does nothing."""
+
+    def __init__(self, workdir: Path, *, resume_step: int, run_config: dict[str, Any]):
+        self._active = jax.process_index() == 0
+        self._tensorboard = self._wandb = None
+        if not self._active:
+            return
+        path = workdir / METRICS_FILE
+        _keep_lines_up_to(path, resume_step)
+        self._file = path.open("a")
+        from tensorboardX import SummaryWriter
+
+        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+        if importlib.util.find_spec("wandb") is not None and os.environ.get("WANDB_MODE") != "disabled":
+            self._wandb = self._start_wandb(workdir, run_config)
+
+    @staticmethod
+    def _start_wandb(workdir: Path, run_config: dict[str, Any]) -> Any:
+        import wandb
+
+        run_id = workdir.resolve().name
+        try:
+            # offline without a login, so that an installed wandb never stops a run
+            mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+            return wandb.init(
+                project="chameleon_jax", id=run_id, resume="allow", dir=str(workdir), config=run_config, mode=mode
+            )
+        except Exception as error:
+            logging.warning("W&B could not start (%s); going on without it", error)
+            return None
+
+    def write(self, step: int, metrics: dict[str, Any]) -> None:
+        """One line of metrics.jsonl, flushed, and the scalars to the others."""
+        if not self._active:
+            return
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+        scalars = {k: v for k, v in metrics.items() if isinstance(v, (int, float))}
+        for name, value in scalars.items():
+            self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(scalars, step=step)
+
+    def close(self) -> None:
+        if self._active:
+            self._file.close()
+            self._tensorboard.close()
+            if self._wandb is not None:
+                self._wandb.finish()
+
+
+class Console:
+    """The line that a person reads: loss by modality, speed, time left."""
+
+    def __init__(self, steps: int):
+        self._steps = steps
+
+    def line(self, step: int, metrics: dict[str, Any]) -> str:
+        parts = [f"step {step:>{len(str(self._steps))}}/{self._steps}", f"loss {metrics['loss']:.4f}"]
+        by_modality = [f"{n} {metrics[f'loss/{n}']:.3f}" for n in MODALITY_NAMES if f"loss/{n}" in metrics]
+        parts[-1] += f" ({', '.join(by_modality)})"
+        parts.append(f"lr {metrics['learning_rate']:.2e}")
+        parts.append(f"grad {metrics['norm/gradient']:.2f}")
+        parts.append(f"{metrics['tokens_per_second']:,.0f} tok/s")
+        parts.append(f"MFU {metrics['mfu']:.1%}")
+        parts.append(f"wait {metrics['data_wait_fraction']:.0%}")
+        if metrics["skipped_steps"]:
+            parts.append(f"skipped {metrics['skipped_steps']}")
+        parts.append(f"{format_seconds(metrics['eta_seconds'])} left")
+        return "  ".join(parts)
+
+
+def _ratio(total: Any, weight: Any) -> float:
+    return float(total) / float(weight) if weight > 0 else 0.0
+
+
+def _keep_lines_up_to(path: Path, step: int) -> None:
+    """Drop lines after `step`, and a last line cut off by a crash: those steps will be run and logged again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept))
+    temporary.replace(path)
