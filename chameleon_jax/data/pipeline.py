@@ -1,0 +1,302 @@
+"""The tokenising run: sources in, token store out, with any number of interruptions between.
+
+The one idea: shard k is made of the records `k * documents_per_shard` onwards of all sources one after the other, rejected ones
+counted, and of nothing else. So a run that was killed starts again at the first shard without a commit, and ends with the same
+bytes as a run that was not.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import fcntl
+import itertools
+import json
+import os
+import pathlib
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from chameleon_jax.configs import TokenizeConfig
+from chameleon_jax.data import store_format as layout
+from chameleon_jax.data.shard_tokens import tokenize_records
+from chameleon_jax.data.sources import Reject, estimate_records, read_documents
+from chameleon_jax.data.store import TokenStore
+from chameleon_jax.data.store_writer import ShardInput, StoreIdentity, StoreWriter
+from chameleon_jax.errors import DataError, StoreError, WorkdirError
+from chameleon_jax.progress import progress
+from chameleon_jax.tokenizers.bundle import TokenizerBundle
+from chameleon_jax.tokenizers.documents import Document
+
+# Fields that change no byte of the store; the tokenizer counts by its fingerprint, not by its place.
+_FREE_FIELDS = ("tokenizer", "max_reject_fraction")
+_FEWEST_RECORDS = 100  # before a fraction of rejects means anything
+_ABORTED = "aborted.jsonl"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizeReport:
+    """What a finished store holds, and how much of it this run made."""
+
+    output: str
+    documents: int
+    tokens: int
+    tokens_by_modality: dict[str, int]
+    images: int
+    records: int
+    rejects: int
+    shards: int
+    shards_found: int  # committed by earlier runs
+    seconds: float
+
+
+def tokenize(config: TokenizeConfig, output: str | os.PathLike) -> TokenizeReport:
+    """Tokenise all sources into the store `output`, going on where an earlier run of the same plan stopped.
+
+    Raises StoreError when the directory holds another plan, with the differences; DataError when more than
+    `max_reject_fraction` of the records are unusable, or none is usable; WorkdirError when another run is writing there.
+    """
+    started = time.monotonic()
+    output = pathlib.Path(output)
+    bundle = TokenizerBundle.load(config.tokenizer)
+    bundle.check()
+    estimates = [estimate_records(source) for source in config.sources]  # and finds a missing path before any work
+    with _only_writer(output):
+        _keep_plan(config, bundle, output)
+        identity = StoreIdentity(
+            vocab_config=bundle.vocab_config,
+            bundle_fingerprint=bundle.fingerprint(),
+            preprocessing=bundle.image_config.hash(),
+        )
+        writer = StoreWriter(output, identity)
+        found = writer.committed()
+        if not _is_whole(output):
+            (output / layout.MANIFEST).unlink(missing_ok=True)
+            (output / layout.REJECTS / _ABORTED).unlink(missing_ok=True)
+            total = None if None in estimates else sum(estimates)
+            _write_shards(config, bundle, writer, found, total, _RejectLimit(config, output))
+            writer.finish()
+        manifest = TokenStore.open(output).manifest
+    keys = ("documents", "tokens", "tokens_by_modality", "images", "records", "rejects", "shards")
+    return TokenizeReport(
+        output=str(output),
+        shards_found=len(found),
+        seconds=time.monotonic() - started,
+        **{key: manifest[key] for key in keys},
+    )
+
+
+def _write_shards(
+    config: TokenizeConfig,
+    bundle: TokenizerBundle,
+    writer: StoreWriter,
+    found: dict[int, dict[str, Any]],
+    total: int | None,
+    limit: _RejectLimit,
+) -> None:
+    done = sum(commit["input"]["records"] for commit in found.values())
+    place, last, stream = _Place(0, 0), "", None
+    with (
+        progress("Tokenising", total=total, unit="documents", done=done) as bar,
+        concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as pool,
+    ):
+
+        def on_record(rejected: Reject | None) -> None:
+            limit.count(rejected)
+            bar.advance(1, note=limit.note())
+
+        for shard in itertools.count():
+            if shard in found:
+                source = found[shard]["input"]
+                place, last, stream = _Place(source["next_source"], source["next_record"]), source["last"], None
+                limit.add(source["records"], found[shard]["rejects"])
+                continue
+            stream = stream or _records(config, place, last)
+            counted = _Counted(itertools.islice(stream, config.documents_per_shard))
+            content = tokenize_records(counted, bundle, config, pool, on_record)
+            if not counted.count:
+                break
+            given = ShardInput(
+                records=counted.count,
+                first=counted.first,
+                last=counted.last,
+                next_source=counted.next.source,
+                next_record=counted.next.record,
+            )
+            writer.commit(shard, content.documents, given, [dataclasses.asdict(reject) for reject in content.rejects])
+            limit.committed()
+    limit.check(at_end=True)
+
+
+# --- the stream of records -------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """The next record to read: number of the source, number of the record in it."""
+
+    source: int
+    record: int
+
+
+def _records(config: TokenizeConfig, place: _Place, last: str) -> Iterator[tuple[Document | Reject, _Place]]:
+    """Records from `place` on, each with the place behind it.
+
+    `last` names the record before `place`; it is read again, and must be what it was when its shard was made.
+    """
+    for number in range(place.source, len(config.sources)):
+        start = place.record if number == place.source else 0
+        overlap = 1 if start and last else 0
+        for count, record in enumerate(read_documents(config.sources[number], start - overlap), start - overlap):
+            if overlap:
+                if _name(record) != last:
+                    raise _changed(config, number, last, _name(record))
+                overlap = 0
+                continue
+            yield record, _Place(number, count + 1)
+        if overlap:
+            raise _changed(config, number, last, "nothing")
+
+
+def _changed(config: TokenizeConfig, number: int, last: str, now: str) -> StoreError:
+    return StoreError(
+        f"source '{config.sources[number].name}' changed since this store was begun: where {last} was there is {now} now; "
+        "restore the source or tokenise into another directory"
+    )
+
+
+def _name(record: Document | Reject) -> str:
+    return f"{record.source}/{record.record}" if isinstance(record, Reject) else record.id
+
+
+class _Counted:
+    """Passes records on and remembers what a commit says of its input."""
+
+    def __init__(self, stream: Iterator[tuple[Document | Reject, _Place]]):
+        self._stream = stream
+        self.count, self.first, self.last, self.next = 0, "", "", _Place(0, 0)
+
+    def __iter__(self) -> Iterator[Document | Reject]:
+        for record, place in self._stream:
+            self.next = place
+            self.count += 1
+            self.last = _name(record)
+            self.first = self.first or self.last
+            yield record
+
+
+# --- rejects ---------------------------------------------------------------------------------------------------------
+
+
+class _RejectLimit:
+    """Counts rejects over all runs, and stops the run when they are too many."""
+
+    def __init__(self, config: TokenizeConfig, output: pathlib.Path):
+        self._fraction, self._output = config.max_reject_fraction, output
+        self._records = self._rejects = 0
+        self._new: list[Reject] = []
+
+    def add(self, records: int, rejects: int) -> None:
+        self._records, self._rejects = self._records + records, self._rejects + rejects
+
+    def count(self, rejected: Reject | None) -> None:
+        self.add(1, 0 if rejected is None else 1)
+        if rejected is not None:
+            self._new.append(rejected)
+            self.check(at_end=False)
+
+    def committed(self) -> None:
+        """The rejects so far lie beside their shards."""
+        self._new.clear()
+
+    def note(self) -> str:
+        return f"{self._rejects:,} rejected" if self._rejects else ""
+
+    def check(self, *, at_end: bool) -> None:
+        """Raise DataError past the limit; rejects that belong to no shard yet then lie in rejects/aborted.jsonl."""
+        if self._records == 0 and at_end:
+            raise DataError("the sources hold no records: nothing to tokenise")
+        too_many = self._rejects > self._fraction * self._records
+        if (too_many and (at_end or self._records >= _FEWEST_RECORDS)) or (at_end and self._rejects == self._records):
+            folder = self._output / layout.REJECTS
+            lines = [json.dumps(dataclasses.asdict(r), ensure_ascii=True, sort_keys=True) + "\n" for r in self._new]
+            if lines:
+                layout.write_atomically(folder / _ABORTED, "".join(lines).encode())
+            raise DataError(
+                f"{self._rejects} of {self._records} records were rejected, max_reject_fraction is {self._fraction:g}: "
+                f"{self._reasons()}; see {folder}, then mend the sources or raise TokenizeConfig.max_reject_fraction"
+            )
+
+    def _reasons(self) -> str:
+        """The three most frequent reasons; numbers and names in them do not make a new reason."""
+        reasons = [reject.reason for reject in self._new]
+        for path in (self._output / layout.REJECTS).glob("[0-9]*.jsonl"):
+            reasons += [json.loads(line)["reason"] for line in path.read_text().splitlines()]
+        kinds: dict[str, str] = {}
+        counts = collections.Counter()
+        for reason in reasons:
+            kind = re.sub(r"'[^']*'|\d+", "#", reason)
+            kinds.setdefault(kind, reason)
+            counts[kind] += 1
+        return "; ".join(f"{count} x {kinds[kind][:120]}" for kind, count in counts.most_common(3))
+
+
+# --- one plan, one writer --------------------------------------------------------------------------------------------
+
+
+def _keep_plan(config: TokenizeConfig, bundle: TokenizerBundle, output: pathlib.Path) -> None:
+    """Freeze the plan in a new directory; in an old one refuse another plan."""
+    wanted = config.to_dict()
+    for field in _FREE_FIELDS:
+        del wanted[field]
+    path = output / layout.PLAN
+    if not path.exists():
+        if any((output / layout.COMMITS).glob("*.json")):
+            raise StoreError(
+                f"{path} is missing beside committed shards: restore it or tokenise into another directory"
+            )
+        content = {"config": wanted, "config_hash": config.hash(), "bundle_fingerprint": bundle.fingerprint()}
+        layout.write_json(path, {"format_version": layout.FORMAT_VERSION, **content})
+        return
+    kept = layout.read_json(path, "tokenise into another directory")
+    changes = [
+        f"{field} was {before!r}, is {now!r}"
+        for field, (now, before) in config.diff(kept["config"]).items()
+        if field not in _FREE_FIELDS
+    ]
+    if kept["bundle_fingerprint"] != bundle.fingerprint():
+        changes.append(f"tokenizer bundle was {kept['bundle_fingerprint']}, is {bundle.fingerprint()}")
+    if changes:
+        raise StoreError(
+            f"{output} was begun with another plan ({'; '.join(changes)}): restore it or tokenise into another directory"
+        )
+
+
+def _is_whole(output: pathlib.Path) -> bool:
+    try:
+        TokenStore.open(output)
+    except StoreError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _only_writer(output: pathlib.Path) -> Iterator[None]:
+    """Hold the directory's lock; the kernel lets go of it when the process ends, however it ends."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock = (output / layout.LOCK).open("a")
+    except OSError as error:
+        raise WorkdirError(f"{output} cannot be written ({error.strerror}): choose another directory") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise WorkdirError(
+                f"{output}: another run is tokenising into this directory: wait for it or stop it"
+            ) from error
+        yield

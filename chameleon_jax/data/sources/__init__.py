@@ -1,0 +1,10 @@
+"""Raw data to documents: one reader for each container, one parser for each schema.
+
+The one idea: every record of a source yields exactly one thing, a `Document` or a `Reject` with its reason, always in the same
+order. So a run can stop after N things and start again at N. docs/tokenize.md shows a record of each schema.
+"""
+
+from chameleon_jax.data.sources.reading import estimate_records, read_documents
+from chameleon_jax.data.sources.records import Reject
+
+__all__ = ["Reject", "estimate_records", "read_documents"]

@@ -1,0 +1,127 @@
+"""Records of any container to documents with ids of their own, counted so that reading can start anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+from chameleon_jax.configs import SourceConfig
+from chameleon_jax.data.sources import columns, files, tars
+from chameleon_jax.data.sources.records import Record, Reject, brief
+from chameleon_jax.errors import DataError, did_you_mean
+from chameleon_jax.tokenizers.documents import Document, valid_text
+
+_MAX_ID_CHARACTERS = 512
+
+
+def read_documents(config: SourceConfig, start: int = 0) -> Iterator[Document | Reject]:
+    """Documents and rejects of a source, in an order that stays; the first `start` of them are passed over unloaded.
+
+    Ids are `<source>/<id>` for records with an `id` of their own, else `<source>/<file>/<index>`, and unique in the source.
+    Records of another split than `config.split` do not count.
+
+    Raises DataError at once, before the first document, for a path that is missing, empty or not of this kind; and at the
+    end when `config.split` matched no record at all.
+    """
+    return _documents(config, _records(config), start)
+
+
+def estimate_records(config: SourceConfig) -> int | None:
+    """About how many documents and rejects `read_documents` will give, or None where counting would mean reading.
+
+    Raises DataError as `read_documents` does.
+    """
+    if config.kind == "tfds":
+        return len(columns.TfdsSource(config))
+    found = files.find_files(config)
+    if config.split or config.kind == "webdataset":
+        return None
+    return columns.count_rows(found) if config.kind == "parquet" else files.count_lines(found)
+
+
+def _records(config: SourceConfig) -> Iterator[Record | Reject]:
+    if config.kind == "tfds":
+        return columns.TfdsSource(config).records()
+    found = files.find_files(config)
+    if config.kind == "webdataset":
+        if config.split:
+            raise DataError(
+                f"source '{config.name}': tars have no splits; choose files by the path instead of split '{config.split}'"
+            )
+        return tars.tar_records(config, found)
+    if config.kind == "parquet":
+        return columns.parquet_records(config, found)
+    files.check_is_lines(found[0])
+    return files.json_records(config, found)
+
+
+def _documents(config: SourceConfig, records: Iterator[Record | Reject], start: int) -> Iterator[Document | Reject]:
+    by_field = config.split if config.kind != "tfds" else ""
+    identities = _Identities(config.name)
+    count = 0
+    other_splits: set[str] = set()
+    for record in records:
+        if isinstance(record, Record) and by_field and record.split != by_field:
+            if isinstance(record.split, str) and len(other_splits) < 16:
+                other_splits.add(record.split)
+            continue
+        result = _identify(identities, record)
+        count += 1
+        if count <= start:
+            continue
+        yield _load(config, record, result) if isinstance(result, str) else result
+    if count == 0 and by_field:
+        known = sorted(other_splits)
+        raise DataError(
+            f"source '{config.name}': no record has split '{by_field}'{did_you_mean(by_field, known)}; "
+            f"splits found: {', '.join(known) or 'none'}"
+        )
+
+
+def _identify(identities: _Identities, record: Record | Reject) -> str | Reject:
+    """A record's document id, or the reject that it is."""
+    if isinstance(record, Reject):
+        return Reject(record.source, valid_text(record.record), valid_text(record.reason))
+    try:
+        return identities.give(record)
+    except DataError as error:
+        return Reject(identities.source, valid_text(record.place), str(error))
+
+
+def _load(config: SourceConfig, record: Record, document_id: str) -> Document | Reject:
+    try:
+        return Document(document_id, config.name, record.load())
+    except DataError as error:
+        return Reject(config.name, valid_text(record.place), str(error))
+
+
+class _Identities:
+    """Gives ids and remembers those that records brought, about 70 bytes for each."""
+
+    def __init__(self, source: str):
+        self.source = source
+        self._seen: set[int] = set()
+        self._files: set[str] = set()  # whose records got ids from their places
+
+    def give(self, record: Record) -> str:
+        """The id of a record; raises DataError when its own id is unusable or was there before."""
+        own = record.own_id
+        if own is None:
+            place = valid_text(record.place)
+            self._files.add(place.rpartition("/")[0])
+            if self._seen and _digest(place) in self._seen:
+                raise DataError(f"an earlier record has the id {brief(place)}, which is this record's place")
+            return f"{self.source}/{place}"
+        if isinstance(own, bool) or not isinstance(own, (str, int)) or own == "":
+            raise DataError(f"field 'id' must be a string or an integer: {brief(own)}")
+        own = valid_text(own) if isinstance(own, str) else brief(own, _MAX_ID_CHARACTERS + 1)
+        if len(own) > _MAX_ID_CHARACTERS:
+            raise DataError(f"field 'id' has more than {_MAX_ID_CHARACTERS} characters")
+        if _digest(own) in self._seen or own.rpartition("/")[0] in self._files:
+            raise DataError(f"id {brief(own)} was used by an earlier record")
+        self._seen.add(_digest(own))
+        return f"{self.source}/{own}"
+
+
+def _digest(own_id: str) -> int:
+    return int.from_bytes(hashlib.blake2b(own_id.encode(), digest_size=8).digest(), "big")

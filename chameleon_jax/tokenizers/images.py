@@ -1,0 +1,148 @@
+"""From the bytes of a picture file to the square pixels that the codec reads, and back.
+
+The one idea: a file is not trusted before its header has been read. Its format is taken from its content, its size is checked
+against our own limit before anything is decoded, and all that cannot become an 8-bit picture is a `DataError` with a reason.
+What passes is prepared exactly as in Chameleon (facebookresearch/chameleon, `inference/image_tokenizer.py`).
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import warnings
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from chameleon_jax.configs import ImageConfig
+from chameleon_jax.errors import DataError
+
+# Wider than 8 bits: Pillow would clip the values at 255, so that most such pictures turn white.
+_WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+
+_OPENING = threading.Lock()  # warning filters belong to the process; only headers are read under it
+
+_BLEND_PIXELS = 1 << 20  # pixels blended at one time; float64 needs 32 bytes for each
+
+
+def open_image(data: bytes, config: ImageConfig) -> Image.Image:
+    """Decode the bytes of a picture file to an RGB picture of its own size, alpha laid on white.
+
+    EXIF rotation is not applied: Chameleon was trained without it.
+
+    Raises DataError, with the reason, for anything but a single decodable picture in one of `config.formats` within
+    `config.max_pixels`, both as it is and scaled to `config.resolution`.
+    """
+    if not data:
+        raise DataError("image is empty (0 bytes)")
+    try:
+        with _OPENING, warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=config.formats)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise DataError(f"image is too large: {_one_line(error)}") from error
+    except Image.UnidentifiedImageError as error:
+        raise DataError(_describe_foreign(data, config)) from error
+    except KeyError as error:
+        raise DataError(f"ImageConfig.formats: Pillow knows no image format {error}") from error
+    except Exception as error:  # decoders raise many kinds of exception on damaged headers
+        raise DataError(f"image header cannot be read: {_one_line(error)}") from error
+    _check_header(image, config)
+    try:
+        image.load()
+        return _to_rgb(image)
+    except Exception as error:  # as above, for the body
+        raise DataError(f"{image.format} image cannot be decoded: {_one_line(error)}") from error
+
+
+def prepare(image: Image.Image, resolution: int) -> Float[np.ndarray, "R R 3"]:
+    """Scale the short side to `resolution` (LANCZOS, always), crop the centre, and map 0..255 to exactly [-1, 1]."""
+    width, height = image.size
+    resized = image.resize(_scaled_size(width, height, resolution), Image.Resampling.LANCZOS)
+    left, top = (resized.width - resolution) // 2, (resized.height - resolution) // 2
+    cropped = resized.crop((left, top, left + resolution, top + resolution))
+    return (np.asarray(cropped) / 255.0 * 2.0 - 1.0).astype(np.float32)
+
+
+def load_pixels(data: bytes, config: ImageConfig) -> Float[np.ndarray, "R R 3"]:
+    """`open_image`, then `prepare`. Raises DataError with the reason."""
+    return prepare(open_image(data, config), config.resolution)
+
+
+def to_uint8(pixels: Float[np.ndarray, "*B H W 3"]) -> UInt8[np.ndarray, "*B H W 3"]:
+    """Pixels in [-1, 1], clamped, to 0..255. Truncates and does not round, as Chameleon does."""
+    unit = (np.clip(np.asarray(pixels, np.float32), -1.0, 1.0) + np.float32(1.0)) / np.float32(2.0)
+    return (unit * np.float32(255.0)).astype(np.uint8)
+
+
+def to_image(pixels: Float[np.ndarray, "H W 3"]) -> Image.Image:
+    """One decoded picture as an 8-bit RGB picture."""
+    return Image.fromarray(to_uint8(pixels))
+
+
+def _scaled_size(width: int, height: int, resolution: int) -> tuple[int, int]:
+    scale = resolution / min(width, height)
+    return round(scale * width), round(scale * height)
+
+
+def _check_header(image: Image.Image, config: ImageConfig) -> None:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise DataError(f"image has no pixels ({width}x{height})")
+    if width * height > config.max_pixels:
+        raise DataError(f"image of {width}x{height} = {width * height} pixels exceeds max_pixels {config.max_pixels}")
+    scaled_width, scaled_height = _scaled_size(width, height, config.resolution)
+    # A picture as small as the resolution asks for no more memory than the run needs anyway.
+    if scaled_width * scaled_height > max(config.max_pixels, config.resolution**2):
+        raise DataError(
+            f"image of {width}x{height} is too narrow: scaled to {scaled_width}x{scaled_height} it exceeds max_pixels "
+            f"{config.max_pixels}"
+        )
+    # A JPEG with further pictures behind the first (depth map, stereo, preview) opens as MPO: the first is the picture.
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        raise DataError(f"{image.format} image is animated ({image.n_frames} frames)")
+    if image.mode in _WIDE_MODES:
+        raise DataError(f"{image.format} image has mode {image.mode}, wider than 8 bits: convert it to 8 bits first")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    rgba = image.convert("RGBA")
+    if rgba.getchannel("A").getextrema()[0] == 255:
+        return image.convert("RGB")
+    values = np.asarray(rgba)
+    blended = np.empty((*values.shape[:2], 3), np.uint8)
+    rows = max(1, _BLEND_PIXELS // values.shape[1])
+    for top in range(0, values.shape[0], rows):  # in strips: a whole picture in float64 could take gigabytes
+        strip = values[top : top + rows]
+        alpha = strip[..., 3:] / 255.0
+        blended[top : top + rows] = ((1 - alpha) * 255 + alpha * strip[..., :3]).astype(np.uint8)
+    return Image.fromarray(blended)
+
+
+def _describe_foreign(data: bytes, config: ImageConfig) -> str:
+    """Say what the bytes look like, so that the reader of a rejects file knows what to mend."""
+    head = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    allowed = ", ".join(config.formats)
+    if b"<svg" in head:
+        return f"not a {allowed} image: it is SVG, which must be rendered to pixels first"
+    if head.startswith((b"<!doctype", b"<html", b"<head", b"<body")):
+        return f"not a {allowed} image: it is an HTML page"
+    if head.startswith((b"<?xml", b"{", b"[")):
+        return f"not a {allowed} image: it is XML or JSON text"
+    for magic, name in (
+        (b"\xff\xd8\xff", "JPEG"), (b"\x89png\r\n\x1a\n", "PNG"), (b"gif8", "GIF"), (b"bm", "BMP"),
+        (b"ii*\x00", "TIFF"), (b"mm\x00*", "TIFF"), (b"%pdf", "PDF"), (b"%!ps", "PostScript"),
+    ):  # fmt: skip
+        if head.startswith(magic):
+            state = "damaged" if name in config.formats else "not an allowed format"
+            return f"not a readable {allowed} image: it begins like {name} ({state})"
+    if head.startswith(b"riff") and head[8:12] == b"webp":
+        return f"not a readable {allowed} image: it begins like WEBP (damaged or not an allowed format)"
+    return f"not a {allowed} image: its content is of no known image format"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{error or type(error).__name__}".split())[:200]

@@ -1,0 +1,154 @@
+"""A tokenizer bundle is saved, checked and fingerprinted as one thing."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from chameleon_jax.configs import ImageConfig, VocabConfig, VQConfig
+from chameleon_jax.errors import TokenizerError
+from chameleon_jax.tokenizers import vqgan
+from chameleon_jax.tokenizers.bundle import TokenizerBundle
+from chameleon_jax.tokenizers.text import train_bpe
+
+CODEC = VQConfig(
+    resolution=8,
+    channels=8,
+    channel_multipliers=(1, 2),
+    res_blocks=1,
+    latent_channels=8,
+    embed_dim=4,
+    codes=16,
+    norm_groups=4,
+)
+SIZES = VocabConfig(image_codes=16, reserved=4, text_tokens=300, codes_per_image=16)
+
+
+def random_codec(config, seed):
+    """A codec of random weights, without compiling the initialisers."""
+    chance = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda key: vqgan.init(key, config), jax.random.key(0))
+    params = jax.tree.map(lambda leaf: chance.normal(0, 0.3, leaf.shape).astype(leaf.dtype), shapes)
+    return vqgan.Codec(params=params, config=config)
+
+
+def make(codec=CODEC, sizes=SIZES, image=None, seed=0):
+    text = train_bpe(["the quick brown fox jumps over the lazy dog"] * 4, sizes)
+    return TokenizerBundle(
+        vocab_config=text.vocab_config,
+        image_config=image or ImageConfig(resolution=8),
+        text=text,
+        codec=random_codec(codec, seed),
+    )
+
+
+@pytest.fixture(scope="module")
+def bundle():
+    return make()
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(0).uniform(-1, 1, (3, 8, 8, 3)).astype(np.float32)
+
+
+def test_a_saved_bundle_loads_equal(bundle, pixels, tmp_path):
+    bundle.save(tmp_path / "new" / "bundle")
+    loaded = TokenizerBundle.load(tmp_path / "new" / "bundle")
+    assert loaded.fingerprint() == bundle.fingerprint()
+    assert (loaded.vocab_config, loaded.image_config, loaded.vocab) == (
+        bundle.vocab_config,
+        bundle.image_config,
+        bundle.vocab,
+    )
+    np.testing.assert_array_equal(loaded.text.encode("a lazy fox"), bundle.text.encode("a lazy fox"))
+    np.testing.assert_array_equal(loaded.encode_images(pixels), bundle.encode_images(pixels))
+
+
+def test_images_become_rows_of_codes_and_come_back_as_pixels(bundle, pixels):
+    codes = bundle.encode_images(pixels)
+    grid = np.asarray(jax.jit(vqgan.encode, static_argnums=2)(bundle.codec.params, pixels, CODEC))
+    np.testing.assert_array_equal(codes, grid.reshape(3, 16))
+    assert codes.dtype == np.int32 and codes.min() >= 0 and codes.max() < 16
+    decoded = bundle.decode_images(codes)
+    assert decoded.shape == (3, 8, 8, 3) and decoded.dtype == np.float32
+    one = np.asarray(jax.jit(vqgan.decode, static_argnums=2)(bundle.codec.params, grid[1:2], CODEC))
+    np.testing.assert_allclose(decoded[1:2], one, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("codes", "reason"),
+    [
+        (np.zeros((1, 15), np.int32), r"shape \(1, 15\), expected \(batch, 16\)"),
+        (np.zeros(16, np.int32), "expected"),
+        (np.full((1, 16), 16), r"16\.\.16 is outside 0\.\.15"),
+        (np.full((1, 16), -1), "outside"),
+    ],
+)
+def test_codes_that_do_not_fit_are_refused(bundle, codes, reason):
+    with pytest.raises(TokenizerError, match=reason):
+        bundle.decode_images(codes)
+
+
+def test_every_part_changes_the_fingerprint(bundle):
+    other = dataclasses.replace(CODEC, dropout=0.1)
+    text = train_bpe(["another corpus of other words"] * 4, SIZES)
+    prints = {
+        bundle.fingerprint(),
+        make(seed=1).fingerprint(),
+        make(image=ImageConfig(resolution=8, max_pixels=10)).fingerprint(),
+        dataclasses.replace(bundle, text=text, vocab_config=text.vocab_config).fingerprint(),
+        dataclasses.replace(bundle, codec=vqgan.Codec(params=bundle.codec.params, config=other)).fingerprint(),
+    }
+    assert len(prints) == 5
+    assert make().fingerprint() == bundle.fingerprint()
+    assert all(len(p) == 16 for p in prints)
+
+
+CONTRADICTIONS = {
+    "codes": (lambda: make(sizes=dataclasses.replace(SIZES, image_codes=15)), "15 image_codes of the vocabulary but 16 codes"),
+    "codes an image": (lambda: make(sizes=dataclasses.replace(SIZES, codes_per_image=9)), "9 codes_per_image .* but 16"),
+    "resolution": (lambda: make(image=ImageConfig(resolution=16)), "16 resolution of images.json but 8 resolution"),
+    "text": (
+        lambda: dataclasses.replace(make(), vocab_config=dataclasses.replace(make().vocab_config, text_tokens=999)),
+        "ids of the vocabulary but .* ids of the text tokenizer",
+    ),
+    "same size, other layout": (
+        lambda: dataclasses.replace(
+            make(), text=train_bpe([], VocabConfig(image_codes=15, reserved=5, text_tokens=256, codes_per_image=16)),
+            vocab_config=VocabConfig(image_codes=16, reserved=4, text_tokens=256, codes_per_image=16),
+        ),
+        "vocab.json and tokenizer.json differ",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_contradicting_parts_are_refused_with_both_numbers(case, tmp_path):
+    build, reason = CONTRADICTIONS[case]
+    with pytest.raises(TokenizerError, match=reason):
+        build().save(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "images.json", "tokenizer.json", "vqgan.json", "vqgan.safetensors"])
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_a_missing_or_cut_part_is_named(bundle, tmp_path, name, damage):
+    bundle.save(tmp_path)
+    path = tmp_path / name
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:20])
+    named = "codec in" if damage == "cut" and name.startswith("vqgan") else name.replace(".", r"\.")
+    with pytest.raises(TokenizerError, match=named):
+        TokenizerBundle.load(tmp_path)
+
+
+def test_an_unknown_field_of_a_part_is_named(bundle, tmp_path):
+    bundle.save(tmp_path)
+    values = json.loads((tmp_path / "images.json").read_text())
+    (tmp_path / "images.json").write_text(json.dumps(values | {"resolutoin": 8}))
+    with pytest.raises(TokenizerError, match=r"images\.json .*resolutoin.*did you mean 'resolution'"):
+        TokenizerBundle.load(tmp_path)

@@ -1,0 +1,142 @@
+"""Documents become one stream of ids whose spans tell modality and loss."""
+
+import numpy as np
+import pytest
+
+from chameleon_jax.configs import VocabConfig
+from chameleon_jax.errors import TokenizerError
+from chameleon_jax.tokenizers.documents import (
+    Document,
+    ImageSegment,
+    Span,
+    TextSegment,
+    assemble,
+    order_pair,
+    valid_text,
+)
+from chameleon_jax.vocab import ModalityId, Vocab
+
+VOCAB = Vocab.from_config(VocabConfig(image_codes=10, reserved=4, text_tokens=256, codes_per_image=4))
+CODES = np.array([0, 9, 3, 3])
+IMAGE_IDS = [VOCAB.begin_of_image, 4, 13, 7, 7, VOCAB.end_of_image]
+TEXT, IMAGE = ModalityId.TEXT, ModalityId.IMAGE
+
+
+def text_ids(*offsets):
+    return np.array(offsets) + VOCAB.text.start
+
+
+def image(loss=True):
+    return ImageSegment(b"", "a.png", loss)
+
+
+def document(*segments, name="d"):
+    return Document(name, "s", segments)
+
+
+def test_a_pair_is_wrapped_in_markers():
+    made = assemble(document(TextSegment("ab"), image()), [text_ids(1, 2)], [CODES], VOCAB)
+    assert made.ids.tolist() == [VOCAB.bos, *text_ids(1, 2), *IMAGE_IDS, VOCAB.eos]
+    assert made.ids.dtype == np.int32
+    assert made.spans == (Span(TEXT, 3, True), Span(IMAGE, 6, True), Span(TEXT, 1, True))
+
+
+def test_neighbouring_texts_of_one_role_make_one_span():
+    made = assemble(
+        document(image(), TextSegment("a"), TextSegment(""), TextSegment("b")),
+        [text_ids(1), [], text_ids(2)],
+        [CODES],
+        VOCAB,
+    )
+    assert made.spans == (Span(TEXT, 1, True), Span(IMAGE, 6, True), Span(TEXT, 3, True))
+
+
+def test_roles_split_spans_and_turns_end():
+    question, answer = TextSegment("q", loss=False, ends_turn=True), TextSegment("a", ends_turn=True)
+    made = assemble(document(image(loss=False), question, answer), [text_ids(1), text_ids(2)], [CODES], VOCAB)
+    turn = VOCAB.end_of_turn
+    assert made.ids.tolist() == [VOCAB.bos, *IMAGE_IDS, *text_ids(1), turn, *text_ids(2), turn, VOCAB.eos]
+    assert made.spans == (Span(TEXT, 1, False), Span(IMAGE, 6, False), Span(TEXT, 2, False), Span(TEXT, 3, True))
+
+
+def test_two_images_in_a_row_stay_two_spans():
+    made = assemble(document(image(), image()), [], [CODES, CODES], VOCAB)
+    assert [span.modality for span in made.spans] == [TEXT, IMAGE, IMAGE, TEXT]
+
+
+def test_an_empty_document_is_its_markers():
+    made = assemble(document(), [], [], VOCAB)
+    assert made.ids.tolist() == [VOCAB.bos, VOCAB.eos]
+    assert made.spans == (Span(TEXT, 2, True),)
+
+
+def test_forty_images_and_random_roles_keep_every_invariant():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        segments, ids, codes = [], [], []
+        for _ in range(rng.integers(0, 60)):
+            loss = bool(rng.integers(2))
+            if rng.integers(3):
+                segments.append(image(loss))
+                codes.append(rng.integers(0, 10, 4))
+            else:
+                segments.append(TextSegment("t", loss, bool(rng.integers(2))))
+                ids.append(text_ids(*rng.integers(0, 256, rng.integers(0, 5))))
+        made = assemble(document(*segments), ids, codes, VOCAB)
+        assert sum(span.length for span in made.spans) == len(made.ids)
+        assert (made.ids[0], made.ids[-1]) == (VOCAB.bos, VOCAB.eos)
+        start = 0
+        for span in made.spans:
+            part = made.ids[start : start + span.length]
+            start += span.length
+            if span.modality == IMAGE:
+                assert (part[0], part[-1], len(part)) == (VOCAB.begin_of_image, VOCAB.end_of_image, 6)
+            else:
+                assert np.all(VOCAB.modality_of(part) == TEXT) and VOCAB.begin_of_image not in part
+
+
+WRONG = {
+    "too few texts": (lambda: ([], [CODES]), "has 1 texts and 1 images, got ids of 0 and codes of 1"),
+    "too many images": (lambda: ([text_ids(1)], [CODES, CODES]), "codes of 2"),
+    "a special id in a text": (lambda: ([np.array([VOCAB.eos])], [CODES]), "ids outside"),
+    "an id above the vocabulary": (lambda: ([np.array([VOCAB.size])], [CODES]), "ids outside"),
+    "codes cut short": (lambda: ([text_ids(1)], [CODES[:3]]), "3 codes instead of 4"),
+    "a code outside the codebook": (lambda: ([text_ids(1)], [np.array([0, 1, 2, 10])]), r"outside 0\.\.9"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_parts_that_do_not_fit_are_refused(case):
+    make, reason = WRONG[case]
+    with pytest.raises(TokenizerError, match=reason):
+        assemble(document(TextSegment("a"), image()), *make(), VOCAB)
+
+
+def test_the_coin_of_a_pair_depends_on_seed_and_id_alone():
+    def image_first(number, seed, probability=0.5, reverse=False):
+        pair = (image(), TextSegment("a")) if reverse else (TextSegment("a"), image())
+        return isinstance(order_pair(document(*pair, name=f"s/{number}"), seed, probability).segments[0], ImageSegment)
+
+    first = [image_first(n, 0) for n in range(2000)]
+    assert first == [image_first(n, 0, reverse=True) for n in range(2000)]
+    assert 0.46 < np.mean(first) < 0.54
+    assert 0.45 < np.mean(np.array(first) == [image_first(n, 1) for n in range(2000)]) < 0.55
+    assert all(image_first(n, 0, 1.0) for n in range(50)) and not any(image_first(n, 0, 0.0) for n in range(50))
+    # Golden: another rule would order the documents of existing stores in another way.
+    assert [image_first(n, 7) for n in range(8)] == [False, False, False, True, True, False, True, True]
+
+
+def test_other_documents_keep_their_order():
+    for segments in (
+        (image(), image()),
+        (TextSegment("a"),),
+        (image(), TextSegment("a"), TextSegment("b")),
+        (image(), TextSegment("q", ends_turn=True)),
+        (),
+    ):
+        for probability in (0.0, 1.0):
+            assert order_pair(document(*segments), 0, probability).segments == segments
+
+
+def test_valid_text_joins_pairs_and_replaces_lone_surrogates():
+    assert valid_text("\ud83d\ude00 \ud83d é") == "😀 \ufffd é"
