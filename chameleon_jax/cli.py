@@ -17,7 +17,6 @@ from chameleon_jax.config_base import Config
 from chameleon_jax.errors import ChameleonError, ConfigError, did_you_mean
 
 EXIT_USER_ERROR = 2
-EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h
 
 
 class _Parser(argparse.ArgumentParser):

@@ -214,7 +214,7 @@ class TrainTokenizerConfig(Config):
 class StoreConfig(Config):
     """A token store in a training mixture."""
 
-    path: str
+    path: str  # `{workdir}` stands for the run's workdir
     weight: float = 1.0
     stage: Literal[1, 2] = 1  # stage 2 stores join when the second stage begins
 
@@ -429,6 +429,7 @@ class PretrainConfig(Config):
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    prepare: Literal["nothing", "digits"] = "nothing"  # digits: make the token stores in the workdir, for smoke runs
 
     # Fields that may differ between a run and its resumption; a change anywhere else is refused.
     FREE_ON_RESUME: typing.ClassVar[tuple[str, ...]] = (

@@ -34,6 +34,10 @@ class CheckpointError(ChameleonError):
     """No checkpoint can be used, or a checkpoint does not belong to this run."""
 
 
+class TrainingError(ChameleonError):
+    """Training cannot go on with these settings."""
+
+
 class WorkdirError(ChameleonError):
     """The working directory is in use, or cannot be written."""
 

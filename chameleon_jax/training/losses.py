@@ -82,12 +82,17 @@ def cross_entropy_plain(
     """The definition, with all logits at once and automatic differentiation: the reference for tests and benchmarks."""
     settings = _Settings(config.z_loss, (config.text_weight, config.image_weight))
     logits = jnp.einsum("btd,dv->btv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
-    return _sums(logits, targets, weights, modality, settings)
+    return _sums(_log_z(logits), logits, targets, weights, modality, settings)
 
 
-def _sums(logits: Array, targets: Array, weights: Array, modality: Array, settings: _Settings) -> LossSums:
-    """Definition of every sum, from fp32 logits [..., V]."""
-    log_z = jax.nn.logsumexp(logits, axis=-1)
+def _log_z(logits: Float[Array, "... V"]) -> Float[Array, "..."]:
+    return jax.nn.logsumexp(logits, axis=-1)
+
+
+def _sums(
+    log_z: Array, logits: Array, targets: Array, weights: Array, modality: Array, settings: _Settings
+) -> LossSums:
+    """Definition of every sum, from fp32 logits [..., V] and their log Z."""
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     nll, z_loss = log_z - chosen, settings.z_loss * jnp.square(log_z)
     modality_weight = jnp.asarray(settings.modality_weights, jnp.float32)[modality]
@@ -119,9 +124,17 @@ def _largest_divisor(length: int, at_most: int) -> int:
     return next(d for d in range(min(length, at_most), 0, -1) if length % d == 0)
 
 
+def _product(left: Float[Array, "i j"], right: Float[Array, "j k"]) -> Float[Array, "i k"]:
+    return jnp.matmul(left, right, preferred_element_type=jnp.float32)
+
+
+def _rows(x: Float[Array, "B T X"]) -> Float[Array, "BT X"]:
+    """Tokens in one dimension (`models.layers.linear` says why)."""
+    return x.reshape(-1, x.shape[-1])
+
+
 def _chunk_logits(hidden: Array, head: Array) -> Array:
-    logits = jnp.einsum("btd,dv->btv", hidden, head, preferred_element_type=jnp.float32)
-    return constrain(logits, "B T V")
+    return constrain(_product(_rows(hidden), head).reshape(*hidden.shape[:2], -1), "B T V")
 
 
 def _zero_sums() -> LossSums:
@@ -134,7 +147,7 @@ def _value(hidden, head, targets, weights, modality, settings, block) -> LossSum
 
     def step(sums: LossSums, chunk: tuple) -> tuple[LossSums, None]:
         logits = _chunk_logits(chunk[0], head)
-        return sums + _sums(logits, *chunk[1:], settings), None
+        return sums + _sums(_log_z(logits), logits, *chunk[1:], settings), None
 
     chunks = tuple(_blocks(x, block) for x in (hidden, targets, weights, modality))
     return jax.lax.scan(step, _zero_sums(), chunks)[0]
@@ -152,16 +165,17 @@ def _value_and_gradient(hidden, head, targets, weights, modality, settings, bloc
         sums, d_head = carry
         h, t, w, m = chunk
         logits = _chunk_logits(h, narrow_head)
-        sums = sums + _sums(logits, t, w, m, settings)
+        log_z = _log_z(logits)
+        sums = sums + _sums(log_z, logits, t, w, m, settings)
         # d(nll + z log^2 Z)/d logits = softmax (1 + 2 z log Z) - one_hot
-        log_z = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-        scale = (modality_weights[m] * w)[..., None]
+        scale = modality_weights[m] * w
+        slope = scale * (1 + 2 * settings.z_loss * log_z)
         hit = jnp.arange(logits.shape[-1]) == t[..., None]
-        d_logits = scale * (jnp.exp(logits - log_z) * (1 + 2 * settings.z_loss * log_z) - hit)
-        d_logits = d_logits.astype(h.dtype)
-        d_hidden = jnp.einsum("btv,dv->btd", d_logits, narrow_head, preferred_element_type=jnp.float32)
-        d_head = d_head + jnp.einsum("btd,btv->dv", h, d_logits, preferred_element_type=jnp.float32)
-        return (sums, d_head), d_hidden.astype(h.dtype)
+        d_logits = jnp.exp(logits - log_z[..., None]) * slope[..., None] - jnp.where(hit, scale[..., None], 0.0)
+        d_logits = _rows(d_logits.astype(h.dtype))
+        d_hidden = _product(d_logits, narrow_head.T).astype(h.dtype).reshape(h.shape)
+        d_head = d_head + _product(_rows(h).T, d_logits)
+        return (sums, d_head), d_hidden
 
     chunks = tuple(_blocks(x, block) for x in (hidden, targets, weights, modality))
     start = (_zero_sums(), jnp.zeros(head.shape, jnp.float32))

@@ -19,6 +19,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from chameleon_jax.configs import PretrainConfig
+from chameleon_jax.models import transformer
 from chameleon_jax.progress import format_seconds
 from chameleon_jax.training.losses import LossSums
 from chameleon_jax.training.state import TOKEN_BASE_BITS
@@ -72,6 +74,25 @@ def step_metrics(metrics: StepMetrics) -> dict[str, float | list[float]]:
     out["output_rms"] = out["layers/residual_rms"][-1]
     out["max_attention_logit"] = max(out["layers/max_attention_logit"])
     return out
+
+
+def speed(
+    config: PretrainConfig, step: int, steps: int, seconds: float, waited: float, peak: float
+) -> dict[str, float]:
+    """Of `steps` steps that took `seconds`, `waited` of them for data: tokens/s, time left, and model FLOPs utilisation.
+
+    MFU = tokens/s x transformer.flops_per_token / (peak x devices); half the attention scores are counted, as causal ones exist.
+    """
+    step_seconds = seconds / steps
+    tokens = config.train.batch_size * config.data.seq_len / step_seconds
+    flops = tokens * transformer.flops_per_token(config.model, config.data.seq_len)
+    return {
+        "tokens_per_second": tokens,
+        "mfu": flops / (peak * jax.device_count()),
+        "data_wait_fraction": waited / seconds,
+        "step_seconds": step_seconds,
+        "eta_seconds": (config.train.steps - step) * step_seconds,
+    }
 
 
 def peak_flops(device: jax.Device) -> float:
@@ -155,12 +176,14 @@ class Console:
         parts[-1] += f" ({', '.join(by_modality)})"
         parts.append(f"lr {metrics['learning_rate']:.2e}")
         parts.append(f"grad {metrics['norm/gradient']:.2f}")
-        parts.append(f"{metrics['tokens_per_second']:,.0f} tok/s")
-        parts.append(f"MFU {metrics['mfu']:.1%}")
-        parts.append(f"wait {metrics['data_wait_fraction']:.0%}")
+        if "tokens_per_second" in metrics:
+            parts.append(f"{metrics['tokens_per_second']:,.0f} tok/s")
+            parts.append(f"MFU {metrics['mfu']:.1%}")
+            parts.append(f"wait {metrics['data_wait_fraction']:.0%}")
         if metrics["skipped_steps"]:
             parts.append(f"skipped {metrics['skipped_steps']}")
-        parts.append(f"{format_seconds(metrics['eta_seconds'])} left")
+        if "eta_seconds" in metrics:
+            parts.append(f"{format_seconds(metrics['eta_seconds'])} left")
         return "  ".join(parts)
 
 

@@ -1,0 +1,140 @@
+"""Tables for people: what a configuration, run, checkpoint, token store or tokenizer bundle holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from chameleon_jax.configs import TransformerConfig
+from chameleon_jax.errors import ChameleonError
+from chameleon_jax.models import params, transformer
+from chameleon_jax.models.params import ParamSpec
+
+
+def print_parameters(config: TransformerConfig) -> None:
+    """Every parameter with its axes and shape, and the counts of the parts."""
+    specs = transformer.param_specs(config)
+    table = Table("parameter", "axes", "shape", "init", "count", title="Parameters")
+    table.columns[-1].justify = "right"
+
+    def add(tree: dict | ParamSpec, path: str) -> None:
+        if isinstance(tree, ParamSpec):
+            init = f"normal {tree.std:.2g}" if tree.init == "normal" else tree.init
+            table.add_row(path, tree.axes, " x ".join(map(str, tree.shape)), init, f"{tree.size:,}")
+            return
+        for name, part in tree.items():
+            add(part, f"{path}/{name}" if path else name)
+
+    add(specs, "")
+    table.add_section()
+    parts = {"embed": specs["embed"], "head": specs["head"], "norms": specs["norm"]}
+    parts |= {f"layers/{name}": specs["layers"][name] for name in ("attn", "mlp")}
+    for name, part in parts.items():
+        table.add_row(f"sum of {name}", "", "", "", f"{params.count(part):,}")
+    table.add_row("total", "", "", "", f"{params.count(specs):,}", style="bold")
+    flops = transformer.flops_per_token(config, config.max_seq_len)
+    _print(table)
+    Console().print(f"{flops:,.0f} FLOPs a token for forward and backward at {config.max_seq_len} tokens")
+
+
+def print_path(path: str, *, verify: bool) -> None:
+    """Find out what `path` is and describe it; with `verify`, read and check every byte first.
+
+    Raises ChameleonError when it is nothing that this package writes.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ChameleonError(f"{path} is not a folder")
+    if (folder / "vqgan.json").exists() and (folder / "vocab.json").exists():
+        _print_bundle(folder)
+    elif (folder / "commits").is_dir():
+        _print_store(folder, verify)
+    elif (folder / "checkpoints").is_dir():
+        _print_run(folder, verify)
+    elif any(child.name.isdigit() for child in folder.iterdir()):
+        _print_checkpoints(folder, verify)
+    else:
+        raise ChameleonError(f"{path} is no token store, tokenizer bundle, run or checkpoint folder")
+
+
+def _print_store(folder: Path, verify: bool) -> None:
+    from chameleon_jax.data import store
+
+    opened = store.verify(folder) if verify else store.TokenStore.open(folder)
+    summary = opened.summary()
+    table = Table("token store", str(folder))
+    for name, value in vars(summary).items():
+        if name != "path":
+            table.add_row(name.replace("_", " "), _text(value))
+    if verify:
+        table.add_row("verified", "every shard")
+    _print(table)
+
+
+def _print_bundle(folder: Path) -> None:
+    from chameleon_jax.tokenizers.bundle import TokenizerBundle
+
+    bundle = TokenizerBundle.load(folder)
+    vocab, codec = bundle.vocab, bundle.codec.config
+    table = Table("tokenizer", str(folder))
+    table.add_row("fingerprint", bundle.fingerprint())
+    table.add_row("ids", f"{vocab.size:,}")
+    for modality in vocab.modalities:
+        table.add_row(f"{modality.name} ids", f"{modality.start:,} to {modality.stop - 1:,}, {modality.grammar}")
+    special = ("bos", "pad", "eos", "unk", "end_of_image", "begin_of_image", "end_of_turn", "image_placeholder")
+    table.add_row("special ids", ", ".join(f"{name} {getattr(vocab, name)}" for name in special))
+    table.add_row("pictures", f"{codec.resolution} x {codec.resolution} pixels to {codec.grid} x {codec.grid} codes")
+    _print(table)
+
+
+def _print_run(folder: Path, verify: bool) -> None:
+    from chameleon_jax.configs import PretrainConfig
+
+    config = PretrainConfig.from_dict(json.loads((folder / "config.json").read_text()))
+    print_parameters(config.model)
+    lines = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").exists() else []
+    if lines:
+        last = json.loads(lines[-1])
+        table = Table("last logged step", str(last["step"]))
+        for name, value in last.items():
+            if isinstance(value, (int, float)) and name != "step":
+                table.add_row(name, _text(value))
+        _print(table)
+    _print_checkpoints(folder / "checkpoints", verify)
+
+
+def _print_checkpoints(folder: Path, verify: bool) -> None:
+    from chameleon_jax.training.checkpoint import restore_subtree
+    from chameleon_jax.training.checkpoint_manifest import read_manifest
+
+    table = Table("step", "leaves", "numbers", "data", "state", title=f"Checkpoints in {folder}")
+    for child in sorted((c for c in folder.iterdir() if c.name.isdigit()), key=lambda c: int(c.name)):
+        try:
+            manifest = read_manifest(child)
+            numbers = sum(leaf.size for leaf in manifest.leaves.values())
+            state = "listed"
+            if verify:
+                for part in sorted({name.split("/")[0] for name in manifest.leaves}):
+                    restore_subtree(child, part)
+                state = "verified"
+            table.add_row(child.name, str(len(manifest.leaves)), f"{numbers:,}", manifest.metadata.get("data_fingerprint", ""), state)
+        except (ChameleonError, OSError, ValueError) as error:
+            table.add_row(child.name, "", "", "", f"not usable: {error}")
+    _print(table)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_text(item)}" for name, item in value.items())
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _print(table: Table) -> None:
+    # A pipe has no width; a table that is cut there would be useless.
+    console = Console()
+    Console(width=None if console.is_terminal else 160).print(table)

@@ -1,0 +1,34 @@
+"""A trained run as generation needs it: weights, config and tokenizer bundle from one workdir."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from chameleon_jax.configs import PretrainConfig
+from chameleon_jax.models.transformer import Params
+from chameleon_jax.tokenizers.bundle import TokenizerBundle
+from chameleon_jax.training.checkpoint import restore_subtree
+from chameleon_jax.training.loop import CHECKPOINTS, TOKENIZER
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """`params` of the newest verified checkpoint, its step, and what they belong to."""
+
+    params: Params
+    config: PretrainConfig
+    bundle: TokenizerBundle
+    step: int
+
+
+def load(workdir: str | Path) -> Run:
+    """Load a pretraining workdir. Raises CheckpointError or TokenizerError, naming what is missing or damaged."""
+    workdir = Path(workdir)
+    restored = restore_subtree(workdir / CHECKPOINTS, "params")
+    return Run(
+        params=restored.state,
+        config=PretrainConfig.from_dict(restored.metadata["config"]),
+        bundle=TokenizerBundle.load(workdir / TOKENIZER),
+        step=restored.step,
+    )

@@ -1,0 +1,425 @@
+"""Checkpoints that are whole or absent: Orbax writes the arrays, a manifest with checksums proves them.
+
+The one idea: everything of a step is written into a hidden folder, synced to disk, its manifest last, and then the folder
+is renamed to the step's number. So a kill at any moment leaves no numbered folder that is half there, and `restore` takes
+the newest step whose every byte matches its manifest. This is the only file that knows Orbax. Local and shared file
+systems only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from chameleon_jax.configs import CheckpointConfig
+from chameleon_jax.errors import CheckpointError, did_you_mean
+from chameleon_jax.parallel import distributed
+from chameleon_jax.training import checkpoint_manifest as manifests
+from chameleon_jax.training.checkpoint_manifest import MANIFEST, HostRegion, Leaf, Manifest
+from chameleon_jax.training.workdir import atomic_write, sync_directory
+
+ARRAYS = "arrays"  # folder of a step that Orbax writes
+SAVING, TRASH = ".saving-", ".trash-"  # prefixes of folders that do not count and may be deleted
+WAIT_SECONDS = 1200.0  # for the slowest process to write its part
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """A folder entry that was passed over, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """The state of one step with the metadata saved beside it, and the newer entries that could not be used."""
+
+    step: int
+    state: Any
+    metadata: dict[str, Any]
+    skipped: tuple[Skipped, ...]
+
+
+class Checkpointer:
+    """Saves in the background and restores the newest step that verifies.
+
+    One save is under way at a time and holds one host copy of the state. An error of a background save is raised as
+    CheckpointError by the next `save`, `wait` or `close`; older steps are never touched before a newer one is whole. All
+    processes of a run must make the same calls in the same order. Not for use from several threads.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], config: CheckpointConfig):
+        self.directory = Path(directory).absolute()
+        self._config = config
+        self._orbax: Any = None
+        self._thread: threading.Thread | None = None
+        self._error: tuple[int, BaseException] | None = None
+        self._damaged: set[int] = set()
+        self._swept = False
+
+    def steps(self) -> list[int]:
+        """Steps that have a manifest, ascending; damage is found only by `restore`."""
+        return [step for step in _numbered(self.directory) if (self.directory / str(step) / MANIFEST).is_file()]
+
+    def metadata(self) -> dict[str, Any] | None:
+        """What the caller saved beside the newest step with a readable manifest; None without any. Reads no array."""
+        for step in reversed(self.steps()):
+            with contextlib.suppress(ValueError, OSError):
+                return manifests.read_manifest(self.directory / str(step)).metadata
+        return None
+
+    def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
+        """Begin to save; returns when `state` is on the host and may be donated or changed.
+
+        A step that is already saved is left as it is. `metadata` must be representable in JSON. Raises CheckpointError when
+        this save cannot begin or the save before it failed.
+        """
+        self.wait()
+        if step in self.steps() and step not in self._damaged:
+            return
+        metadata = json.loads(json.dumps(metadata))
+        named = manifests.named_leaves(state)
+        try:
+            self._begin(step, named, metadata)
+        except Exception as error:
+            self._abandon(step)
+            raise self._failure(step, error) from error
+
+    def _begin(self, step: int, named: dict[str, Any], metadata: dict[str, Any]) -> None:
+        folder = self.directory / f"{SAVING}{step}"
+        if jax.process_index() == 0:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            if not self._swept:
+                _sweep(self.directory)
+                self._swept = True
+            folder.mkdir()
+        regions = manifests.host_regions(named)
+        import orbax.checkpoint as ocp
+
+        if self._orbax is None:
+            # No compression: trained weights shrink by a tenth at the cost of most of the writing time.
+            handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, use_compression=False)
+            self._orbax = ocp.AsyncCheckpointer(handler)
+        # Orbax refuses arrays without elements; the manifest has their shape, which is all there is to them.
+        tree = manifests.nest({path: leaf for path, leaf in named.items() if 0 not in leaf.shape})
+        self._orbax.save(folder / ARRAYS, args=ocp.args.PyTreeSave(tree))
+        shapes = {path: (tuple(leaf.shape), np.dtype(leaf.dtype).name) for path, leaf in named.items()}
+        arguments = (step, folder, regions, shapes, metadata)
+        self._thread = threading.Thread(target=self._finish, args=arguments, name=f"checkpoint-{step}")
+        self._thread.start()
+
+    def _finish(
+        self, step: int, folder: Path, regions: list[HostRegion], shapes: dict, metadata: dict[str, Any]
+    ) -> None:
+        """Background half of a save: sum up, wait for the arrays, write the manifest, publish, delete what is too old."""
+        try:
+            _write_checksums(folder, regions)
+            regions.clear()
+            self._orbax.wait_until_finished()
+            published = self.directory / str(step)
+            if jax.process_index() == 0:
+                leaves = _gather_checksums(folder, shapes)
+                _sync_tree(folder)
+                atomic_write(folder / MANIFEST, Manifest(step, leaves, metadata).to_bytes())
+                self._publish(folder, published)
+                self._damaged.discard(step)
+                self._retain()
+            else:
+                _await_files([published / MANIFEST])
+        except BaseException as error:  # everything must reach the caller's thread
+            self._error = (step, error)
+
+    def _publish(self, folder: Path, published: Path) -> None:
+        if published.exists():
+            if _is_ours(published):
+                _discard(published)
+            else:
+                aside = published.with_name(f"{published.name}.foreign-{time.time_ns()}")
+                logging.warning("checkpoint: %s is not a checkpoint of ours; moved to %s", published, aside)
+                published.rename(aside)
+        folder.rename(published)
+        sync_directory(self.directory)
+
+    def _retain(self) -> None:
+        good = [step for step in self.steps() if step not in self._damaged]
+        for step in good[: -self._config.keep]:
+            if not (self._config.keep_every and step % self._config.keep_every == 0):
+                _discard(self.directory / str(step))
+
+    def wait(self) -> None:
+        """Return when the save under way is whole on disk; raises CheckpointError if it failed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            (step, error), self._error = self._error, None
+            self._abandon(step)
+            raise self._failure(step, error) from error
+
+    def close(self) -> None:
+        """`wait`, and release what is held; the object can still be used afterwards."""
+        try:
+            self.wait()
+        finally:
+            self._close_orbax()
+
+    def _failure(self, step: int, error: BaseException) -> CheckpointError:
+        return CheckpointError(
+            f"saving step {step} in {self.directory} failed ({_brief(error)}); the steps saved before are intact: "
+            "free or mend the disk, then run the same command to go on"
+        )
+
+    def _abandon(self, step: int) -> None:
+        """Make room after a failure: a full disk must not stay full of half a step."""
+        self._close_orbax()
+        if jax.process_index() == 0:
+            shutil.rmtree(self.directory / f"{SAVING}{step}", ignore_errors=True)
+
+    def _close_orbax(self) -> None:
+        orbax, self._orbax = self._orbax, None
+        if orbax is not None:
+            with contextlib.suppress(Exception):  # its errors have been reported already
+                orbax.close()
+
+    def restore(self, abstract_state: Any) -> Restored | None:
+        """The newest step that verifies, in the shardings of `abstract_state` (ShapeDtypeStructs or arrays).
+
+        None if nothing was ever saved here. Damaged steps and foreign folders are logged, passed over, and named in
+        `skipped`. Raises CheckpointError if steps were saved but all are damaged, and if the newest good manifest has other
+        leaves, shapes or dtypes.
+        """
+        self.wait()
+        wanted = manifests.named_leaves(abstract_state)
+
+        def choose(manifest: Manifest) -> dict[str, Any]:
+            difference = manifests.first_difference(wanted, manifest.leaves)
+            if difference is not None:
+                raise CheckpointError(
+                    f"step {manifest.step} in {self.directory} does not fit this run: {difference}; "
+                    "use the config it was made with, or a new workdir"
+                )
+            return wanted
+
+        restored = _restore_newest(self.directory, choose, self._damaged)
+        if restored is None:
+            return None
+        state = jax.tree.unflatten(jax.tree.structure(abstract_state), [restored.state[path] for path in wanted])
+        return dataclasses.replace(restored, state=state)
+
+
+def restore_subtree(directory: str | os.PathLike[str], name: str = "params", abstract: Any = None) -> Restored:
+    """Restore only the part `name` (a path such as "params"), verified, with the step's metadata.
+
+    `directory` holds steps (the newest that verifies is taken) or is itself one step. `abstract` gives shardings; without it
+    the part comes as nested dictionaries of arrays on the first local device. Raises CheckpointError when there is no such part
+    or no good step.
+    """
+    directory = Path(directory).absolute()
+
+    def choose(manifest: Manifest) -> dict[str, Any]:
+        saved = {path: leaf for path, leaf in manifest.leaves.items() if path == name or path.startswith(name + "/")}
+        if not saved:
+            parts = sorted({path.split("/")[0] for path in manifest.leaves})
+            known = ", ".join(parts)
+            raise CheckpointError(
+                f"step {manifest.step} in {directory} has no part '{name}'{did_you_mean(name, parts)}; it has {known}"
+            )
+        if abstract is None:
+            return {path: jax.ShapeDtypeStruct(leaf.shape, np.dtype(leaf.dtype)) for path, leaf in saved.items()}
+        wanted = {"/".join(filter(None, (name, path))): leaf for path, leaf in manifests.named_leaves(abstract).items()}
+        difference = manifests.first_difference(wanted, saved)
+        if difference is not None:
+            raise CheckpointError(f"step {manifest.step} in {directory} does not fit: {difference}")
+        return wanted
+
+    if (directory / MANIFEST).is_file():
+        restored = _restore_newest(directory.parent, choose, set(), only=directory.name)
+    else:
+        restored = _restore_newest(directory, choose, set())
+    if restored is None:
+        raise CheckpointError(
+            f"no checkpoint in {directory}: give the folder that holds the numbered steps, or one of them"
+        )
+    if abstract is None:
+        return dataclasses.replace(restored, state=manifests.unnest(manifests.nest(restored.state), [name])[name])
+    return dataclasses.replace(
+        restored, state=jax.tree.unflatten(jax.tree.structure(abstract), list(restored.state.values()))
+    )
+
+
+def _restore_newest(
+    directory: Path, choose: Callable[[Manifest], dict[str, Any]], damaged: set[int], only: str | None = None
+) -> Restored | None:
+    """Walk back from the newest step; `choose` maps a manifest to the abstract leaves to read. State: path -> array."""
+    skipped: list[Skipped] = []
+    once_whole = 0
+    for name in [only] if only else _entries_newest_first(directory):
+        folder = directory / name
+        if not (name.isascii() and name.isdecimal() and str(int(name)) == name):
+            reason = (
+                "unfinished save" if name.startswith(SAVING) else "deleted" if name.startswith(TRASH) else "not a step"
+            )
+            skipped.append(Skipped(name, reason))
+            continue
+        if not (folder / MANIFEST).is_file():
+            skipped.append(Skipped(name, f"it has no {MANIFEST}: not a checkpoint, or damaged"))
+            continue
+        once_whole += 1
+        arrays: dict[str, Any] = {}
+        try:
+            manifest = manifests.read_manifest(folder)
+            wanted = choose(manifest)
+            arrays = _read_arrays(folder, wanted, manifest)
+            damage = manifests.first_damage(arrays, manifest.leaves)
+        except CheckpointError:
+            raise
+        except Exception as error:
+            damage = _brief(error)
+        if not distributed.agree(damage is not None):
+            _log(directory, skipped)
+            return Restored(manifest.step, arrays, manifest.metadata, tuple(skipped))
+        damaged.add(int(name))
+        skipped.append(Skipped(name, damage or "another process found it damaged"))
+    _log(directory, skipped)
+    if once_whole:
+        reasons = "; ".join(f"{s.name}: {s.reason}" for s in skipped)
+        raise CheckpointError(
+            f"no step in {directory} can be used ({reasons}); copy a good step back, or use a new workdir"
+        )
+    return None
+
+
+def _read_arrays(folder: Path, wanted: Mapping[str, Any], manifest: Manifest) -> dict[str, Any]:
+    import orbax.checkpoint as ocp
+
+    # Always with explicit shardings: those on disk name devices of the machine that saved.
+    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    arrays: dict[str, Any] = {}
+    abstract, arguments = {}, {}
+    for path, leaf in wanted.items():
+        on_host = isinstance(leaf, np.ndarray)
+        sharding = getattr(leaf, "sharding", None) or default
+        if 0 in leaf.shape:
+            empty = np.zeros(leaf.shape, leaf.dtype)
+            arrays[path] = empty if on_host else jax.device_put(empty, sharding)
+        else:
+            abstract[path] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+            arguments[path] = (
+                ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
+                if on_host
+                else ocp.ArrayRestoreArgs(
+                    restore_type=jax.Array, dtype=leaf.dtype, sharding=sharding, global_shape=leaf.shape, strict=True
+                )
+            )
+    if abstract:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True)) as reader:
+            tree = reader.restore(
+                folder / ARRAYS,
+                args=ocp.args.PyTreeRestore(
+                    item=manifests.nest(abstract),
+                    restore_args=manifests.nest(arguments),
+                    partial_restore=len(abstract) < len(manifest.leaves),
+                ),
+            )
+        arrays.update(manifests.unnest(tree, abstract))
+    return {path: arrays[path] for path in wanted}
+
+
+def _write_checksums(folder: Path, regions: list[HostRegion]) -> None:
+    sums = [{"path": r.path, "start": r.start, "stop": r.stop, "crc32": manifests.checksum(r.values)} for r in regions]
+    atomic_write(folder / _checksum_name(jax.process_index()), json.dumps(sums))
+
+
+def _checksum_name(process: int) -> str:
+    return f"checksums-{process}.json"
+
+
+def _gather_checksums(folder: Path, shapes: dict[str, tuple[tuple[int, ...], str]]) -> dict[str, Leaf]:
+    """Join what every process summed up; the parts are in the manifest afterwards and are removed."""
+    files = [folder / _checksum_name(process) for process in range(jax.process_count())]
+    _await_files(files)
+    regions: dict[str, list[manifests.Region]] = {path: [] for path in shapes}
+    for file in files:
+        for entry in json.loads(file.read_bytes()):
+            regions[entry["path"]].append(manifests.region_from_dict(entry))
+        file.unlink()
+    return {path: Leaf(shape, dtype, tuple(regions[path])) for path, (shape, dtype) in shapes.items()}
+
+
+def _await_files(files: list[Path]) -> None:
+    """Wait by looking, not by a barrier: the message names what is absent, and nothing can hang for ever."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while missing := [file.name for file in files if not file.exists()]:
+        if time.monotonic() > deadline:
+            raise TimeoutError(
+                f"{', '.join(missing)} did not appear in {WAIT_SECONDS:.0f} s: another process died or hangs"
+            )
+        time.sleep(0.05)
+
+
+def _numbered(directory: Path) -> list[int]:
+    if not directory.is_dir():
+        return []
+    names = (entry.name for entry in directory.iterdir())
+    return sorted(int(name) for name in names if name.isascii() and name.isdecimal() and str(int(name)) == name)
+
+
+def _entries_newest_first(directory: Path) -> list[str]:
+    """Entries that are no step first, for the log, then the steps from the newest down."""
+    steps = [str(step) for step in reversed(_numbered(directory))]
+    others = sorted(e.name for e in directory.iterdir() if e.name not in steps) if directory.is_dir() else []
+    return others + steps
+
+
+def _is_ours(folder: Path) -> bool:
+    return folder.is_dir() and all(entry.name in (ARRAYS, MANIFEST) for entry in folder.iterdir())
+
+
+def _discard(folder: Path) -> None:
+    """Delete a step so that a kill in the middle leaves no numbered folder that is half there."""
+    trash = folder.with_name(f"{TRASH}{folder.name}-{time.time_ns()}")
+    folder.rename(trash)
+    sync_directory(trash.parent)
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+def _sweep(directory: Path) -> None:
+    """Remove what a killed run left. Called by the first save only: someone who just reads must delete nothing."""
+    for entry in directory.iterdir():
+        if entry.name.startswith((SAVING, TRASH)):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _sync_tree(folder: Path) -> None:
+    for parent, _, files in os.walk(folder):
+        for file in files:
+            descriptor = os.open(os.path.join(parent, file), os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        sync_directory(Path(parent))
+
+
+def _log(directory: Path, skipped: list[Skipped]) -> None:
+    for entry in skipped:
+        logging.warning("checkpoint: skipped %s: %s", directory / entry.name, entry.reason)
+
+
+def _brief(error: BaseException) -> str:
+    """One line of at most 300 characters."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}{'...' if len(text) > 300 else ''}"

@@ -1,0 +1,205 @@
+"""The run directory: one run at a time in it, every file in it whole, and a record of what the run was.
+
+The one idea: the lock is the kernel's (flock), so it is gone the moment its process is, however that died; what the lock
+file says is only for the message to the second comer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from chameleon_jax.config_base import Config
+from chameleon_jax.configs import PretrainConfig
+from chameleon_jax.errors import CheckpointError, ConfigError, WorkdirError
+
+LOCK = ".lock"
+_PACKAGES = (
+    "chameleon-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "grain", "numpy", "tokenizers",
+    "safetensors",
+)  # fmt: skip
+
+
+def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
+    """Replace the file at `path` whole: readers, and a kill or power cut at any moment, see the old content or the new."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: str | os.PathLike[str]) -> None:
+    """Make renames and new names in this directory survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def open_workdir(path: str | os.PathLike[str], process_index: int = 0) -> Iterator[Path]:
+    """Create the directory and hold it for this run alone; where many processes form one run, process 0 holds it for all.
+
+    Raises WorkdirError when another living run holds it, and when it cannot be made or written.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644) if process_index == 0 else None
+    except OSError as error:
+        raise WorkdirError(
+            f"workdir {path} cannot be made or written ({error.strerror}); choose another --workdir"
+        ) from error
+    try:
+        if descriptor is not None:
+            _lock(path, descriptor)
+        yield path
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)  # releases the lock; the file stays, for removing it would race with the next run
+
+
+def _lock(path: Path, descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise WorkdirError(
+                f"workdir {path} cannot be locked ({error.strerror}); use a file system with flock"
+            ) from error
+        raise WorkdirError(
+            f"workdir {path} is in use by {_holder(descriptor)}; wait for it, stop it, or choose another --workdir"
+        ) from error
+    with contextlib.suppress(
+        OSError
+    ):  # a full disk must not keep a run from starting to resume; the lock holds without text
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+
+
+def _holder(descriptor: int) -> str:
+    try:
+        holder = json.loads(os.pread(descriptor, 4096, 0))
+        return f"process {holder['pid']} on host {holder['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def write_run_files(
+    path: str | os.PathLike[str], config: Config, gin_text: Mapping[str, str] | None = None, mesh: Mesh | None = None
+) -> None:
+    """Record what this run is: config.json, versions.json, a .gin file per entry of `gin_text`, and sharding.txt.
+
+    sharding.txt lays out the parameters of `config.model` on `mesh`. Only process 0 writes. Raises WorkdirError when
+    the directory cannot be written.
+    """
+    import jax
+
+    if jax.process_index() != 0:
+        return
+    path = Path(path)
+    files = {"config.json": config.to_json(), "versions.json": json.dumps(versions(), indent=2) + "\n"}
+    for name, text in (gin_text or {}).items():
+        files[name if name.endswith(".gin") else f"{name}.gin"] = text
+    if mesh is not None:
+        files["sharding.txt"] = sharding_table(config, mesh)
+    try:
+        for name, text in files.items():
+            atomic_write(path / name, text)
+    except OSError as error:
+        raise WorkdirError(
+            f"workdir {path} cannot be written ({error.strerror}); free the disk or choose another --workdir"
+        ) from error
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python, this package and its main dependencies, and the git commit of the code if it is a checkout."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    found["git_commit"] = _git_commit()
+    found["command"] = " ".join(sys.orig_argv)
+    return found
+
+
+def _git_commit() -> str | None:
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def sharding_table(config: PretrainConfig, mesh: Mesh) -> str:
+    """One line a parameter: path, shape, axes, mesh axes, bytes on each device; and the sum."""
+    import numpy as np
+    from jax.sharding import NamedSharding
+
+    from chameleon_jax.models.transformer import param_specs
+    from chameleon_jax.parallel.mesh import parameter_spec
+    from chameleon_jax.training.checkpoint_manifest import named_leaves
+
+    rows, total = [("parameter", "shape", "axes", "sharding", "bytes/device")], 0
+    for name, spec in named_leaves(param_specs(config.model)).items():
+        partition = parameter_spec(spec.axes)
+        shape = NamedSharding(mesh, partition).shard_shape(spec.shape)
+        size = int(np.prod(shape)) * np.dtype(spec.dtype).itemsize
+        total += size
+        rows.append((name, f"{spec.dtype}{list(spec.shape)}", spec.axes, str(tuple(partition)), f"{size:,}"))
+    rows.append(("total", "", "", "", f"{total:,}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([f"mesh: {axes}", *lines]) + "\n"
+
+
+def check_resume(saved: dict[str, Any], config: PretrainConfig) -> None:
+    """Refuse to resume with a config that would make another run of it.
+
+    `saved` is the `to_dict` of the config that the checkpoint was made with. Fields under FREE_ON_RESUME may differ. Raises
+    CheckpointError naming each other changed field with both values.
+    """
+    with contextlib.suppress(
+        ConfigError, KeyError, TypeError
+    ):  # a field that is newer than the checkpoint counts as its default
+        saved = type(config).from_dict(saved).to_dict()
+    changed = {
+        field: values
+        for field, values in config.diff(saved).items()
+        if not any(f"{field}.".startswith(free if free.endswith(".") else f"{free}.") for free in config.FREE_ON_RESUME)
+    }
+    if changed:
+        changes = ", ".join(f"{field} was {then!r} and is {now!r}" for field, (now, then) in changed.items())
+        raise CheckpointError(
+            f"this workdir belongs to another config: {changes}; restore these values or use a new --workdir"
+        )

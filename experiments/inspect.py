@@ -1,0 +1,42 @@
+"""Show what a run, a token store, a tokenizer or a checkpoint holds.
+
+Examples:
+  python -m experiments.inspect --gin_file=gin_configs/runs/emoji.gin      # resolved config and parameter table
+  python -m experiments.inspect runs/emoji/store/train                     # a token store
+  python -m experiments.inspect runs/emoji/model                           # a run and its checkpoints
+  python -m experiments.inspect runs/emoji/tokenizer                       # a tokenizer bundle
+"""
+
+import json
+
+from chameleon_jax import cli, gin_utils
+from chameleon_jax.configs import PretrainConfig
+from chameleon_jax.errors import ChameleonError
+
+
+def _flags(parser):
+    parser.add_argument("path", nargs="?", help="a token store, tokenizer bundle, run or checkpoint folder")
+    parser.add_argument(
+        "--gin_file", action="append", default=[], metavar="FILE", help="show the run that it describes"
+    )
+    parser.add_argument(
+        "--gin_bindings", action="append", default=[], metavar="X.y=v", help="set one value of that run"
+    )
+    parser.add_argument("--verify", action="store_true", help="read and check every byte")
+
+
+def main(args) -> None:
+    from chameleon_jax.evaluation import inspection
+
+    if args.gin_file:
+        config = gin_utils.load(PretrainConfig, args.gin_file, args.gin_bindings).config
+        print(json.dumps(config.to_dict(), indent=2))
+        inspection.print_parameters(config.model)
+    elif args.path:
+        inspection.print_path(args.path, verify=args.verify)
+    else:
+        raise ChameleonError("nothing to inspect: give a path or --gin_file (see --help)")
+
+
+if __name__ == "__main__":
+    cli.run(main, None, __doc__, add_flags=_flags, workdir=False)

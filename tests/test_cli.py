@@ -1,0 +1,130 @@
+"""Command lines: gin files become checked configs, and whatever is wrong becomes one line that names it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chameleon_jax import cli
+from chameleon_jax.configs import PretrainConfig
+
+ROOT = Path(__file__).parents[1]
+
+RUN = """
+STEPS = %gin.REQUIRED
+PretrainConfig.model = @TransformerConfig()
+PretrainConfig.data = @DataConfig()
+PretrainConfig.train = @TrainConfig()
+TransformerConfig.d_model = 64
+DataConfig.stores = [@a/StoreConfig(), @b/StoreConfig()]
+a/StoreConfig.path = 'x'
+b/StoreConfig.path = 'y'
+b/StoreConfig.weight = 2
+TrainConfig.steps = %STEPS
+TrainConfig.batch_size = 4
+"""
+
+
+@pytest.fixture
+def command(tmp_path, capsys):
+    """command(*flags) -> (exit code, config that main got, standard error)."""
+    (tmp_path / "run.gin").write_text(RUN)
+
+    def run(*flags, file="run.gin"):
+        got = []
+        argv = [f"--gin_file={tmp_path / file}", f"--workdir={tmp_path}", *flags]
+        with pytest.raises(SystemExit) as stop:
+            cli.run(
+                lambda config, args: got.append((config, args)), PretrainConfig, "Do it.\n\nExamples:\n  x", argv=argv
+            )
+        return stop.value.code, got[0] if got else None, capsys.readouterr().err
+
+    return run
+
+
+def test_a_gin_file_and_flags_make_the_config_that_python_makes(command):
+    code, (config, args), _ = command(
+        "--gin.STEPS=3", "--gin.TransformerConfig.norm_order=swin", "--gin.TrainConfig.batch_size=8"
+    )
+    assert code == 0
+    assert (config.train.steps, config.train.batch_size, config.model.norm_order) == (3, 8, "swin")
+    assert [(s.path, s.weight) for s in config.data.stores] == [("x", 1.0), ("y", 2)]
+    assert PretrainConfig.from_dict(config.to_dict()) == config
+    assert "TransformerConfig.d_model = 64" in args.gin.given
+    assert "DataConfig.stage2_start = 0.8" in args.gin.operative  # defaults are part of what was used
+
+
+def test_later_bindings_win_and_state_does_not_leak_between_calls(command):
+    assert command("--gin.STEPS=3", "--gin.STEPS=5")[1][0].train.steps == 5
+    assert command("--gin.STEPS=3")[1][0].train.steps == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "STEPS"),
+        (("--gin.STEPS=3", "--gin.TrainCofig.steps=1"), "unknown config 'TrainCofig' (did you mean 'TrainConfig'?)"),
+        (("--gin.STEPS=3", "--gin.TrainConfig.step=1"), "TrainConfig has no field 'step' (did you mean 'steps'?)"),
+        (("--gin.STEPS=3", "--gin.c/StoreConfig.path=1"), "'c/StoreConfig.path' is not used"),
+        (("--gin.STEPS=3", "--gin.STEP=5"), "'STEP' is not used"),
+        (("--gin.STEPS=3", "--gin.OptimConfig.eps=1"), "'OptimConfig.eps' is not used"),
+        (("--gin.STEPS=3", "--gin.TransformerConfig.d_model=abc"), "d_model: expected int, got 'abc'"),
+        (("--gin.STEPS=0",), "steps must be at least 1, got 0"),
+        (("--gin.STEPS=3", "--gin.PretrainConfig.model=1"), "expected TransformerConfig, got 1"),
+        (("--gin.STEPS=3", "--gin.TransformerConfig.norm_order=swim"), "one of 'pre', 'swin', got 'swim'"),
+        (("--gin.STEPS=3", "--gin.DataConfig.stores=[]"), "stores is empty"),
+        (("--gin.STEPS=3", "--gin.TrainConfig.batch_size"), "has no '='"),
+        (("--gin.STEPS=3", "--gin_file=run.gni"), "gin file 'run.gni' does not exist"),
+        (("--gin.STEPS=3", "--workdri=x"), "unknown argument '--workdri=x' (did you mean '--workdir'?)"),
+    ],
+)
+def test_mistakes_exit_2_with_one_line_that_names_them(command, flags, message):
+    code, got, error = command(*flags)
+    assert (code, got) == (2, None)
+    assert message in error
+    assert error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_a_missing_value_says_which_binding_to_set(command, tmp_path):
+    (tmp_path / "short.gin").write_text(RUN.replace("TrainConfig.batch_size = 4\n", ""))
+    assert "TrainConfig.batch_size is not set" in command("--gin.STEPS=3", file="short.gin")[2]
+
+
+def test_programming_errors_keep_their_traceback(tmp_path):
+    def broken(args):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError):
+        cli.run(broken, None, "Do it.", argv=[f"--workdir={tmp_path}"])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("[a-z]*.py")), ids=lambda p: p.stem)
+def test_every_entry_point_helps_with_examples_and_is_thin(path):
+    text = path.read_text()
+    if "cli.run(" not in text:
+        pytest.skip("not an entry point")
+    assert "Examples:\n  python -m experiments." in text
+    assert len(text.splitlines()) < 100
+
+
+def test_importing_everything_touches_no_device_torch_or_tensorflow():
+    code = """
+import importlib, pkgutil, sys, chameleon_jax
+for module in pkgutil.walk_packages(chameleon_jax.__path__, "chameleon_jax."):
+    importlib.import_module(module.name)
+assert "torch" not in sys.modules and "tensorflow" not in sys.modules
+import jax
+assert not jax._src.xla_bridge._backends, "a device was touched"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_only_gin_utils_imports_gin():
+    importers = [p.name for p in (ROOT / "chameleon_jax").rglob("*.py") if "import gin\n" in p.read_text()]
+    assert importers == ["gin_utils.py"]
+
+
+def test_modules_stay_below_500_lines():
+    long = [str(p) for p in ROOT.glob("*/**/*.py") if ".venv" not in p.parts and len(p.read_text().splitlines()) > 500]
+    assert long == []
