@@ -17,6 +17,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -67,6 +68,7 @@ def tokenize(config: TokenizeConfig, output: str | os.PathLike) -> TokenizeRepor
     estimates = [estimate_records(source) for source in config.sources]  # and finds a missing path before any work
     with _only_writer(output):
         _keep_plan(config, bundle, output)
+        _keep_tokenizer(bundle, output)
         identity = StoreIdentity(
             vocab_config=bundle.vocab_config,
             bundle_fingerprint=bundle.fingerprint(),
@@ -274,6 +276,16 @@ def _keep_plan(config: TokenizeConfig, bundle: TokenizerBundle, output: pathlib.
         raise StoreError(
             f"{output} was begun with another plan ({'; '.join(changes)}): restore it or tokenise into another directory"
         )
+
+
+def _keep_tokenizer(bundle: TokenizerBundle, output: pathlib.Path) -> None:
+    """A copy of what made the ids goes with them: without it nobody can read a store back."""
+    kept = output / layout.TOKENIZER
+    if not kept.exists():
+        temporary = output / f".{layout.TOKENIZER}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        bundle.save(temporary)
+        temporary.replace(kept)
 
 
 def _is_whole(output: pathlib.Path) -> bool:

@@ -3,6 +3,7 @@
 ```
 store/
   plan.json                 what the tokenising run was asked to do, written first
+  tokenizer/                a copy of the bundle that made the ids
   shards/00042/tokens       zarr3 [tokens] uint16 or uint32
               /offsets      zarr3 [documents + 1, 2] int64: first token and first span of each document
               /spans        zarr3 [spans, 3] int32: ModalityId, length, loss (0 or 1)
@@ -37,6 +38,7 @@ BLOCK_ROWS = 4096  # rows of one chunk of the small arrays
 
 PLAN, MANIFEST, LOCK = "plan.json", "manifest.json", ".lock"
 SHARDS, COMMITS, REJECTS, TEMPORARY, PACKING = "shards", "commits", "rejects", "temporary", "packing"
+TOKENIZER = "tokenizer"
 ARRAYS = ("tokens", "offsets", "spans", "document_ids")
 
 

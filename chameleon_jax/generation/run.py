@@ -6,10 +6,11 @@ import dataclasses
 from pathlib import Path
 
 from chameleon_jax.configs import PretrainConfig
+from chameleon_jax.data.store_format import TOKENIZER
 from chameleon_jax.models.transformer import Params
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.training.checkpoint import restore_subtree
-from chameleon_jax.training.loop import CHECKPOINTS, TOKENIZER
+from chameleon_jax.training.loop import CHECKPOINTS
 
 
 @dataclasses.dataclass(frozen=True)

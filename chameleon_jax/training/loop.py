@@ -19,6 +19,7 @@ import jax
 
 from chameleon_jax.configs import DataConfig, PretrainConfig
 from chameleon_jax.data.loader import Loader
+from chameleon_jax.data.store_format import TOKENIZER
 from chameleon_jax.errors import CheckpointError, ConfigError, TrainingError
 from chameleon_jax.models import params, transformer
 from chameleon_jax.parallel import distributed
@@ -33,7 +34,6 @@ from chameleon_jax.training.step import StepMetrics
 from chameleon_jax.training.workdir import check_resume, open_workdir, write_run_files
 
 CHECKPOINTS = "checkpoints"
-TOKENIZER = "tokenizer"  # the run's own copy of its tokenizer bundle
 
 
 def pretrain(config: PretrainConfig, workdir: str, gin_text: dict[str, str] | None = None) -> int:

@@ -41,6 +41,9 @@ def picture(seed: int, size=(20, 14)) -> bytes:
 def save_bundle(folder: pathlib.Path, seed: int = 0) -> TokenizerBundle:
     narrow = {"channels": 8, "channel_multipliers": (1,), "res_blocks": 1, "latent_channels": 8, "embed_dim": 8}
     vq = VQConfig(resolution=16, patch_size=4, codes=32, norm_groups=4, **narrow)
+    random_numbers = np.random.default_rng(seed)  # any weights do, and these cost no compilation
+    shapes = jax.eval_shape(lambda key: vqgan.init(key, vq), jax.random.key(0))
+    params = jax.tree.map(lambda leaf: random_numbers.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
     text = train_bpe(
         ["a green picture", "words"], VocabConfig(image_codes=32, reserved=4, text_tokens=270, codes_per_image=16)
     )
@@ -48,7 +51,7 @@ def save_bundle(folder: pathlib.Path, seed: int = 0) -> TokenizerBundle:
         vocab_config=dataclasses.replace(text.vocab_config, codes_per_image=16),
         image_config=ImageConfig(resolution=16),
         text=text,
-        codec=vqgan.Codec(params=jax.jit(vqgan.init, static_argnums=1)(jax.random.key(seed), vq), config=vq),
+        codec=vqgan.Codec(params=params, config=vq),
     )
     bundle.save(folder)
     return bundle

@@ -1,0 +1,26 @@
+"""Turn pictures and text into a token store that training reads.
+
+Stop it at any time and run the same command again: it goes on at the first unfinished shard and ends with the same bytes.
+
+Examples:
+  python -m experiments.tokenize --gin_file=gin_configs/runs/emoji_tokenize.gin --workdir=runs/emoji/store
+  python -m experiments.tokenize --gin_file=my_data.gin --gin.TokenizeConfig.max_reject_fraction=0.05 --workdir=runs/mine/store
+"""
+
+from chameleon_jax import cli
+from chameleon_jax.configs import TokenizeConfig
+from chameleon_jax.data.pipeline import tokenize
+
+
+def main(config: TokenizeConfig, args) -> None:
+    report = tokenize(config, args.workdir)
+    parts = ", ".join(f"{count:,} {name}" for name, count in report.tokens_by_modality.items())
+    print(
+        f"{report.output}: {report.documents:,} documents with {report.images:,} images, {report.tokens:,} tokens ({parts}) in "
+        f"{report.shards} shards ({report.shards_found} found), {report.rejects:,} of {report.records:,} records rejected, "
+        f"{report.seconds:.1f} s"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, TokenizeConfig, __doc__)
