@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import typing
 from typing import Literal
 
@@ -148,6 +149,7 @@ class SourceConfig(Config):
     name: str
     kind: Literal["tfds", "folder", "webdataset", "parquet", "jsonl"]
     path: str  # a file or glob; for tfds the builder name
+    root: str = ""  # folder below which `path` is found; joined to `path` when the config is made, so that a macro can name it
     split: str = ""  # tfds split, or the value of the record field `split`; empty = everything
     image_dir: str = ""  # images named in records are found below it; empty = beside the record file
 
@@ -156,6 +158,10 @@ class SourceConfig(Config):
             bool(self.name) and "/" not in self.name, f"name must be non-empty and without '/', got {self.name!r}"
         )
         self.require(bool(self.path), f"source '{self.name}' has no path")
+        self.require(not self.root or self.kind != "tfds", f"source '{self.name}': root has no meaning for tfds")
+        if self.root:
+            object.__setattr__(self, "path", os.path.join(self.root, self.path))
+            object.__setattr__(self, "root", "")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -467,7 +473,7 @@ class GenerationConfig(Config):
     """One generation request; `mode` masks the modalities that may come out."""
 
     mode: Literal["text", "image", "interleaved"] = "interleaved"
-    max_tokens: int = 1024
+    max_tokens: int = 4096  # the model's context is the other limit
     max_images: int = 4
     text: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     image: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)

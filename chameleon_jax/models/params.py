@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import zlib
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -60,9 +61,7 @@ def initialise(key: jax.Array, specs: Tree) -> Tree:
 
 
 def _path_key(key: jax.Array, path: tuple) -> jax.Array:
-    for character in jax.tree_util.keystr(path).encode():
-        key = jax.random.fold_in(key, character)
-    return key
+    return jax.random.fold_in(key, zlib.crc32(jax.tree_util.keystr(path).encode()))
 
 
 def _initial_value(key: jax.Array, spec: ParamSpec) -> jax.Array:

@@ -1,0 +1,104 @@
+"""Log-likelihood of given continuations: what captioning and choice tasks are scored by.
+
+The one idea: sequences are sorted by length and cut into batches of few fixed shapes, and the logits of a batch exist a block of
+positions at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from chameleon_jax.configs import TransformerConfig
+from chameleon_jax.errors import GenerationError
+from chameleon_jax.models import transformer
+from chameleon_jax.models.transformer import Params
+from chameleon_jax.parallel.mesh import batch_shards
+
+LENGTH_STEP = 64  # batches are as long as their longest sequence, rounded up to it
+LOGIT_TOKENS = 1024  # at most so many tokens have logits at one time
+
+
+def score(
+    weights: Params,
+    model_config: TransformerConfig,
+    sequences: Sequence[Int[np.ndarray, "_"]],
+    starts: Sequence[int],
+    *,
+    batch_size: int = 16,
+) -> Float[np.ndarray, "n"]:
+    """log p(sequence[start:] | sequence[:start]) in nats for each sequence and start, over the whole vocabulary.
+
+    Raises GenerationError for a sequence longer than the context, ids that the model does not have, or a start that leaves
+    nothing before it or behind it.
+    """
+    sequences = [np.asarray(sequence) for sequence in sequences]
+    if len(sequences) != len(starts):
+        raise GenerationError(f"{len(sequences)} sequences have {len(starts)} starts; give one for each")
+    for i, (sequence, begin) in enumerate(zip(sequences, starts, strict=True)):
+        _check(i, sequence, begin, model_config)
+    batch_size = -(-batch_size // batch_shards()) * batch_shards()
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    scores = np.zeros(len(sequences), np.float32)
+    for at in range(0, len(order), batch_size):
+        rows = order[at : at + batch_size]
+        longest = len(sequences[rows[-1]])
+        width = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, model_config.max_seq_len)
+        tokens, lengths = np.zeros((batch_size, width), np.int32), np.zeros(batch_size, np.int32)
+        begins = np.ones(batch_size, np.int32)
+        for row, i in enumerate(rows):
+            tokens[row, : len(sequences[i])], lengths[row], begins[row] = sequences[i], len(sequences[i]), starts[i]
+        scores[rows] = np.asarray(_score_batch(weights, tokens, lengths, begins, model_config))[: len(rows)]
+    return scores
+
+
+def _check(index: int, sequence: np.ndarray, begin: int, model_config: TransformerConfig) -> None:
+    if not 0 < begin < len(sequence):
+        raise GenerationError(
+            f"sequence {index} of {len(sequence)} ids has start {begin}; a start lies between 1 and {len(sequence) - 1}"
+        )
+    if len(sequence) > model_config.max_seq_len:
+        raise GenerationError(
+            f"sequence {index} has {len(sequence)} ids, the model's context holds {model_config.max_seq_len}"
+        )
+    if sequence.min() < 0 or sequence.max() >= model_config.vocab_size:
+        raise GenerationError(
+            f"sequence {index} has ids {int(sequence.min())}..{int(sequence.max())}; the model has {model_config.vocab_size}"
+        )
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def _score_batch(
+    weights: Params,
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, "B"],
+    begins: Int[Array, "B"],
+    config: TransformerConfig,
+) -> Float[Array, "B"]:
+    """Sum of the log-probabilities of the ids from `begins` to `lengths` of each row."""
+    rows, width = tokens.shape
+    positions = jnp.broadcast_to(jnp.arange(width), (rows, width))
+    segments = (positions < lengths[:, None]).astype(jnp.int32)
+    hidden = transformer.forward(weights, tokens, positions, segments, config).hidden
+    targets = jnp.roll(tokens, -1, axis=1)
+    scored = (positions + 1 >= begins[:, None]) & (positions + 1 < lengths[:, None])
+    block = max(1, LOGIT_TOKENS // rows)
+    fill = -width % block
+
+    def blocks(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, fill), *[(0, 0)] * (x.ndim - 2)))
+        return jnp.moveaxis(x.reshape(rows, (width + fill) // block, block, *x.shape[2:]), 1, 0)
+
+    def add(total: Float[Array, "B"], chunk: tuple[Array, Array, Array]) -> tuple[Float[Array, "B"], None]:
+        hidden, targets, scored = chunk
+        logits = transformer.logits(weights, hidden)
+        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        log_p = chosen - jax.nn.logsumexp(logits, axis=-1)
+        return total + jnp.sum(jnp.where(scored, log_p, 0.0), axis=1), None
+
+    return jax.lax.scan(add, jnp.zeros(rows), (blocks(hidden), blocks(targets), blocks(scored)))[0]

@@ -1,0 +1,93 @@
+"""Generate text and pictures from a trained run.
+
+Examples:
+  python -m experiments.generate --workdir=runs/emoji/model --prompt="a red heart" --mode=image --out=out
+  python -m experiments.generate --workdir=runs/emoji/model --image=heart.png --mode=text --count=4 --out=out
+  python -m experiments.generate --workdir=runs/emoji/model --prompt="<image> and <image> differ:" --image=a.png --image=b.png \
+      --temperature=0 --gin.GenerationConfig.max_tokens=200 --out=out
+
+Every --image takes the place of an <image> of the prompt, in order; without such places the pictures come first. The workdir is
+that of `experiments.pretrain`; its newest checkpoint that verifies is used. Writes OUT/KK.txt (the words, with the names of the
+pictures where they came) and OUT/KK-N.png for each of --count outputs. docs/generate.md has all settings.
+"""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+from chameleon_jax import cli
+from chameleon_jax.configs import GenerationConfig, SamplingConfig
+from chameleon_jax.errors import GenerationError
+
+SETTINGS = {"mode": str, "max_tokens": int, "max_images": int, "seed": int}  # flags that set a field of the config
+
+
+def _flags(parser):
+    parser.add_argument("--prompt", default="", help="words; each <image> in them is one of the --image pictures")
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may be given again")
+    parser.add_argument("--out", required=True, metavar="DIR", help="where text and PNG files are written")
+    parser.add_argument("--count", type=int, default=1, help="outputs, each with its own draws")
+    for name, kind in SETTINGS.items():
+        parser.add_argument(f"--{name}", type=kind, help=f"same as --gin.GenerationConfig.{name}")
+    parser.add_argument("--temperature", type=float, help="of text and images; 0 takes the most likely")
+    parser.add_argument("--top_p", type=float, help="of text and images")
+
+
+def _with_flags(config: GenerationConfig, args) -> GenerationConfig:
+    changes = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
+    sampling = {name: getattr(args, name) for name in ("temperature", "top_p") if getattr(args, name) is not None}
+    for modality in ("text", "image"):
+        values = dataclasses.asdict(getattr(config, modality)) | sampling
+        changes[modality] = SamplingConfig(**values)
+    return dataclasses.replace(config, **changes)
+
+
+def main(config: GenerationConfig, args) -> None:
+    from chameleon_jax.generation import run as run_lib
+    from chameleon_jax.generation.engine import generate
+    from chameleon_jax.generation.prompt import TextOutput, build_prompt, read_output
+    from chameleon_jax.tokenizers import images
+
+    config = _with_flags(config, args)
+    if args.count < 1:
+        raise GenerationError(f"--count is {args.count}; ask for at least 1 output")
+    folder = Path(args.out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise GenerationError(f"--out {folder} cannot be made: {error.strerror}") from error
+    run = run_lib.load(args.workdir)
+    pictures = [images.load_pixels(_read(name), run.bundle.image_config) for name in args.image]
+    prompt = build_prompt(args.prompt, pictures, run.bundle)
+    logging.info("step %d of %s, prompt of %d ids", run.step, args.workdir, len(prompt))
+    outputs = generate(run.params, run.config.model, run.bundle.vocab, [prompt] * args.count, config)
+
+    try:
+        for number, output in enumerate(outputs):
+            words, drawn = [], 0
+            for part in read_output(output.ids, run.bundle):
+                if isinstance(part, TextOutput):
+                    words.append(part.text)
+                else:
+                    name = f"{number:02d}-{drawn}.png"
+                    images.to_image(part.pixels).save(folder / name)
+                    words.append(f"[{name}]")
+                    drawn += 1
+            path = folder / f"{number:02d}.txt"
+            path.write_text("".join(words) + "\n", encoding="utf-8")
+            print(
+                f"{path} ({drawn} pictures, {len(output.ids)} ids, stopped by {output.finish_reason}): {''.join(words)}"
+            )
+    except OSError as error:
+        raise GenerationError(f"--out {folder} cannot be written: {error.strerror}") from error
+
+
+def _read(name: str) -> bytes:
+    try:
+        return Path(name).read_bytes()
+    except OSError as error:
+        raise GenerationError(f"--image {name} cannot be read: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    cli.run(main, GenerationConfig, __doc__, add_flags=_flags)

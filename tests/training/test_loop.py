@@ -1,0 +1,192 @@
+"""The real loop on a real store: it learns, stops and resumes to the same bits, and refuses what does not belong to it."""
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from chameleon_jax.configs import (
+    CheckpointConfig,
+    DataConfig,
+    OptimConfig,
+    PretrainConfig,
+    StoreConfig,
+    TrainConfig,
+    TransformerConfig,
+)
+from chameleon_jax.errors import CheckpointError, ConfigError, TrainingError, WorkdirError
+from chameleon_jax.training import state as state_lib
+from chameleon_jax.training import step as step_lib
+from chameleon_jax.training.checkpoint import restore_subtree
+from chameleon_jax.training.loop import pretrain
+from chameleon_jax.training.signals import EXIT_STOPPED
+from chameleon_jax.training.workdir import open_workdir
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def config(build_store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stores")
+    train, held_out = (
+        build_store(folder / name, count=80, seed=seed).path for seed, name in enumerate(("train", "heldout"))
+    )
+    return PretrainConfig(
+        model=TransformerConfig(
+            vocab_size=360, d_model=32, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=16, d_ff=48, max_seq_len=64, dropout=0.1,
+            compute_dtype="float32",
+        ),
+        data=DataConfig(stores=(StoreConfig(path=train),), eval_stores=(StoreConfig(path=held_out),), seq_len=64),
+        train=TrainConfig(steps=STEPS, batch_size=8, log_every=1, eval_every=STEPS, eval_batches=1, peak_flops=1e12),
+        optim=OptimConfig(learning_rate=1e-2, warmup_steps=2),
+        checkpoint=CheckpointConfig(every_steps=4),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole_run(config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    assert pretrain(config, str(workdir)) == 0
+    return workdir
+
+
+def read_metrics(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def trained(workdir):
+    """Every number that training itself makes, without the clock's."""
+    timed = {"tokens_per_second", "mfu", "data_wait_fraction", "step_seconds", "eta_seconds"}
+    return [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(workdir)]
+
+
+def test_every_step_is_logged_with_its_losses_and_norms_and_the_loss_falls(whole_run):
+    lines = [line for line in read_metrics(whole_run) if "loss" in line]
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    for line in lines:
+        for name in ("loss/text", "loss/image", "perplexity/image", "accuracy/text", "log_z/image", "norm/gradient", "norm/update",
+                     "norm/parameters", "output_rms", "max_attention_logit", "logit_max", "learning_rate"):  # fmt: skip
+            assert np.isfinite(line[name]), name
+        assert len(line["layers/residual_rms"]) == 2
+    assert lines[0]["perplexity/text"] == pytest.approx(np.exp(lines[0]["loss/text"]))
+    assert lines[0]["loss"] == pytest.approx(np.log(360), abs=0.1)  # an untrained model knows nothing
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.2
+    assert lines[-1]["tokens_seen/image"] > lines[0]["tokens_seen/image"] > 0
+    assert {"tokens_per_second", "mfu", "data_wait_fraction", "eta_seconds"} <= set(lines[-1])
+
+
+def test_held_out_loss_is_logged_and_run_files_are_written(whole_run, config):
+    evaluated = [line for line in read_metrics(whole_run) if "eval/loss" in line]
+    assert [line["step"] for line in evaluated] == [STEPS]
+    assert {"config.json", "versions.json", "sharding.txt"} <= {p.name for p in whole_run.iterdir()}
+    assert PretrainConfig.from_dict(json.loads((whole_run / "config.json").read_text())) == config
+    assert list((whole_run / "tensorboard").iterdir())
+
+
+def stop_after(workdir, step):
+    """Send this process a SIGTERM as soon as `step` is logged."""
+
+    def watch():
+        while (
+            not (workdir / "metrics.jsonl").exists() or len((workdir / "metrics.jsonl").read_text().splitlines()) < step
+        ):
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def test_a_stopped_run_saves_exits_75_and_goes_on_to_the_same_bits(config, whole_run, tmp_path):
+    watcher = stop_after(tmp_path, 5)
+    assert pretrain(config, str(tmp_path)) == EXIT_STOPPED
+    watcher.join()
+    stopped_at = max(line["step"] for line in read_metrics(tmp_path))
+    assert 5 <= stopped_at < STEPS
+    assert restore_subtree(tmp_path / "checkpoints", "step").step == stopped_at
+    # A crash may have logged steps that were never saved, and half a line: both must go.
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": stopped_at + 1, "loss": -1.0}) + '\n{"step": 9')
+    assert pretrain(config, str(tmp_path)) == 0
+    assert trained(tmp_path) == trained(whole_run)
+    mine, theirs = (restore_subtree(w / "checkpoints", "params").state for w in (tmp_path, whole_run))
+    jax.tree.map(np.testing.assert_array_equal, mine, theirs)
+
+
+def test_a_finished_run_has_nothing_to_do(config, whole_run):
+    before = (whole_run / "metrics.jsonl").read_text()
+    assert pretrain(config, str(whole_run)) == 0
+    assert (whole_run / "metrics.jsonl").read_text() == before
+
+
+def test_a_second_run_on_the_same_workdir_is_refused(config, tmp_path):
+    with open_workdir(tmp_path), pytest.raises(WorkdirError, match="is in use by process"):
+        pretrain(config, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optim": OptimConfig(learning_rate=1e-3, warmup_steps=2)}, "optim.learning_rate"),
+        ({"train": TrainConfig(steps=STEPS, batch_size=16)}, "train.batch_size"),
+        ({"data": {"seq_len": 32}}, "data.seq_len"),
+        ({"model": {"d_model": 64}}, "model.d_model"),
+    ],
+)
+def test_resuming_with_another_config_is_refused_with_the_field(config, whole_run, change, message):
+    changed = {k: dataclasses.replace(getattr(config, k), **v) if isinstance(v, dict) else v for k, v in change.items()}
+    with pytest.raises(CheckpointError, match=message):
+        pretrain(dataclasses.replace(config, **changed), str(whole_run))
+
+
+def test_resuming_on_other_data_is_refused(config, whole_run, make_store):
+    path = config.data.stores[0].path
+    other = make_store("other", count=81, seed=9).path
+    os.rename(path, path + ".away")
+    os.symlink(other, path)
+    try:
+        with pytest.raises(CheckpointError, match="the data changed"):
+            pretrain(config, str(whole_run))
+    finally:
+        os.unlink(path)
+        os.rename(path + ".away", path)
+
+
+def test_a_vocabulary_that_the_model_lacks_is_refused_before_compiling(config, tmp_path):
+    small = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=359))
+    with pytest.raises(ConfigError, match="model.vocab_size 359 is smaller than the 360 ids"):
+        pretrain(small, str(tmp_path))
+
+
+def test_a_loss_that_is_not_finite_stops_a_run_that_may_not_skip(config, tmp_path, monkeypatch):
+    broken = dataclasses.replace(config, optim=OptimConfig(learning_rate=1e-2, skip_nonfinite=False))
+    create = state_lib.create
+
+    def poisoned(key, config):
+        made = create(key, config)
+        return made.replace(params=made.params | {"norm": made.params["norm"].at[0].set(np.nan)})
+
+    monkeypatch.setattr(state_lib, "create", poisoned)
+    with pytest.raises(TrainingError, match="step 1: loss or gradient is not finite"):
+        pretrain(broken, str(tmp_path))
+    assert read_metrics(tmp_path)[0]["step"] == 1  # flushed before the stop
+
+
+def test_the_step_is_traced_once_in_the_whole_loop(config, tmp_path, monkeypatch):
+    traces = []
+    train_step = step_lib.train_step
+    monkeypatch.setattr(step_lib, "train_step", lambda *args: traces.append(1) or train_step(*args))
+    short = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=6))
+    watcher = stop_after(tmp_path, 3)
+    pretrain(short, str(tmp_path))
+    watcher.join()
+    assert len(traces) == 1
+    pretrain(short, str(tmp_path))  # restored from the checkpoint, if it was stopped in time
+    assert len(traces) <= 2
