@@ -450,7 +450,21 @@ class PretrainConfig(Config):
         )
 
 
-# --- generation ------------------------------------------------------------------------------------------------------
+# --- evaluation and generation ---------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CaptionEvalConfig(Config):
+    """Choice of a picture's caption among others, by likelihood, on documents of one picture and one text."""
+
+    source: SourceConfig
+    pictures: int = 500  # evenly spaced over the source
+    choices: int = 10
+    seed: int = 0
+
+    def validate(self):
+        self.require(self.pictures >= 2, f"pictures must be at least 2, got {self.pictures}")
+        self.require(self.choices >= 2, f"choices must be at least 2, got {self.choices}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,10 @@ def main(config: PretrainConfig, args) -> int:
         jax.distributed.initialize()
     from chameleon_jax.training.loop import pretrain
 
+    if config.prepare == "digits":
+        from chameleon_jax.demo.prepare import digit_stores
+
+        digit_stores(args.workdir)
     return pretrain(config, args.workdir, {"config.gin": args.gin.given, "operative_config.gin": args.gin.operative})
 
 

@@ -12,9 +12,48 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from chameleon_jax.configs import TransformerConfig
+from chameleon_jax.configs import SourceConfig, TransformerConfig
+from chameleon_jax.data.sources import Reject, read_documents
+from chameleon_jax.errors import DataError
 from chameleon_jax.evaluation import likelihood
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
+from chameleon_jax.tokenizers.documents import ImageSegment, TextSegment
+from chameleon_jax.tokenizers.images import load_pixels
+
+ENCODED_AT_ONCE = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Captioned:
+    """Pictures of a source as codes, with their captions."""
+
+    codes: Int[np.ndarray, "n C"]
+    captions: list[str]
+
+
+def read_captioned(source: SourceConfig, bundle: TokenizerBundle, count: int) -> Captioned:
+    """`count` captioned pictures, evenly spaced over those of the source that have one picture and one text.
+
+    Raises DataError when there are fewer than two.
+    """
+    found = [d for d in read_documents(source) if not isinstance(d, Reject) and len(d.segments) == 2]
+    pairs = []
+    for document in found:
+        texts = [s for s in document.segments if isinstance(s, TextSegment)]
+        images = [s for s in document.segments if isinstance(s, ImageSegment)]
+        if len(texts) == len(images) == 1:
+            pairs.append((images[0], texts[0].text))
+    if len(pairs) < 2:
+        raise DataError(
+            f"source '{source.name}' has {len(pairs)} documents of one picture and one text; 2 are the least"
+        )
+    chosen = [pairs[i] for i in np.linspace(0, len(pairs) - 1, min(count, len(pairs))).astype(int)]
+    codes = []
+    for begin in range(0, len(chosen), ENCODED_AT_ONCE):
+        part = [load_pixels(image.data, bundle.image_config) for image, _ in chosen[begin : begin + ENCODED_AT_ONCE]]
+        padding = [part[-1]] * (ENCODED_AT_ONCE - len(part))
+        codes.append(bundle.encode_images(np.stack(part + padding))[: len(part)])
+    return Captioned(codes=np.concatenate(codes), captions=[text for _, text in chosen])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,41 +80,44 @@ def choose_captions(
     params: Any,
     config: TransformerConfig,
     bundle: TokenizerBundle,
-    codes: Int[np.ndarray, "n C"],
-    captions: list[str],
+    data: Captioned,
     *,
     choices: int,
     seed: int,
 ) -> CaptionChoice:
-    """Score each picture's caption and `choices - 1` different captions of other pictures, drawn with `seed`."""
+    """Score each picture's caption and `choices - 1` different captions of other pictures, drawn with `seed`.
+
+    Raises DataError when there are fewer than `choices` different captions.
+    """
+    if len(set(data.captions)) < choices:
+        raise DataError(f"{len(set(data.captions))} different captions are not enough for {choices} choices")
     random = np.random.default_rng(seed)
     sequences, starts = [], []
-    for index, caption in enumerate(captions):
-        others = np.array(sorted(set(captions) - {caption}))
+    for index, caption in enumerate(data.captions):
+        others = np.array(sorted(set(data.captions) - {caption}))
         wrong = random.choice(others, choices - 1, replace=False)
         for text in (caption, *wrong):
-            ids, start = _captioned(bundle, codes[index], str(text))
+            ids, start = _captioned(bundle, data.codes[index], str(text))
             sequences.append(ids)
             starts.append(start)
     scores = likelihood.score(params, config, sequences, starts)
-    return CaptionChoice(log_likelihood=np.asarray(scores).reshape(len(captions), choices))
+    return CaptionChoice(log_likelihood=np.asarray(scores).reshape(len(data.captions), choices))
 
 
 def picture_gain(
     params: Any,
     config: TransformerConfig,
     bundle: TokenizerBundle,
-    codes: Int[np.ndarray, "n C"],
-    captions: list[str],
+    data: Captioned,
     *,
     seed: int,
 ) -> PictureGain:
     """NLL(caption | another picture) - NLL(caption | its picture), in nats, over all captions."""
-    count = len(captions)
+    count = len(data.captions)
     random = np.random.default_rng(seed)
     other = (np.arange(count) + random.integers(1, count, count)) % count
-    pairs = [_captioned(bundle, codes[i], captions[i]) for i in range(count)]
-    pairs += [_captioned(bundle, codes[other[i]], captions[i]) for i in range(count)]
+    pairs = [_captioned(bundle, data.codes[i], data.captions[i]) for i in range(count)]
+    pairs += [_captioned(bundle, data.codes[other[i]], data.captions[i]) for i in range(count)]
     scores = np.asarray(likelihood.score(params, config, [p[0] for p in pairs], [p[1] for p in pairs]))
     gain = scores[:count] - scores[count:]
     return PictureGain(nats=float(gain.mean()), standard_error=float(gain.std(ddof=1) / np.sqrt(count)))

@@ -120,7 +120,13 @@ def _print_checkpoints(folder: Path, verify: bool) -> None:
                 for part in sorted({name.split("/")[0] for name in manifest.leaves}):
                     restore_subtree(child, part)
                 state = "verified"
-            table.add_row(child.name, str(len(manifest.leaves)), f"{numbers:,}", manifest.metadata.get("data_fingerprint", ""), state)
+            table.add_row(
+                child.name,
+                str(len(manifest.leaves)),
+                f"{numbers:,}",
+                manifest.metadata.get("data_fingerprint", ""),
+                state,
+            )
         except (ChameleonError, OSError, ValueError) as error:
             table.add_row(child.name, "", "", "", f"not usable: {error}")
     _print(table)

@@ -5,6 +5,8 @@ Norms and rotations are computed in fp32 whatever the compute dtype, with one ro
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -28,12 +30,11 @@ def qk_norm(
 
     Chameleon, section 2.3.1; facebookresearch/chameleon `inference/transformer.py`: a true LayerNorm, before RoPE, eps 1e-5.
     """
-    wide = x.astype(jnp.float32)
+    wide = x.astype(jnp.float32).reshape(*x.shape[:2], scale.shape[0], -1, x.shape[-1])
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
     normed = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + QK_NORM_EPS)
-    heads = x.shape[-2] // scale.shape[0]
-    scale, bias = (jnp.repeat(p.astype(jnp.float32), heads, axis=0) for p in (scale, bias))
-    return (normed * scale + bias).astype(x.dtype)
+    scale, bias = (p.astype(jnp.float32)[:, None] for p in (scale, bias))
+    return (normed * scale + bias).astype(x.dtype).reshape(x.shape)
 
 
 def rotary_angles(
@@ -42,7 +43,8 @@ def rotary_angles(
     """cos and sin of position * theta^(-2i/H), fp32 (RoFormer, Su et al. 2021)."""
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angles = positions.astype(jnp.float32)[..., None] * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
+    # Behind a barrier: fused into the rotations, XLA would compute every angle anew for each layer and head.
+    return jax.lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
 
 
 def apply_rotary(
@@ -54,11 +56,22 @@ def apply_rotary(
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
+def linear(x: Float[Array, "B T *inputs"], kernel: Float[Array, "*inputs *outputs"]) -> Float[Array, "B T *outputs"]:
+    """Contract all feature dimensions of `x` with the first ones of `kernel`, which is cast to the dtype of `x`.
+
+    Written as one product of two matrices: with the tokens in one dimension XLA's CPU backend takes the operands of the weight
+    gradient as they lie; with two it transposes them in memory first, which costs as much as the product.
+    """
+    inputs = x.ndim - 2
+    width = math.prod(kernel.shape[:inputs])
+    product = x.reshape(-1, width) @ kernel.astype(x.dtype).reshape(width, -1)
+    return product.reshape(*x.shape[:2], *kernel.shape[inputs:])
+
+
 def swiglu(x: Float[Array, "B T D"], params: dict[str, Array]) -> Float[Array, "B T D"]:
-    """down(silu(gate x) * (up x)) (Shazeer 2020); weights are cast to the dtype of x."""
-    gate, up, down = (params[name].astype(x.dtype) for name in ("gate", "up", "down"))
-    hidden = jax.nn.silu(x @ gate) * (x @ up)
-    return constrain(hidden, "B T F") @ down
+    """down(silu(gate x) * (up x)) (Shazeer 2020)."""
+    hidden = jax.nn.silu(linear(x, params["gate"])) * linear(x, params["up"])
+    return linear(constrain(hidden, "B T F"), params["down"])
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: jax.Array | None) -> Float[Array, "..."]:

@@ -20,9 +20,9 @@ from jaxtyping import Array, Float, Int
 
 from chameleon_jax.configs import TransformerConfig
 from chameleon_jax.models import kv_cache, params
-from chameleon_jax.models.attention import MaskSpec, attention
+from chameleon_jax.models.attention import SAVED_NAME, MaskSpec, attention
 from chameleon_jax.models.kv_cache import KVCache
-from chameleon_jax.models.layers import apply_rotary, dropout, qk_norm, rms, rms_norm, rotary_angles, swiglu
+from chameleon_jax.models.layers import apply_rotary, dropout, linear, qk_norm, rms, rms_norm, rotary_angles, swiglu
 from chameleon_jax.models.params import ParamSpec
 from chameleon_jax.parallel.mesh import constrain
 
@@ -203,10 +203,9 @@ def _attention(
 ) -> tuple[Float[Array, "B T D"], tuple[dict[str, Array], Array | None, Array | None]]:
     """Output projection of attention, and (statistics, cache keys, cache values)."""
     weights, stats = layer["weights"]["attn"], {}
-    wq, wk, wv, wo = (weights[name].astype(x.dtype) for name in ("wq", "wk", "wv", "wo"))
-    q = constrain(jnp.einsum("btd,dnh->btnh", x, wq), "B T N H")
-    k = constrain(jnp.einsum("btd,dkh->btkh", x, wk), "B T K H")
-    v = constrain(jnp.einsum("btd,dkh->btkh", x, wv), "B T K H")
+    q = constrain(linear(x, weights["wq"]), "B T N H")
+    k = constrain(linear(x, weights["wk"]), "B T K H")
+    v = constrain(linear(x, weights["wv"]), "B T K H")
     if stream.statistics:
         stats |= {"q_rms": rms(q, stream.real), "k_rms": rms(k, stream.real)}
     if config.qk_norm:
@@ -221,8 +220,8 @@ def _attention(
     out = attention(q, k, v, stream.mask, backend=config.attention, chunk=config.attention_chunk)
     if stream.statistics:
         stats["max_attention_logit"] = out.max_logit
-    values = checkpoint_name(out.values, "attention_values")
-    return constrain(jnp.einsum("btnh,nhd->btd", values, wo), "B T D"), (stats, *cached)
+    values = checkpoint_name(out.values, SAVED_NAME)
+    return constrain(linear(values, weights["wo"]), "B T D"), (stats, *cached)
 
 
 def logits(weights: Params, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
@@ -248,6 +247,6 @@ def _rematerialised(block: Any, policy: str) -> Any:
     chosen = {
         "full": policies.nothing_saveable,
         "dots": policies.dots_with_no_batch_dims_saveable,
-        "attention": policies.save_only_these_names("attention_values"),
+        "attention": policies.save_only_these_names(SAVED_NAME),
     }[policy]
     return jax.checkpoint(block, policy=chosen, prevent_cse=False)

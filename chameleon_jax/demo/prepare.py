@@ -1,0 +1,44 @@
+"""Makes the token stores of the smoke run inside its workdir: digits, a small tokenizer, and tokens, in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from chameleon_jax.configs import (
+    ImageConfig,
+    SourceConfig,
+    TokenizeConfig,
+    TrainTokenizerConfig,
+    VocabConfig,
+    VQConfig,
+    VQTrainConfig,
+)
+from chameleon_jax.data.pipeline import tokenize
+from chameleon_jax.demo import digits
+from chameleon_jax.training.tokenizer import train_bundle
+
+CODES = 64
+
+
+def digit_stores(workdir: str | Path) -> None:
+    """Write `data/train` and `data/heldout` token stores below `workdir`, unless they are there."""
+    folder = Path(workdir) / "data"
+    if all((folder / part / "manifest.json").exists() for part in ("train", "heldout")):
+        return
+    raw, bundle = folder / "digits", folder / "tokenizer"
+    digits.write(raw)
+    sources = {
+        part: SourceConfig(name=part, kind="folder", path=str(raw / f"{part}.jsonl")) for part in ("train", "heldout")
+    }
+    shape = {"channels": 16, "channel_multipliers": (1,), "res_blocks": 1, "latent_channels": 16, "embed_dim": 8}
+    config = TrainTokenizerConfig(
+        sources=(sources["train"],),
+        eval_sources=(sources["heldout"],),
+        vocab=VocabConfig(image_codes=CODES, reserved=10, text_tokens=320, codes_per_image=16),
+        image=ImageConfig(resolution=8),
+        vq=VQConfig(resolution=8, patch_size=2, codes=CODES, norm_groups=4, **shape),
+        vq_train=VQTrainConfig(steps=100, batch_size=64, learning_rate=3e-3, warmup_steps=10, eval_every=100, dead_code_steps=20),
+    )
+    train_bundle(config, bundle)
+    for part, source in sources.items():
+        tokenize(TokenizeConfig(sources=(source,), tokenizer=str(bundle), image_batch=256), folder / part)

@@ -1,0 +1,313 @@
+"""The image codec: pictures to a grid of codes and back, with the architecture of the Chameleon VQGAN at any size.
+
+The one idea: Linen modules describe the two convolutional halves, and everything outside sees pure functions over one nested dict
+of arrays. Names of parameters are those of the released file with the dots of list indices turned to underscores
+(`encoder.down.0.block.1.norm1.weight` is `encoder/down_0_block_1/norm1/scale`), so that conversion is a rename and a transpose.
+
+Architecture: Esser et al. 2021 (Taming Transformers) and Gafni et al. 2022 (Make-A-Scene) as in facebookresearch/chameleon,
+`inference/vqgan.py`. All is float32 at the highest matmul precision: small differences of large sums decide a code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from chameleon_jax.configs import VQConfig
+from chameleon_jax.errors import ConfigError, TokenizerError
+
+WEIGHTS, CONFIG = "vqgan.safetensors", "vqgan.json"
+Params = dict[str, Any]
+
+_PRECISION = lax.Precision.HIGHEST
+_Conv = functools.partial(nn.Conv, padding="SAME", precision=_PRECISION)
+_LastConv = functools.partial(_Conv, kernel_init=nn.initializers.zeros)  # a fresh residual branch adds nothing
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Codec:
+    """A codec as it is saved: parameters and the config that gives them meaning."""
+
+    params: Params
+    config: VQConfig
+
+
+# --- pure functions --------------------------------------------------------------------------------------------------
+
+
+def init(key: Array, config: VQConfig) -> Params:
+    """Fresh parameters; the codebook is uniform in +-1/codes (van den Oord et al. 2017, reference implementation)."""
+    size = config.downsampling  # one code is enough to shape every parameter
+    images = jnp.zeros((1, size, size, config.in_channels), jnp.float32)
+    return _VQGAN(config).init(key, images, method=_VQGAN.reconstruct)["params"]
+
+
+def encode_latents(
+    params: Params, images: Float[Array, "B H W 3"], config: VQConfig, *, dropout_key: Array | None = None
+) -> Float[Array, "B h w D"]:
+    """Continuous latents before the codebook, of pixels in [-1, 1]. Dropout is on where a key is given.
+
+    Raises TokenizerError when a side is not a multiple of `config.downsampling`.
+    """
+    step = config.downsampling
+    if images.shape[1] % step or images.shape[2] % step:
+        raise TokenizerError(
+            f"pictures of {images.shape[1]}x{images.shape[2]} pixels: sides must be multiples of {step}"
+        )
+    return _apply(_VQGAN.encode, params, images, config, dropout_key)
+
+
+def decode_latents(
+    params: Params, latents: Float[Array, "B h w D"], config: VQConfig, *, dropout_key: Array | None = None
+) -> Float[Array, "B H W 3"]:
+    """Pixels, not clamped, of rows of the codebook (or any other latents)."""
+    return _apply(_VQGAN.decode, params, latents, config, dropout_key)
+
+
+def nearest_codes(latents: Float[Array, "*grid D"], codebook: Float[Array, "C D"]) -> Int[Array, "*grid"]:
+    """Index of the nearest row of the codebook by squared distance; the first of equals.
+
+    The distance is summed as (|z|^2 + |e|^2) - 2 z.e in float32, in this order: near-ties are decided by its rounding, and the
+    cheaper form without |z|^2 gives other codes now and then.
+    """
+    flat = latents.reshape(-1, latents.shape[-1])
+    products = jnp.einsum("nd,cd->nc", flat, codebook, precision=_PRECISION)
+    distances = (jnp.sum(flat**2, axis=1, keepdims=True) + jnp.sum(codebook**2, axis=1)) - 2 * products
+    return jnp.argmin(distances, axis=1).astype(jnp.int32).reshape(latents.shape[:-1])
+
+
+def encode(params: Params, images: Float[Array, "B H W 3"], config: VQConfig) -> Int[Array, "B h w"]:
+    """Codes of pixels in [-1, 1], row by row."""
+    return nearest_codes(encode_latents(params, images, config), codebook(params))
+
+
+def decode(params: Params, codes: Int[Array, "B h w"], config: VQConfig) -> Float[Array, "B H W 3"]:
+    """Pixels of codes, not clamped."""
+    return decode_latents(params, codebook(params)[codes], config)
+
+
+def codebook(params: Params) -> Float[Array, "C D"]:
+    """The embedding of every code."""
+    return params["quantize"]["embedding"]
+
+
+def _apply(method, params: Params, inputs: Array, config: VQConfig, dropout_key: Array | None) -> Array:
+    training = dropout_key is not None and config.dropout > 0
+    rngs = {"dropout": dropout_key} if training else None
+    return _VQGAN(config, training=training).apply({"params": params}, inputs, method=method, rngs=rngs)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def save(directory: str | os.PathLike, params: Params, config: VQConfig) -> None:
+    """Write `vqgan.json` and `vqgan.safetensors`, each whole or not at all."""
+    from safetensors.numpy import save as to_bytes
+
+    flat = traverse_util.flatten_dict(params, sep=".")
+    tensors = {name: np.ascontiguousarray(leaf, np.float32) for name, leaf in flat.items()}
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in ((CONFIG, config.to_json().encode()), (WEIGHTS, to_bytes(tensors))):
+        unfinished = folder / f"{name}.tmp"
+        unfinished.write_bytes(data)
+        os.replace(unfinished, folder / name)
+
+
+def load(directory: str | os.PathLike) -> Codec:
+    """Read what `save` wrote. Raises TokenizerError for a file missing or damaged, or tensors that do not fit the config."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as from_bytes
+
+    folder = Path(directory)
+    try:
+        config = VQConfig.from_dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+        tensors = from_bytes((folder / WEIGHTS).read_bytes())
+    except FileNotFoundError as error:
+        raise TokenizerError(f"{error.filename} does not exist: run  python -m experiments.train_tokenizer") from None
+    except (OSError, ValueError, AttributeError, TypeError, KeyError, SafetensorError, ConfigError) as error:
+        raise TokenizerError(f"codec in {folder} is damaged: {error}") from error
+    wanted = traverse_util.flatten_dict(jax.eval_shape(lambda: init(jax.random.key(0), config)), sep=".")
+    for name in sorted(wanted.keys() | tensors.keys()):
+        if name not in tensors or name not in wanted:
+            state = "lacks" if name not in tensors else "has, but its config does not ask for,"
+            raise TokenizerError(
+                f"{folder / WEIGHTS} {state} tensor {name}: weights and {CONFIG} do not belong together"
+            )
+        if tensors[name].shape != wanted[name].shape or tensors[name].dtype != np.float32:
+            found = f"{tensors[name].dtype}{list(tensors[name].shape)}"
+            raise TokenizerError(
+                f"{folder / WEIGHTS}: {name} is {found}, {CONFIG} asks for float32{list(wanted[name].shape)}"
+            )
+    return Codec(params=traverse_util.unflatten_dict(tensors, sep="."), config=config)
+
+
+# --- modules ---------------------------------------------------------------------------------------------------------
+
+
+def _norm(config: VQConfig, name: str) -> nn.GroupNorm:
+    return nn.GroupNorm(num_groups=config.norm_groups, epsilon=1e-6, use_fast_variance=False, name=name)
+
+
+class _ResidualBlock(nn.Module):
+    """norm, swish, 3x3, norm, swish, dropout, 3x3, and a 1x1 shortcut where the width changes."""
+
+    config: VQConfig
+    width: int
+    training: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W width"]:
+        y = _Conv(self.width, (3, 3), name="conv1")(nn.swish(_norm(self.config, "norm1")(x)))
+        y = nn.swish(_norm(self.config, "norm2")(y))
+        y = nn.Dropout(self.config.dropout, deterministic=not self.training)(y)
+        y = _LastConv(self.width, (3, 3), name="conv2")(y)
+        if x.shape[-1] != self.width:
+            x = _Conv(self.width, (1, 1), name="nin_shortcut")(x)
+        return x + y
+
+
+class _AttentionBlock(nn.Module):
+    """One head of full attention over all positions, with a residual."""
+
+    config: VQConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        batch, height, width, channels = x.shape
+        normed = _norm(self.config, "norm")(x)
+        q, k, v = (_Conv(channels, (1, 1), name=n)(normed).reshape(batch, height * width, channels) for n in "qkv")
+        scores = jnp.einsum("btc,bsc->bts", q, k, precision=_PRECISION) * channels**-0.5
+        mixed = jnp.einsum("bts,bsc->btc", nn.softmax(scores, axis=-1), v, precision=_PRECISION)
+        return x + _LastConv(channels, (1, 1), name="proj_out")(mixed.reshape(x.shape))
+
+
+class _Resample(nn.Module):
+    """Half the sides: one zero pixel right and bottom, then 3x3 with stride 2. Double them: nearest, then 3x3."""
+
+    up: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C"]:
+        if self.up:
+            return _Conv(x.shape[-1], (3, 3), name="conv")(x.repeat(2, axis=1).repeat(2, axis=2))
+        return _Conv(x.shape[-1], (3, 3), strides=(2, 2), padding=((0, 1), (0, 1)), name="conv")(x)
+
+
+class _Half(nn.Module):
+    """What encoder and decoder share: a level of blocks, and the blocks in the middle."""
+
+    config: VQConfig
+    training: bool
+
+    def level(self, x: Array, prefix: str, index: int, blocks: int) -> Array:
+        config = self.config
+        side = config.resolution // config.patch_size // 2**index
+        for j in range(blocks):
+            x = self.block(x, f"{prefix}_block_{j}", config.channels * config.channel_multipliers[index])
+            if side in config.attention_resolutions:
+                x = _AttentionBlock(config, name=f"{prefix}_attn_{j}")(x)
+        return x
+
+    def block(self, x: Array, name: str, width: int) -> Array:
+        return _ResidualBlock(self.config, width, self.training, name=name)(x)
+
+    def middle(self, x: Array) -> Array:
+        x = self.block(x, "mid_block_1", x.shape[-1])
+        x = _AttentionBlock(self.config, name="mid_attn_1")(x)
+        return self.block(x, "mid_block_2", x.shape[-1])
+
+    def finish(self, x: Array, channels: int) -> Array:
+        return _Conv(channels, (3, 3), name="conv_out")(nn.swish(_norm(self.config, "norm_out")(x)))
+
+
+class _Encoder(_Half):
+    @nn.compact
+    def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w Z"]:
+        config = self.config
+        x = _Conv(config.channels, (3, 3), name="conv_in")(_fold(images, config.patch_size))
+        last = len(config.channel_multipliers) - 1
+        for i in range(last + 1):
+            x = self.level(x, f"down_{i}", i, config.res_blocks)
+            if i < last:
+                x = _Resample(up=False, name=f"down_{i}_downsample")(x)
+        return self.finish(self.middle(x), config.latent_channels)
+
+
+class _Decoder(_Half):
+    @nn.compact
+    def __call__(self, latents: Float[Array, "B h w Z"]) -> Float[Array, "B H W 3"]:
+        config = self.config
+        x = _Conv(config.channels * config.channel_multipliers[-1], (3, 3), name="conv_in")(latents)
+        x = self.middle(x)
+        for i in reversed(range(len(config.channel_multipliers))):
+            x = self.level(x, f"up_{i}", i, config.res_blocks + 1)
+            if i > 0:
+                x = _Resample(up=True, name=f"up_{i}_upsample")(x)
+        return _unfold(self.finish(x, config.in_channels * config.patch_size**2), config.patch_size)
+
+
+class _Codebook(nn.Module):
+    config: VQConfig
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "C D"]:
+        codes, width = self.config.codes, self.config.embed_dim
+
+        def uniform(key: Array, shape: tuple[int, ...]) -> Array:
+            return jax.random.uniform(key, shape, minval=-1 / codes, maxval=1 / codes)
+
+        return self.param("embedding", uniform, (codes, width))
+
+
+class _VQGAN(nn.Module):
+    config: VQConfig
+    training: bool = False
+
+    def setup(self):
+        self.encoder = _Encoder(self.config, self.training)
+        self.decoder = _Decoder(self.config, self.training)
+        self.quantize = _Codebook(self.config)
+        self.quant_conv = _Conv(self.config.embed_dim, (1, 1))
+        self.post_quant_conv = _Conv(self.config.latent_channels, (1, 1))
+
+    def encode(self, images: Array) -> Array:
+        return self.quant_conv(self.encoder(images))
+
+    def decode(self, latents: Array) -> Array:
+        return self.decoder(self.post_quant_conv(latents))
+
+    def reconstruct(self, images: Array) -> Array:
+        """Touches every parameter, for `init`."""
+        latents = self.encode(images)
+        return self.decode(self.quantize()[nearest_codes(latents, self.quantize())])
+
+
+def _fold(images: Float[Array, "B H W C"], size: int) -> Float[Array, "B H/size W/size size*size*C"]:
+    """Space to depth: the pixels of a patch become the channels of one position."""
+    if size == 1:
+        return images
+    batch, height, width, channels = images.shape
+    patches = images.reshape(batch, height // size, size, width // size, size, channels).transpose(0, 1, 3, 2, 4, 5)
+    return patches.reshape(batch, height // size, width // size, size * size * channels)
+
+
+def _unfold(patches: Float[Array, "B h w size*size*C"], size: int) -> Float[Array, "B h*size w*size C"]:
+    """Depth to space: inverse of `_fold`."""
+    if size == 1:
+        return patches
+    batch, height, width, channels = patches.shape
+    split = patches.reshape(batch, height, width, size, size, channels // size**2).transpose(0, 1, 3, 2, 4, 5)
+    return split.reshape(batch, height * size, width * size, channels // size**2)

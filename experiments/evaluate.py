@@ -1,0 +1,44 @@
+"""Examine a trained run: does it understand pictures, measured by choosing the right caption among others by likelihood.
+
+Examples:
+  python -m experiments.evaluate --gin_file=gin_configs/runs/emoji_evaluate.gin --gin.DATA=runs/emoji/data \\
+      --workdir=runs/emoji/model
+
+Prints accuracy (chance is 1 / choices) and by how many nats a caption is likelier given its own picture than given another one, and
+writes them to captions.json in the workdir.
+"""
+
+import json
+from pathlib import Path
+
+from chameleon_jax import cli
+from chameleon_jax.configs import CaptionEvalConfig
+
+
+def main(config: CaptionEvalConfig, args) -> None:
+    from chameleon_jax.evaluation import captions
+    from chameleon_jax.generation import run
+
+    loaded = run.load(args.workdir)
+    data = captions.read_captioned(config.source, loaded.bundle, config.pictures)
+    model = (loaded.params, loaded.config.model, loaded.bundle, data)
+    choice = captions.choose_captions(*model, choices=config.choices, seed=config.seed)
+    gain = captions.picture_gain(*model, seed=config.seed)
+    numbers = {
+        "step": loaded.step,
+        "pictures": len(data.captions),
+        "choices": config.choices,
+        "accuracy": choice.accuracy,
+        "picture_gain_nats": gain.nats,
+        "picture_gain_standard_error": gain.standard_error,
+    }
+    (Path(args.workdir) / "captions.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    print(f"{len(data.captions)} pictures of '{config.source.name}', step {loaded.step}")
+    print(f"right caption among {config.choices}: {choice.accuracy:.1%} (chance {1 / config.choices:.0%})")
+    print(
+        f"NLL(caption | another picture) - NLL(caption | its picture): {gain.nats:.2f} +- {gain.standard_error:.2f} nats"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, CaptionEvalConfig, __doc__)

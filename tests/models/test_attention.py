@@ -1,0 +1,102 @@
+"""Both backends of the mask specification give the same values, gradients and largest logit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from chameleon_jax.models.attention import MAX_BLOCKS, MaskSpec, attention
+
+LENGTH = 13
+
+
+def inputs(queries=LENGTH, keys=LENGTH, heads=4, kv_heads=2):
+    rng = np.random.default_rng(0)
+    return tuple(
+        jnp.asarray(rng.normal(size=(2, length, n, 8)), jnp.float32)
+        for length, n in ((queries, heads), (keys, kv_heads), (keys, kv_heads))
+    )
+
+
+def packed_mask():
+    segments = jnp.asarray([[1] * 6 + [2] * 5 + [0] * 2, [1] * 3 + [2] * 10])
+    return MaskSpec(query_segments=segments, key_segments=segments)
+
+
+def cached_mask(queries=5, keys=LENGTH):
+    """Rows whose five queries sit at different slots of a cache that is filled up to them."""
+    slots = jnp.asarray([[4, 5, 6, 7, 8], [0, 1, 2, 3, 4]])
+    filled = (jnp.arange(keys)[None] <= slots[:, -1:]).astype(jnp.int32)
+    return MaskSpec(query_segments=jnp.ones((2, queries), jnp.int32), key_segments=filled, query_slots=slots)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 13, 64])
+@pytest.mark.parametrize("kind", ["packed", "cached", "many heads"])
+def test_chunked_equals_reference_in_values_gradients_and_largest_logit(kind, chunk):
+    arrays = {"packed": inputs(), "cached": inputs(queries=5), "many heads": inputs(heads=6, kv_heads=6)}[kind]
+    mask = cached_mask() if kind == "cached" else packed_mask()
+    weight = jnp.asarray(np.random.default_rng(1).normal(size=arrays[0].shape), jnp.float32)
+
+    def run(backend):
+        def loss(arrays):
+            out = attention(*arrays, mask, backend=backend, chunk=chunk)
+            return jnp.sum(out.values * weight), out
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(arrays)
+
+    (_, expected), expected_gradient = run("reference")
+    (_, out), gradient = run("chunked")
+    np.testing.assert_allclose(out.values, expected.values, atol=1e-5)
+    np.testing.assert_allclose(out.max_logit, expected.max_logit, rtol=1e-6)
+    for ours, theirs in zip(gradient, expected_gradient, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_reference_equals_a_loop_over_queries():
+    query, key, value = inputs()
+    mask = packed_mask()
+    out = np.asarray(attention(query, key, value, mask, backend="reference", chunk=64).values)
+    segments = np.asarray(mask.key_segments)
+    for row, t, n in ((0, 3, 0), (0, 8, 3), (1, 12, 1), (1, 2, 2)):
+        seen = [s for s in range(t + 1) if segments[row, s] == segments[row, t]]
+        scores = np.array([query[row, t, n] @ key[row, s, n // 2] for s in seen]) / np.sqrt(8)
+        chances = np.exp(scores) / np.exp(scores).sum()
+        np.testing.assert_allclose(
+            out[row, t, n], sum(c * value[row, s, n // 2] for c, s in zip(chances, seen, strict=True)), atol=1e-5
+        )
+
+
+def test_logits_far_beyond_the_range_of_exp_stay_finite():
+    query, key, value = inputs()
+    for backend in ("reference", "chunked"):
+        gradient = jax.grad(
+            lambda q, backend=backend: attention(q, key, value, packed_mask(), backend=backend, chunk=5).values.sum()
+        )(query * 1e4)
+        assert jnp.isfinite(gradient).all()
+
+
+def test_the_chunked_backend_never_holds_the_scores_of_all_queries():
+    query, key, value = (jnp.zeros((1, 512, 1, 8)) for _ in range(3))
+    ones = jnp.ones((1, 512), jnp.int32)
+    mask = MaskSpec(query_segments=ones, key_segments=ones)
+
+    def arrays_of(backend):
+        loss = jax.grad(lambda q: attention(q, key, value, mask, backend=backend, chunk=64).values.sum())
+        return str(jax.make_jaxpr(loss)(query))
+
+    assert "512,512]" in arrays_of("reference")
+    assert "512,512]" not in arrays_of("chunked")
+
+
+def test_long_rows_get_longer_chunks_instead_of_more_of_them():
+    length = 4 * MAX_BLOCKS
+    arrays = (jnp.zeros((1, length, 1, 2)),) * 3
+    ones = jnp.ones((1, length), jnp.int32)
+    mask = MaskSpec(query_segments=ones, key_segments=ones)
+    text = str(jax.make_jaxpr(lambda *a: attention(*a, mask, backend="chunked", chunk=1).values)(*arrays))
+    assert text.count("dot_general[") == 2 * MAX_BLOCKS
+
+
+def test_an_unknown_backend_is_refused():
+    with pytest.raises(ValueError, match="unknown attention backend 'fast'"):
+        attention(*inputs(), packed_mask(), backend="fast", chunk=4)

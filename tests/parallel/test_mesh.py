@@ -1,0 +1,58 @@
+"""The mesh, its rules, and what is refused before anything is compiled."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec
+
+from chameleon_jax.configs import MeshConfig, TransformerConfig
+from chameleon_jax.errors import ConfigError
+from chameleon_jax.parallel import mesh as mesh_lib
+
+MODEL = TransformerConfig(d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=48, vocab_size=64)
+
+
+def test_one_axis_takes_the_devices_that_are_left():
+    mesh = mesh_lib.make_mesh(MeshConfig(data=2, fsdp=-1, tensor=2))
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+def test_axes_that_do_not_fit_the_devices_are_refused_with_both_numbers():
+    with pytest.raises(ConfigError, match=r"need 3 devices, there are 8"):
+        mesh_lib.make_mesh(MeshConfig(data=3, fsdp=1, tensor=1))
+    with pytest.raises(ConfigError, match=r"8 devices cannot be divided by the 3"):
+        mesh_lib.make_mesh(MeshConfig(data=3, fsdp=-1))
+
+
+@pytest.mark.parametrize(
+    ("axes", "batch", "microbatches", "message"),
+    [
+        ({"tensor": 4, "fsdp": 2}, 8, 1, r"model.n_kv_heads = 2 is not a multiple of the mesh's tensor = 4"),
+        ({"fsdp": 8}, 4, 1, r"rows of a microbatch = 4 is not a multiple of the mesh's data \* fsdp = 8"),
+        ({"fsdp": 8}, 16, 4, r"rows of a microbatch = 4"),
+    ],
+)
+def test_dimensions_that_cannot_be_cut_are_refused_with_both_numbers(axes, batch, microbatches, message):
+    mesh = mesh_lib.make_mesh(MeshConfig(**axes))
+    with pytest.raises(ConfigError, match=message):
+        mesh_lib.check_fits(MODEL, batch, microbatches, mesh)
+
+
+def test_a_configuration_that_fits_passes():
+    mesh_lib.check_fits(MODEL, 8, 2, mesh_lib.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+
+
+def test_parameters_are_stored_over_fsdp_and_tensor_and_activations_follow_the_batch():
+    assert mesh_lib.parameter_spec("L D N H") == PartitionSpec(None, "fsdp", "tensor", None)
+    assert mesh_lib.activation_spec("B T D") == PartitionSpec(("data", "fsdp"), None, None)
+
+
+def test_constrain_does_nothing_without_a_mesh_and_shards_with_one():
+    x = jnp.zeros((8, 4, 2))
+    assert mesh_lib.constrain(x, "B T D") is x
+    mesh = mesh_lib.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    with jax.set_mesh(mesh):
+        out = jax.jit(lambda y: mesh_lib.constrain(y, "B T V"))(x)
+        assert mesh_lib.batch_shards() == 4
+    assert out.sharding.shard_shape(out.shape) == (2, 4, 1)
+    assert mesh_lib.batch_shards() == 1

@@ -1,0 +1,181 @@
+"""Training of the image codec: it learns, it resumes bitwise, its codebook follows the latents, and dead codes come back."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from chameleon_jax.configs import VQConfig, VQTrainConfig
+from chameleon_jax.errors import CheckpointError, DataError
+from chameleon_jax.tokenizers import vqgan
+from chameleon_jax.training import codec, codec_step
+
+create = jax.jit(codec_step.create, static_argnums=(1, 2))
+train_step = jax.jit(codec_step.train_step, static_argnums=(2, 3))
+encode_latents = jax.jit(vqgan.encode_latents, static_argnums=2)
+encode = jax.jit(vqgan.encode, static_argnums=2)
+CONFIG = VQConfig(
+    resolution=8,
+    patch_size=4,
+    channels=8,
+    channel_multipliers=(1,),
+    res_blocks=1,
+    latent_channels=8,
+    embed_dim=4,
+    codes=16,
+    norm_groups=4,
+)
+TRAIN = VQTrainConfig(
+    steps=12,
+    batch_size=8,
+    learning_rate=3e-3,
+    warmup_steps=2,
+    dead_code_steps=3,
+    eval_every=4,
+    log_every=1,
+    flip=True,
+    jitter=1,
+)
+
+
+def _images(count=40):
+    """Two-coloured squares: few enough kinds of patch for a small codebook."""
+    generator = np.random.default_rng(0)
+    colours = generator.integers(0, 256, (count, 2, 1, 2, 1, 1), dtype=np.uint8)
+    return np.broadcast_to(colours, (count, 2, 4, 2, 4, 3)).reshape(count, 8, 8, 3).copy()
+
+
+def _lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_training_lowers_the_error_and_reports_it(tmp_path):
+    train = dataclasses.replace(TRAIN, steps=60)
+    calls = []
+    trained = codec.train_codec(_images(), CONFIG, train, tmp_path, lambda c: calls.append(c) or {"psnr": 1.0})
+    losses = [line["l2"] for line in _lines(tmp_path) if "l2" in line]
+    assert len(losses) == 60 and np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+    assert len(calls) == 15 and {"step": 60, "eval/psnr": 1.0} in _lines(tmp_path)
+    assert trained.steps == 60
+    jax.tree.map(np.testing.assert_array_equal, trained.codec.params, calls[-1].params)
+
+
+class _Stopped(Exception):
+    pass
+
+
+def test_a_stopped_run_goes_on_bitwise(tmp_path):
+    whole = codec.train_codec(_images(), CONFIG, TRAIN, tmp_path / "whole")
+
+    def stop_at_8(found, calls=[]):  # noqa: B006
+        calls.append(found)
+        if len(calls) == 2:
+            raise _Stopped
+        return {}
+
+    with pytest.raises(_Stopped):
+        codec.train_codec(_images(), CONFIG, TRAIN, tmp_path / "parts", stop_at_8)
+    resumed = codec.train_codec(_images(), CONFIG, TRAIN, tmp_path / "parts")
+    assert resumed.steps == 8  # the save of step 4 was the last
+    jax.tree.map(np.testing.assert_array_equal, resumed.codec.params, whole.codec.params)
+    ours, theirs = (
+        [line["objective"] for line in _lines(tmp_path / name) if "l2" in line] for name in ("whole", "parts")
+    )
+    assert ours == theirs and len(ours) == 12
+    again = codec.train_codec(_images(), CONFIG, TRAIN, tmp_path / "parts")
+    assert again.steps == 0
+
+
+def test_a_foreign_or_damaged_state_is_refused(tmp_path):
+    codec.train_codec(_images(), CONFIG, dataclasses.replace(TRAIN, steps=2), tmp_path)
+    with pytest.raises(CheckpointError, match="other vq or vq_train settings"):
+        codec.train_codec(_images(), CONFIG, dataclasses.replace(TRAIN, steps=3), tmp_path)
+    state = tmp_path / codec.STATE_FILE
+    state.write_bytes(state.read_bytes()[:500])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        codec.train_codec(_images(), CONFIG, dataclasses.replace(TRAIN, steps=2), tmp_path)
+
+
+def test_pictures_of_another_size_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"40 pictures of shape \(4, 8, 3\)"):
+        codec.train_codec(_images()[:, :4], CONFIG, TRAIN, tmp_path)
+
+
+def test_batches_cover_every_picture_once_an_epoch_and_depend_on_step_alone():
+    images = np.arange(40, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)
+    train = dataclasses.replace(TRAIN, batch_size=8)
+    epoch = [codec.training_batch(images, train, step)[:, 0, 0, 0] for step in range(5)]
+    assert sorted(np.concatenate(epoch)) == list(range(40))
+    np.testing.assert_array_equal(codec.training_batch(images, train, 3)[:, 0, 0, 0], epoch[3])
+    later = np.concatenate([codec.training_batch(images, train, step)[:, 0, 0, 0] for step in range(5, 10)])
+    assert sorted(later) == list(range(40)) and not np.array_equal(later, np.concatenate(epoch))
+    assert len(codec.training_batch(images, dataclasses.replace(train, batch_size=100), 0)) == 100
+
+
+def test_shifts_and_flips_keep_the_pixels_of_the_picture():
+    image = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), dtype=np.uint8)
+    padded = np.pad(image[0], ((1, 1), (1, 1), (0, 0)), mode="edge")
+    views = {
+        v.tobytes() for y in range(3) for x in range(3) for w in [padded[y : y + 8, x : x + 8]] for v in (w, w[:, ::-1])
+    }
+    # a flip before the shift is a shift the other way after the flip, so both orders give the same 18 views
+    batch = codec.training_batch(image, dataclasses.replace(TRAIN, batch_size=64), 0)
+    found = {np.ascontiguousarray(picture).tobytes() for picture in batch}
+    assert found <= views and len(found) > 9
+
+
+def _state(**changes):
+    pixels = codec.to_pixels(_images())
+    train = dataclasses.replace(TRAIN, flip=False, jitter=0, **changes)
+    return create(pixels, CONFIG, train), pixels, train
+
+
+def test_codebook_is_the_running_mean_of_the_latents_that_chose_it():
+    state, pixels, train = _state(dead_code_steps=0)
+    latents = np.asarray(encode_latents(state.params, pixels, CONFIG)).reshape(-1, 4)
+    codes = np.asarray(encode(state.params, pixels, CONFIG)).reshape(-1)
+    after, _ = train_step(state, pixels, CONFIG, train)
+    decay = train.ema_decay
+    for code in range(16):
+        count = decay + (1 - decay) * np.sum(codes == code)
+        total = decay * np.asarray(state.sums)[code] + (1 - decay) * latents[codes == code].sum(axis=0)
+        np.testing.assert_allclose(vqgan.codebook(after.params)[code], total / count, rtol=2e-5, atol=1e-6)
+
+
+def test_dead_codes_restart_at_latents_of_the_batch_and_living_ones_stay():
+    state, pixels, train = _state(dead_code_steps=3)
+    far = jnp.full((4, 4), 1e3)  # codes that nothing chooses
+    book = vqgan.codebook(state.params).at[:4].set(far)
+    state = state.replace(params=state.params | {"quantize": {"embedding": book}}, sums=book)
+    before = np.asarray(state.idle)
+    assert not before.any()
+    for step in range(3):
+        latents = np.asarray(encode_latents(state.params, pixels, CONFIG)).reshape(-1, 4)
+        state, _ = train_step(state, pixels, CONFIG, train)
+        book = np.asarray(vqgan.codebook(state.params))
+        assert (np.abs(book[:4]) > 100).all() == (step < 2)
+    nearest = np.abs(book[:4, None] - latents[None]).max(axis=-1).min(axis=1)
+    assert nearest.max() < 1e-6 and len(np.unique(book[:4], axis=0)) == 4
+    assert not np.asarray(state.idle)[:4].any()
+
+
+def test_gradient_codebook_moves_towards_its_latents():
+    state, pixels, train = _state(codebook="gradient", dead_code_steps=0, commitment_weight=0.0)
+    _, first = train_step(state, pixels, CONFIG, train)
+    for _ in range(30):
+        state, metrics = train_step(state, pixels, CONFIG, train)
+    assert "codebook" in codec_step.term_weights(train) and "codebook" not in codec_step.term_weights(TRAIN)
+    assert not np.array_equal(vqgan.codebook(state.params), state.sums)
+    assert np.isfinite(metrics["codebook"]) and np.isfinite(first["codebook"])
+
+
+def test_encoder_learns_through_the_codebook():
+    """The straight-through estimator: without commitment the encoder still receives the decoder's gradient."""
+    state, pixels, train = _state(commitment_weight=0.0, dead_code_steps=0)
+    after, _ = train_step(state.replace(step=jnp.int32(5)), pixels, CONFIG, train)
+    after, _ = train_step(after, pixels, CONFIG, train)
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params["encoder"], after.params["encoder"])
+    assert min(jax.tree.leaves(moved["conv_in"])) > 0
