@@ -6,6 +6,7 @@ best fp32 matrix product measured between the same turns.
 
 Examples:
   python benchmarks/train_step.py
+  python benchmarks/train_step.py --huge_pages
   python benchmarks/train_step.py --rounds 12 --steps 2 --layers 2      # quick look
 """
 
@@ -186,6 +187,7 @@ def compare(shapes: Shapes, rounds: int, steps: int, overrides: dict[str, dict[s
         process.join()
     peak = 2 * 2048**3 / min(m["matmul"] for side in SIDES for m in measured[side])
     result: dict[str, Any] = {"shapes": dataclasses.asdict(shapes), "rounds": rounds, "matmul_peak_gflops": peak / 1e9}
+    result["glibc_tunables"] = os.environ.get("GLIBC_TUNABLES", "")
     for side in SIDES:
         wall = statistics.median(m["wall"] for m in measured[side])
         best = min(m["wall"] for m in measured[side])
@@ -208,9 +210,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--steps", type=int, default=1, help="training steps in one turn")
     parser.add_argument("--layers", type=int, default=Shapes.layers)
-    parser.add_argument("--model", type=json.loads, default={}, help="TransformerConfig fields as JSON")
+    parser.add_argument(
+        "--model", type=json.loads, default={"attention_chunk": 128}, help="TransformerConfig fields as JSON"
+    )
+    parser.add_argument(
+        "--huge_pages", action="store_true", help="glibc's malloc asks for huge pages (GLIBC_TUNABLES), on both sides"
+    )
     parser.add_argument("--torch_adamw", choices=("fused", "foreach"), default="fused")
     args = parser.parse_args()
+    if args.huge_pages:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # read by the child processes when they start
     overrides = {"chameleon_jax": args.model, "huggingface": {"optimizer": args.torch_adamw}}
     result = compare(Shapes(layers=args.layers), args.rounds, args.steps, overrides)
     print(json.dumps(result, indent=2))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -110,25 +111,35 @@ def _pixels(document: Document, config: ImageConfig) -> list[Float[np.ndarray, "
 
 
 class _CodeQueue:
-    """Pictures in, codes out in the same order, encoded in batches of one shape."""
+    """Pictures in, codes out in the same order, encoded in batches of one shape; a picture that comes again is encoded once.
+
+    Several captions of one picture are usual, and encoding is nearly all of the work.
+    """
 
     def __init__(self, bundle: TokenizerBundle, batch: int):
         self._bundle, self._batch = bundle, batch
-        self._pixels: list[np.ndarray] = []
+        self._waiting: list[np.ndarray] = []
         self._codes: list[np.ndarray] = []
+        self._places: dict[bytes, int] = {}  # digest of a picture -> its place among the different ones
+        self._order: list[int] = []
 
     def add(self, pixels: list[np.ndarray]) -> None:
-        self._pixels += pixels
-        while len(self._pixels) >= self._batch:
+        for picture in pixels:
+            digest = hashlib.sha256(picture.tobytes()).digest()
+            if digest not in self._places:
+                self._places[digest] = len(self._places)
+                self._waiting.append(picture)
+            self._order.append(self._places[digest])
+        while len(self._waiting) >= self._batch:
             self._encode(self._batch)
 
     def finish(self) -> list[np.ndarray]:
-        if self._pixels:
-            self._encode(len(self._pixels))
-        return self._codes
+        if self._waiting:
+            self._encode(len(self._waiting))
+        return [self._codes[place] for place in self._order]
 
     def _encode(self, count: int) -> None:
-        images = self._pixels[:count]
-        del self._pixels[:count]
+        images = self._waiting[:count]
+        del self._waiting[:count]
         padding = [np.zeros_like(images[0])] * (self._batch - count)
         self._codes += list(np.asarray(self._bundle.encode_images(np.stack(images + padding)))[:count])

@@ -33,7 +33,6 @@ Params = dict[str, Any]
 
 _PRECISION = lax.Precision.HIGHEST
 _Conv = functools.partial(nn.Conv, padding="SAME", precision=_PRECISION)
-_LastConv = functools.partial(_Conv, kernel_init=nn.initializers.zeros)  # a fresh residual branch adds nothing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,10 +47,32 @@ class Codec:
 
 
 def init(key: Array, config: VQConfig) -> Params:
-    """Fresh parameters; the codebook is uniform in +-1/codes (van den Oord et al. 2017, reference implementation)."""
+    """Fresh parameters: kernels normal with variance 1/fan-in (LeCun et al. 1998), codebook uniform in +-1/codes.
+
+    All kernels come from one draw: a draw for each would take longer to compile than a small codec takes to train.
+    """
+    flat = traverse_util.flatten_dict(shapes(config))
+    kernel_key, codebook_key = jax.random.split(key)
+    kernels = [name for name in flat if name[-1] == "kernel"]
+    ends = np.cumsum([flat[name].size for name in kernels])
+    parts = jnp.split(jax.random.normal(kernel_key, (int(ends[-1]),)), ends[:-1])
+    made = {name: jnp.full(leaf.shape, float(name[-1] == "scale")) for name, leaf in flat.items()}
+    for name, part in zip(kernels, parts, strict=True):
+        shape = flat[name].shape
+        made[name] = part.reshape(shape) / np.sqrt(np.prod(shape[:-1]))
+    bound = 1 / config.codes
+    made["quantize", "embedding"] = jax.random.uniform(
+        codebook_key, (config.codes, config.embed_dim), minval=-bound, maxval=bound
+    )
+    return traverse_util.unflatten_dict(made)
+
+
+def shapes(config: VQConfig) -> Params:
+    """The parameters of a codec as a nested dict of `jax.ShapeDtypeStruct`; nothing is computed."""
     size = config.downsampling  # one code is enough to shape every parameter
-    images = jnp.zeros((1, size, size, config.in_channels), jnp.float32)
-    return _VQGAN(config).init(key, images, method=_VQGAN.reconstruct)["params"]
+    images = jax.ShapeDtypeStruct((1, size, size, config.in_channels), jnp.float32)
+    module = _VQGAN(config)
+    return jax.eval_shape(lambda x: module.init(jax.random.key(0), x, method=_VQGAN.reconstruct)["params"], images)
 
 
 def encode_latents(
@@ -139,7 +160,7 @@ def load(directory: str | os.PathLike) -> Codec:
         raise TokenizerError(f"{error.filename} does not exist: run  python -m experiments.train_tokenizer") from None
     except (OSError, ValueError, AttributeError, TypeError, KeyError, SafetensorError, ConfigError) as error:
         raise TokenizerError(f"codec in {folder} is damaged: {error}") from error
-    wanted = traverse_util.flatten_dict(jax.eval_shape(lambda: init(jax.random.key(0), config)), sep=".")
+    wanted = traverse_util.flatten_dict(shapes(config), sep=".")
     for name in sorted(wanted.keys() | tensors.keys()):
         if name not in tensors or name not in wanted:
             state = "lacks" if name not in tensors else "has, but its config does not ask for,"
@@ -173,7 +194,7 @@ class _ResidualBlock(nn.Module):
         y = _Conv(self.width, (3, 3), name="conv1")(nn.swish(_norm(self.config, "norm1")(x)))
         y = nn.swish(_norm(self.config, "norm2")(y))
         y = nn.Dropout(self.config.dropout, deterministic=not self.training)(y)
-        y = _LastConv(self.width, (3, 3), name="conv2")(y)
+        y = _Conv(self.width, (3, 3), name="conv2")(y)
         if x.shape[-1] != self.width:
             x = _Conv(self.width, (1, 1), name="nin_shortcut")(x)
         return x + y
@@ -191,7 +212,7 @@ class _AttentionBlock(nn.Module):
         q, k, v = (_Conv(channels, (1, 1), name=n)(normed).reshape(batch, height * width, channels) for n in "qkv")
         scores = jnp.einsum("btc,bsc->bts", q, k, precision=_PRECISION) * channels**-0.5
         mixed = jnp.einsum("bts,bsc->btc", nn.softmax(scores, axis=-1), v, precision=_PRECISION)
-        return x + _LastConv(channels, (1, 1), name="proj_out")(mixed.reshape(x.shape))
+        return x + _Conv(channels, (1, 1), name="proj_out")(mixed.reshape(x.shape))
 
 
 class _Resample(nn.Module):
@@ -264,12 +285,7 @@ class _Codebook(nn.Module):
 
     @nn.compact
     def __call__(self) -> Float[Array, "C D"]:
-        codes, width = self.config.codes, self.config.embed_dim
-
-        def uniform(key: Array, shape: tuple[int, ...]) -> Array:
-            return jax.random.uniform(key, shape, minval=-1 / codes, maxval=1 / codes)
-
-        return self.param("embedding", uniform, (codes, width))
+        return self.param("embedding", nn.initializers.zeros, (self.config.codes, self.config.embed_dim))
 
 
 class _VQGAN(nn.Module):
@@ -290,7 +306,7 @@ class _VQGAN(nn.Module):
         return self.decoder(self.post_quant_conv(latents))
 
     def reconstruct(self, images: Array) -> Array:
-        """Touches every parameter, for `init`."""
+        """Touches every parameter, for `shapes`."""
         latents = self.encode(images)
         return self.decode(self.quantize()[nearest_codes(latents, self.quantize())])
 

@@ -95,7 +95,7 @@ def train_step(
     params = state.params | optax.apply_updates(trained, updates)
     state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
     state, used = _update_codebook(state, latents.reshape(-1, config.embed_dim), codes.reshape(-1), key_restart, train)
-    return state, {"objective": total, **terms, "gradient_norm": optax.global_norm(gradients), "batch_codes": used}
+    return state, {"objective": total, **terms, "gradient_norm": optax.tree.norm(gradients), "batch_codes": used}
 
 
 def reconstruction_terms(images: Float[Array, "B H W 3"], output: Float[Array, "B H W 3"]) -> dict[str, Array]:

@@ -92,7 +92,7 @@ def train_step(train_state: TrainState, batch: Batch, config: PretrainConfig) ->
         dropout_key = jax.random.fold_in(jax.random.key(config.train.seed + 1), train_state.step)
     gradient, sums, statistics = gradient_sums(train_state.params, batch, config, dropout_key)
     gradient = jax.tree.map(lambda g: g / jnp.maximum(sums.normaliser, 1e-9).astype(g.dtype), gradient)
-    gradient_norm = optax.global_norm(gradient)
+    gradient_norm = optax.tree.norm(gradient)
 
     optimizer = optim.optimizer(config.optim, config.train.steps)
     updates, opt_state = optimizer.update(gradient, train_state.opt_state, train_state.params)
@@ -112,8 +112,8 @@ def train_step(train_state: TrainState, batch: Batch, config: PretrainConfig) ->
     return new_state, StepMetrics(
         sums=sums,
         gradient_norm=gradient_norm,
-        update_norm=optax.global_norm(updates),
-        parameter_norm=optax.global_norm(weights),
+        update_norm=optax.tree.norm(updates),
+        parameter_norm=optax.tree.norm(weights),
         learning_rate=optim.learning_rate(config.optim, config.train.steps)(train_state.step),
         skipped=new_state.skipped,
         tokens_seen=new_state.tokens_seen,

@@ -12,7 +12,6 @@ from chameleon_jax.configs import VQConfig
 from chameleon_jax.errors import TokenizerError
 from chameleon_jax.tokenizers import vqgan
 
-init = jax.jit(vqgan.init, static_argnums=1)
 encode = jax.jit(vqgan.encode, static_argnums=2)
 decode = jax.jit(vqgan.decode, static_argnums=2)
 encode_latents = jax.jit(vqgan.encode_latents, static_argnums=2)
@@ -30,17 +29,19 @@ SMALL = VQConfig(
 
 @pytest.fixture(scope="module")
 def small_params():
-    return _spread(init(jax.random.key(0), SMALL), SMALL)
+    return _random(SMALL)
 
 
-def _spread(params, config):
-    """Random biases and scales, and a codebook as wide as latents are, so that no error hides behind a zero or a one."""
-    leaves, structure = jax.tree.flatten(params)
+def _random(config):
+    """Every parameter random, and a codebook as wide as latents are, so that no error hides behind a zero or a one."""
     generator = np.random.default_rng(1)
-    leaves = [np.asarray(leaf) + generator.normal(0, 0.05, leaf.shape).astype(np.float32) for leaf in leaves]
-    params = jax.tree.unflatten(structure, leaves)
-    book = generator.normal(0, 0.5, (config.codes, config.embed_dim)).astype(np.float32)
-    return params | {"quantize": {"embedding": book}}
+
+    def draw(path, leaf):
+        spread = np.prod(leaf.shape[:-1]) ** -0.5 if path[-1].key == "kernel" else 0.1
+        value = generator.normal(0, 0.5 if path[-1].key == "embedding" else spread, leaf.shape)
+        return (value + (path[-1].key == "scale")).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, vqgan.shapes(config))
 
 
 def _images(config, count=2, seed=0):
@@ -49,7 +50,7 @@ def _images(config, count=2, seed=0):
 
 
 def test_default_sizes_are_those_of_the_released_codec():
-    tree = jax.eval_shape(lambda: vqgan.init(jax.random.key(0), VQConfig()))
+    tree = vqgan.shapes(VQConfig())
     counts = {name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(part)) for name, part in tree.items()}
     assert counts == {
         "encoder": 27_194_880,
@@ -64,7 +65,7 @@ def test_default_sizes_are_those_of_the_released_codec():
 
 
 def test_default_codec_maps_512_pixels_to_32_by_32_codes():
-    params = jax.eval_shape(lambda: vqgan.init(jax.random.key(0), VQConfig()))
+    params = vqgan.shapes(VQConfig())
     images = jax.ShapeDtypeStruct((1, 512, 512, 3), jnp.float32)
     codes = jax.eval_shape(lambda p, x: vqgan.encode(p, x, VQConfig()), params, images)
     assert codes.shape == (1, 32, 32) and codes.dtype == jnp.int32
@@ -83,6 +84,8 @@ def _torch_name(path):
     for block in ("block_1", "attn_1", "block_2"):
         name = name.replace(f".mid_{block}.", f".mid.{block}.")
     stem, _, leaf = name.rpartition(".")
+    if leaf == "embedding":
+        return f"{name}.weight"
     return f"{stem}.{'bias' if leaf == 'bias' else 'weight'}"
 
 
@@ -107,7 +110,7 @@ def test_latents_and_codes_equal_those_of_transformers():
         resolution=32, channels=32, channel_multipliers=(1, 1, 2), res_blocks=2, latent_channels=32, embed_dim=32, codes=128,
         attention_resolutions=(16,),
     )  # fmt: skip
-    params = _spread(init(jax.random.key(0), config), config)
+    params = _random(config)
     theirs = modeling_chameleon.ChameleonVQVAE(
         ChameleonVQVAEConfig(
             embed_dim=32, num_embeddings=128, latent_channels=32, resolution=32, base_channels=32, channel_multiplier=[1, 1, 2],
@@ -184,13 +187,24 @@ def test_patches_change_the_cost_but_not_the_shapes():
         resolution=16, patch_size=4, channels=8, channel_multipliers=(1,), res_blocks=1, latent_channels=8, embed_dim=4, codes=16,
         norm_groups=4,
     )  # fmt: skip
-    params = init(jax.random.key(0), config)
+    params = _random(config)
     images = _images(config)
     assert params["encoder"]["conv_in"]["kernel"].shape == (3, 3, 48, 8)
     codes = encode(params, images, config)
     assert codes.shape == (2, 4, 4) and decode(params, codes, config).shape == images.shape
     np.testing.assert_array_equal(vqgan._unfold(vqgan._fold(images, 4), 4), images)
     np.testing.assert_array_equal(vqgan._fold(images, 4)[0, 1, 2].reshape(4, 4, 3), images[0, 4:8, 8:12])
+
+
+def test_fresh_parameters_have_the_shapes_and_spreads_of_their_layers():
+    params = jax.jit(vqgan.init, static_argnums=1)(jax.random.key(0), SMALL)
+    assert jax.tree.map(lambda leaf: leaf.shape, params) == jax.tree.map(lambda leaf: leaf.shape, vqgan.shapes(SMALL))
+    block = params["decoder"]["up_1_block_0"]
+    assert np.std(block["conv1"]["kernel"]) == pytest.approx((9 * 16) ** -0.5, rel=0.1)
+    assert not np.array_equal(block["conv1"]["kernel"], block["conv2"]["kernel"])
+    assert np.all(block["norm1"]["scale"] == 1) and not np.any(block["conv1"]["bias"])
+    book = vqgan.codebook(params)
+    assert 0.8 / 32 < np.abs(book).max() <= 1 / 32
 
 
 def test_other_picture_sizes_and_a_batch_of_one_give_the_same_codes(small_params):
@@ -233,7 +247,7 @@ def test_damaged_or_foreign_files_are_named(small_params, tmp_path):
 
 def test_dropout_acts_only_with_a_key():
     config = VQConfig.from_dict(SMALL.to_dict() | {"dropout": 0.5})
-    params = init(jax.random.key(0), config)
+    params = _random(config)
     images = _images(config)
     plain = encode_latents(params, images, config)
     np.testing.assert_array_equal(plain, encode_latents(params, images, SMALL))

@@ -53,11 +53,11 @@ def _lines(folder):
 
 
 def test_training_lowers_the_error_and_reports_it(tmp_path):
-    train = dataclasses.replace(TRAIN, steps=60)
+    train = dataclasses.replace(TRAIN, steps=60, dead_code_steps=20)
     calls = []
     trained = codec.train_codec(_images(), CONFIG, train, tmp_path, lambda c: calls.append(c) or {"psnr": 1.0})
     losses = [line["l2"] for line in _lines(tmp_path) if "l2" in line]
-    assert len(losses) == 60 and np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+    assert len(losses) == 60 and np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
     assert len(calls) == 15 and {"step": 60, "eval/psnr": 1.0} in _lines(tmp_path)
     assert trained.steps == 60
     jax.tree.map(np.testing.assert_array_equal, trained.codec.params, calls[-1].params)
@@ -90,13 +90,13 @@ def test_a_stopped_run_goes_on_bitwise(tmp_path):
 
 
 def test_a_foreign_or_damaged_state_is_refused(tmp_path):
-    codec.train_codec(_images(), CONFIG, dataclasses.replace(TRAIN, steps=2), tmp_path)
+    codec.train_codec(_images(), CONFIG, TRAIN, tmp_path)
     with pytest.raises(CheckpointError, match="other vq or vq_train settings"):
         codec.train_codec(_images(), CONFIG, dataclasses.replace(TRAIN, steps=3), tmp_path)
     state = tmp_path / codec.STATE_FILE
     state.write_bytes(state.read_bytes()[:500])
     with pytest.raises(CheckpointError, match="is damaged"):
-        codec.train_codec(_images(), CONFIG, dataclasses.replace(TRAIN, steps=2), tmp_path)
+        codec.train_codec(_images(), CONFIG, TRAIN, tmp_path)
 
 
 def test_pictures_of_another_size_are_refused(tmp_path):
@@ -162,20 +162,17 @@ def test_dead_codes_restart_at_latents_of_the_batch_and_living_ones_stay():
     assert not np.asarray(state.idle)[:4].any()
 
 
-def test_gradient_codebook_moves_towards_its_latents():
-    state, pixels, train = _state(codebook="gradient", dead_code_steps=0, commitment_weight=0.0)
-    _, first = train_step(state, pixels, CONFIG, train)
-    for _ in range(30):
-        state, metrics = train_step(state, pixels, CONFIG, train)
-    assert "codebook" in codec_step.term_weights(train) and "codebook" not in codec_step.term_weights(TRAIN)
-    assert not np.array_equal(vqgan.codebook(state.params), state.sums)
-    assert np.isfinite(metrics["codebook"]) and np.isfinite(first["codebook"])
+def test_gradient_codebook_moves_and_the_encoder_learns_through_it():
+    """Without commitment the encoder's only gradient is the decoder's, by the straight-through estimator."""
+    train = {"codebook": "gradient", "commitment_weight": 0.0, "dead_code_steps": 0}
+    state, pixels, train = _state(**train)
+    after, metrics = train_step(state.replace(step=jnp.int32(5)), pixels, CONFIG, train)
+    after, metrics = train_step(after, pixels, CONFIG, train)
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params, after.params)
+    assert min(jax.tree.leaves(moved["encoder"]["conv_in"])) > 0 and moved["quantize"]["embedding"] > 0
+    expected = sum(float(metrics[name]) * weight for name, weight in (("l1", 1.0), ("l2", 1.0), ("codebook", 1.0)))
+    assert float(metrics["objective"]) == pytest.approx(expected, rel=1e-5)
 
 
-def test_encoder_learns_through_the_codebook():
-    """The straight-through estimator: without commitment the encoder still receives the decoder's gradient."""
-    state, pixels, train = _state(commitment_weight=0.0, dead_code_steps=0)
-    after, _ = train_step(state.replace(step=jnp.int32(5)), pixels, CONFIG, train)
-    after, _ = train_step(after, pixels, CONFIG, train)
-    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params["encoder"], after.params["encoder"])
-    assert min(jax.tree.leaves(moved["conv_in"])) > 0
+def test_running_mean_codebook_has_no_codebook_term():
+    assert codec_step.term_weights(TRAIN) == {"l1": 1.0, "l2": 1.0, "commitment": 0.25}
