@@ -2,7 +2,7 @@
 
     python benchmarks/resume_kill.py --rounds=20
 
-Runs gin_configs/runs/smoke.gin to the end once. Then a second run is started, killed after a random time (many times while it saves:
+Runs gin_configs/runs/smoke.gin to the end once. Then a second run is started, killed after a random time (often while it saves:
 it saves every step), and started again, until `rounds` kills have been made; then it is left to finish. Prints one JSON line.
 """
 

@@ -54,9 +54,13 @@ def run(
 
 def _run(main, config, doc, add_flags, workdir, argv) -> int | None:
     first, _, rest = doc.strip().partition("\n")
-    parser = _Parser(description=first, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = _Parser(
+        description=first, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     if config is not None:
-        parser.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="gin file; may be given again")
+        parser.add_argument(
+            "--gin_file", action="append", default=[], metavar="FILE", help="gin file; may be given again"
+        )
         parser.add_argument(
             "--gin.X.y=v", dest="_", action="store_true", help=f"set one value, as in --gin.{config.__name__}.field=1"
         )

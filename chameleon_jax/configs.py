@@ -149,7 +149,9 @@ class SourceConfig(Config):
     name: str
     kind: Literal["tfds", "folder", "webdataset", "parquet", "jsonl"]
     path: str  # a file or glob; for tfds the builder name
-    root: str = ""  # folder below which `path` is found; joined to `path` when the config is made, so that a macro can name it
+    root: str = (
+        ""  # folder below which `path` is found; joined to `path` when the config is made, so that a macro can name it
+    )
     split: str = ""  # tfds split, or the value of the record field `split`; empty = everything
     image_dir: str = ""  # images named in records are found below it; empty = beside the record file
 

@@ -115,7 +115,9 @@ def _explain(error: Exception) -> str:
         name, field = match.groups()
         fields = [f.name for f in dataclasses.fields(classes[name])] if name in classes else []
         return f"{name} has no field '{field}'{did_you_mean(field, fields)}"
-    if match := re.search(r"(\w+)\.__init__\(\) missing \d+ required keyword-only arguments?: (.*?)(?: In call|$)", text):
+    if match := re.search(
+        r"(\w+)\.__init__\(\) missing \d+ required keyword-only arguments?: (.*?)(?: In call|$)", text
+    ):
         name, fields = match.groups()
         first = re.findall(r"'(\w+)'", fields)[0]
         return f"{name}.{first} is not set; bind it in a gin file or with --gin.{name}.{first}=..."

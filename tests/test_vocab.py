@@ -43,7 +43,7 @@ def test_codes_and_ids_are_inverse_and_refuse_what_is_outside():
     codes = np.arange(8)
     assert np.array_equal(vocab.ids_to_codes(vocab.codes_to_ids(codes)), codes)
     for bad in (-1, 8):
-        with pytest.raises(TokenizerError, match="outside 0..7"):
+        with pytest.raises(TokenizerError, match=r"outside 0\.\.7"):
             vocab.codes_to_ids(np.array([bad]))
     for bad in (vocab.eos, vocab.begin_of_image, vocab.text.start):
         with pytest.raises(TokenizerError, match="not all image codes"):

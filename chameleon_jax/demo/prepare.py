@@ -37,7 +37,9 @@ def digit_stores(workdir: str | Path) -> None:
         vocab=VocabConfig(image_codes=CODES, reserved=10, text_tokens=320, codes_per_image=16),
         image=ImageConfig(resolution=8),
         vq=VQConfig(resolution=8, patch_size=2, codes=CODES, norm_groups=4, **shape),
-        vq_train=VQTrainConfig(steps=100, batch_size=64, learning_rate=3e-3, warmup_steps=10, eval_every=100, dead_code_steps=20),
+        vq_train=VQTrainConfig(
+            steps=100, batch_size=64, learning_rate=3e-3, warmup_steps=10, eval_every=100, dead_code_steps=20
+        ),
     )
     train_bundle(config, bundle)
     for part, source in sources.items():

@@ -14,8 +14,8 @@ from chameleon_jax.configs import OptimConfig
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
     """Linear warm-up over `warmup_steps`, then decay that reaches 0 at `steps` (constant: no decay).
 
-    The paper says "exponential decay to 0", which an exponential alone never reaches: the curve r^p is shifted and scaled so that it
-    is 1 at the end of warm-up (p = 0) and 0 at the end of the run (p = 1).
+    The paper says "exponential decay to 0", which an exponential alone never reaches: the curve r^p is shifted and scaled so
+    that it is 1 at the end of warm-up (p = 0) and 0 at the end of the run (p = 1).
     """
     warmup = config.warmup_steps
     rate = config.exponential_rate

@@ -10,8 +10,7 @@ import numpy as np
 
 from chameleon_jax.configs import TrainTokenizerConfig
 from chameleon_jax.errors import DataError
-from chameleon_jax.evaluation import reconstruction
-from chameleon_jax.tokenizers import vqgan
+from chameleon_jax.tokenizers import reconstruction, vqgan
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.text import TextTokenizer, train_bpe
 from chameleon_jax.training.codec import train_codec
@@ -66,7 +65,9 @@ def _train_image(config: TrainTokenizerConfig, corpus: Corpus, workdir: Path) ->
     if not config.eval_sources:
         corpus, held_out = corpus.split(HOLD_OUT_EVERY)
     if len(corpus.images) == 0 or len(held_out.images) == 0:
-        raise DataError(f"{len(corpus.images)} pictures to train on and {len(held_out.images)} held out: both need some")
+        raise DataError(
+            f"{len(corpus.images)} pictures to train on and {len(held_out.images)} held out: both need some"
+        )
     during = _evenly(held_out.images, config.vq_train.eval_images)
 
     def evaluate(codec: vqgan.Codec) -> dict[str, float]:
@@ -79,7 +80,13 @@ def _train_image(config: TrainTokenizerConfig, corpus: Corpus, workdir: Path) ->
         trained.codec, _evenly(held_out.images, GRID_IMAGES), scale=max(1, 64 // config.vq.resolution)
     )
     grid.save(workdir / "reconstructions.png")
-    for name, unit in (("psnr", " dB"), ("psnr_of_set", " dB"), ("ssim", ""), ("codebook_usage", ""), ("perplexity", "")):
+    for name, unit in (
+        ("psnr", " dB"),
+        ("psnr_of_set", " dB"),
+        ("ssim", ""),
+        ("codebook_usage", ""),
+        ("perplexity", ""),
+    ):
         print(f"  {name:<16}{report[name]:10.3f}{unit}")
     print(f"  on {report['images']:,} held-out pictures; look at {workdir / 'reconstructions.png'}")
     print(f"  {trained.steps:,} steps in {trained.seconds:.0f} s, {trained.images_per_second:.1f} pictures/s")

@@ -161,7 +161,7 @@ def test_resuming_on_other_data_is_refused(config, whole_run, make_store):
 
 def test_a_vocabulary_that_the_model_lacks_is_refused_before_compiling(config, tmp_path):
     small = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=359))
-    with pytest.raises(ConfigError, match="model.vocab_size 359 is smaller than the 360 ids"):
+    with pytest.raises(ConfigError, match=r"model\.vocab_size 359 is smaller than the 360 ids"):
         pretrain(small, str(tmp_path))
 
 
