@@ -4,8 +4,8 @@ Examples:
   python -m experiments.evaluate --gin_file=gin_configs/runs/emoji_evaluate.gin --gin.DATA=runs/emoji/data \\
       --workdir=runs/emoji/model
 
-Prints accuracy (chance is 1 / choices) and by how many nats a caption is likelier given its own picture than given another one, and
-writes them to captions.json in the workdir.
+Prints accuracy (chance is 1 / choices) and by how many nats a caption is likelier given its own picture than given another one;
+writes them to captions.json in the workdir, and samples.png, a page of captions and pictures that the model makes.
 """
 
 import json

@@ -10,12 +10,9 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
 
-from chameleon_jax.configs import GenerationConfig, SamplingConfig
-from chameleon_jax.demo import digits, page
-from chameleon_jax.generation.engine import generate
-from chameleon_jax.generation.prompt import ImageOutput, TextOutput, build_prompt, read_output
+from chameleon_jax.demo import digits
+from chameleon_jax.evaluation import page, samples
 from chameleon_jax.generation.run import Run
 from chameleon_jax.tokenizers.images import to_image
 
@@ -35,13 +32,13 @@ def examine(run: Run, page_path: str | Path, *, subtitle: str = "", seed: int = 
     """Run both directions and draw the page."""
     held_out = digits.load(held_out=True)
     pictures = np.repeat(held_out.pictures[..., None].astype(np.float32) / 127.5 - 1, 3, axis=-1)
-    captions = _write_captions(run, pictures, seed)
+    captions = samples.write_captions(run, run.bundle.encode_images(pictures))
     named = [digits.read_label(caption) for caption in captions]
     accuracy = float(np.mean([n == label for n, label in zip(named, held_out.labels, strict=True)]))
 
     labels = np.repeat(np.arange(10), DRAWN_OF_EACH)
     prompts = [digits.caption(int(label), i) for i, label in enumerate(labels)]
-    drawn = _draw(run, prompts, seed)
+    drawn = samples.draw_pictures(run, prompts, seed=seed)
     seen = digits.recognise(digits.classifier(), drawn)
     recognised = float(np.mean(seen == labels))
 
@@ -71,26 +68,3 @@ def examine(run: Run, page_path: str | Path, *, subtitle: str = "", seed: int = 
         page_path, "chameleon_jax quickstart: one model, one stream of tokens, both directions", subtitle, sections
     )
     return Examination(caption_accuracy=accuracy, recognised=recognised)
-
-
-def _write_captions(run: Run, pictures: Float[np.ndarray, "n 8 8 3"], seed: int) -> list[str]:
-    config = GenerationConfig(mode="text", max_tokens=24, text=SamplingConfig(temperature=0.0), seed=seed)
-    codes = run.bundle.encode_images(pictures)
-    vocab = run.bundle.vocab
-    prompts = [
-        np.array([vocab.bos, vocab.begin_of_image, *vocab.codes_to_ids(c), vocab.end_of_image], np.int32) for c in codes
-    ]
-    outputs = generate(run.params, run.config.model, vocab, prompts, config)
-    return [
-        "".join(part.text for part in read_output(o.ids, run.bundle) if isinstance(part, TextOutput)) for o in outputs
-    ]
-
-
-def _draw(run: Run, captions: list[str], seed: int) -> Float[np.ndarray, "n 8 8 3"]:
-    config = GenerationConfig(
-        mode="image", max_tokens=32, max_images=1, image=SamplingConfig(temperature=0.7, top_p=0.9), seed=seed
-    )
-    prompts = [build_prompt(caption, [], run.bundle) for caption in captions]
-    outputs = generate(run.params, run.config.model, run.bundle.vocab, prompts, config)
-    parts = [read_output(o.ids, run.bundle) for o in outputs]
-    return np.stack([next(p.pixels for p in part if isinstance(p, ImageOutput)) for part in parts])

@@ -1,0 +1,62 @@
+"""Lets a trained run write captions and draw pictures, for numbers and for the eye."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from chameleon_jax.configs import GenerationConfig, SamplingConfig
+from chameleon_jax.evaluation import page
+from chameleon_jax.evaluation.captions import Captioned
+from chameleon_jax.generation.engine import generate
+from chameleon_jax.generation.prompt import ImageOutput, TextOutput, build_prompt, read_output
+from chameleon_jax.generation.run import Run
+from chameleon_jax.tokenizers.images import to_image
+
+DRAWING = SamplingConfig(temperature=0.7, top_p=0.9)  # Meta's settings for images
+
+
+def write_captions(run: Run, codes: Int[np.ndarray, "n C"], *, max_tokens: int = 32) -> list[str]:
+    """The most likely text after each picture, word by word (greedy)."""
+    vocab = run.bundle.vocab
+    config = GenerationConfig(mode="text", max_tokens=max_tokens, text=SamplingConfig(temperature=0.0))
+    prompts = [
+        np.array([vocab.bos, vocab.begin_of_image, *vocab.codes_to_ids(c), vocab.end_of_image], np.int32) for c in codes
+    ]
+    outputs = generate(run.params, run.config.model, vocab, prompts, config)
+    return [
+        "".join(part.text for part in read_output(o.ids, run.bundle) if isinstance(part, TextOutput)) for o in outputs
+    ]
+
+
+def draw_pictures(run: Run, captions: list[str], *, seed: int) -> Float[np.ndarray, "n R R 3"]:
+    """One picture in [-1, 1] for each caption."""
+    room = run.bundle.vocab_config.codes_per_image + 2
+    config = GenerationConfig(mode="image", max_tokens=room, max_images=1, image=DRAWING, seed=seed)
+    prompts = [build_prompt(caption, [], run.bundle) for caption in captions]
+    outputs = generate(run.params, run.config.model, run.bundle.vocab, prompts, config)
+    parts = [read_output(o.ids, run.bundle) for o in outputs]
+    return np.stack([next(p.pixels for p in part if isinstance(p, ImageOutput)) for part in parts])
+
+
+def draw_page(run: Run, data: Captioned, path: str | Path, *, title: str, subtitle: str, seed: int) -> None:
+    """A page of held-out pictures with the captions that the model gives them, and of pictures drawn from captions."""
+    shown = np.linspace(0, len(data.captions) - 1, 12).astype(int)
+    pictures = run.bundle.decode_images(data.codes[shown])
+    written = write_captions(run, data.codes[shown])
+    prompts = [data.captions[i] for i in shown[::2]]
+    drawn = draw_pictures(run, [prompt for prompt in prompts for _ in range(len(shown))], seed=seed)
+    rows = [
+        page.Row(prompt, [to_image(p) for p in drawn[i * len(shown) : (i + 1) * len(shown)]])
+        for i, prompt in enumerate(prompts)
+    ]
+    sections = [
+        page.Section(
+            "Image to text: held-out pictures as the model sees them, and what it writes",
+            [page.Row("greedy captions", [to_image(p) for p in pictures], written)],
+        ),
+        page.Section("Text to image: drawn from held-out captions, each with another draw", rows),
+    ]
+    page.draw(path, title, subtitle, sections, picture_size=96)
