@@ -1,5 +1,6 @@
-"""Eight simulated CPU devices for the whole suite, and compilation that saves its own time rather than the program's."""
+"""Eight simulated CPU devices for the whole suite, quick compilation, and small token stores of random documents."""
 
+import dataclasses
 import os
 
 # Read when the first device is made. Tests run tiny programs once: LLVM's expensive passes would take most of their time.
@@ -13,6 +14,66 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
+import numpy as np
+import pytest
+
+from chameleon_jax.configs import VocabConfig
+from chameleon_jax.data.store_writer import ShardInput, StoreIdentity, StoreWriter
+from chameleon_jax.tokenizers.documents import Document, ImageSegment, TextSegment, TokenDocument, assemble
+from chameleon_jax.vocab import Vocab
 
 # Unlike the XLA flag for it, this does not reach the processes that tests start.
 jax.config.update("jax_num_cpu_devices", 8)
+
+VOCAB = VocabConfig(image_codes=50, reserved=4, text_tokens=300, codes_per_image=16)
+
+
+@dataclasses.dataclass(frozen=True)
+class MadeStore:
+    path: str
+    documents: list[TokenDocument]
+    vocab: Vocab
+
+
+@pytest.fixture(scope="session")
+def build_store():
+    """build_store(path, count, seed) -> MadeStore: texts, pairs in both orders, and text without loss before an image."""
+
+    def build(path, count=60, seed=0, per_shard=16, bundle_fingerprint="b" * 16, vocab_config=VOCAB, longest=40):
+        random = np.random.default_rng(seed)
+        vocab = Vocab.from_config(vocab_config)
+        name = path.name
+        identity = StoreIdentity(
+            vocab_config=vocab_config, bundle_fingerprint=bundle_fingerprint, preprocessing="p" * 16
+        )
+        writer, documents = StoreWriter(path, identity), []
+        for i in range(count):
+            text, quiet, image = TextSegment("t"), TextSegment("t", loss=False), ImageSegment(b"", "i")
+            segments = [(text,), (text, image), (image, text), (quiet, image), (text, image, text, image, text)][i % 5]
+            texts = [
+                random.integers(vocab.text.start, vocab.text.stop, random.integers(1, longest))
+                for segment in segments
+                if isinstance(segment, TextSegment)
+            ]
+            codes = [
+                random.integers(0, vocab_config.image_codes, vocab_config.codes_per_image)
+                for segment in segments
+                if isinstance(segment, ImageSegment)
+            ]
+            documents.append(assemble(Document(f"{name}/{i}", name, segments), texts, codes, vocab))
+        for shard, begin in enumerate(range(0, count, per_shard)):
+            part = documents[begin : begin + per_shard]
+            given = ShardInput(
+                records=len(part), first=part[0].id, last=part[-1].id, next_source=0, next_record=begin + len(part)
+            )
+            writer.commit(shard, part, given, [])
+        writer.finish()
+        return MadeStore(str(path), documents, vocab)
+
+    return build
+
+
+@pytest.fixture
+def make_store(tmp_path, build_store):
+    """make_store(name, ...) -> MadeStore in the test's own folder."""
+    return lambda name="store", **settings: build_store(tmp_path / name, **settings)
