@@ -73,7 +73,7 @@ def main(args) -> None:
 
     loaded = run.load(model)
     subtitle = (
-        f"{loaded.step} steps on 5,748 captioned digits; every picture is 16 codes in the same stream as its words"
+        f"{loaded.step} steps on 11,496 captioned digits; every picture is 16 codes in the same stream as its words"
     )
     result = judge.examine(loaded, root / "quickstart.png", subtitle=subtitle)
     psnr = json.loads((tokenizer / "evaluation.json").read_text())["psnr"]

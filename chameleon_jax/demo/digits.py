@@ -23,7 +23,7 @@ TEMPLATES = (
     "here you see {number}",
 )
 HELD_OUT_EVERY = 5  # every fifth picture is held out
-COPIES = 4  # of each training picture: as it is, and slightly moved, turned and scaled
+COPIES = 8  # of each training picture: as it is, and slightly moved, turned and scaled
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,10 +31,12 @@ def write_captions(run: Run, codes: Int[np.ndarray, "n C"], *, max_tokens: int =
     ]
 
 
-def draw_pictures(run: Run, captions: list[str], *, seed: int) -> Float[np.ndarray, "n R R 3"]:
+def draw_pictures(
+    run: Run, captions: list[str], *, sampling: SamplingConfig = DRAWING, seed: int
+) -> Float[np.ndarray, "n R R 3"]:
     """One picture in [-1, 1] for each caption."""
     room = run.bundle.vocab_config.codes_per_image + 2
-    config = GenerationConfig(mode="image", max_tokens=room, max_images=1, image=DRAWING, seed=seed)
+    config = GenerationConfig(mode="image", max_tokens=room, max_images=1, image=sampling, seed=seed)
     prompts = [build_prompt(caption, [], run.bundle) for caption in captions]
     outputs = generate(run.params, run.config.model, run.bundle.vocab, prompts, config)
     parts = [read_output(o.ids, run.bundle) for o in outputs]
