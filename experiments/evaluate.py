@@ -16,7 +16,7 @@ from chameleon_jax.configs import CaptionEvalConfig
 
 
 def main(config: CaptionEvalConfig, args) -> None:
-    from chameleon_jax.evaluation import captions
+    from chameleon_jax.evaluation import captions, samples
     from chameleon_jax.generation import run
 
     loaded = run.load(args.workdir)
@@ -38,6 +38,11 @@ def main(config: CaptionEvalConfig, args) -> None:
     print(
         f"NLL(caption | another picture) - NLL(caption | its picture): {gain.nats:.2f} +- {gain.standard_error:.2f} nats"
     )
+    page = Path(args.workdir) / "samples.png"
+    title = f"Captions and pictures, source '{config.source.name}', step {loaded.step}"
+    subtitle = f"right caption among {config.choices}: {choice.accuracy:.1%}; picture gain {gain.nats:.2f} nats"
+    samples.draw_page(loaded, data, page, title=title, subtitle=subtitle, seed=config.seed)
+    print(f"look at {page}")
 
 
 if __name__ == "__main__":
