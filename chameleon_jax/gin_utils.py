@@ -7,6 +7,7 @@ the entry points can see gin. (gin-config 0.5.0: `register` leaves direct constr
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import inspect
 import re
@@ -83,11 +84,10 @@ def _parse_file(file: str) -> None:
         siblings = [str(p) for p in path.parent.glob("*.gin")] if path.parent.is_dir() else []
         raise ConfigError(f"gin file '{file}' does not exist{did_you_mean(file, siblings)}")
     # `include 'gin_configs/base.gin'` is found from the folder that holds gin_configs, wherever the command is run.
-    for parent in path.resolve().parents:
-        if parent.name == "gin_configs":
-            gin.add_config_file_search_path(str(parent.parent))
-            break
-    gin.parse_config_file(str(path))
+    path = path.resolve()
+    root = next((parent.parent for parent in path.parents if parent.name == "gin_configs"), Path.cwd())
+    with contextlib.chdir(root):
+        gin.parse_config_file(str(path))
 
 
 def _quoted(binding: str) -> str:
