@@ -104,6 +104,7 @@ def _run(
                 report.restart_clock()
             stopping = distributed.agree(stop.requested)
             if step % config.checkpoint.every_steps == 0 or step == steps or stopping:
+                report.read_pending()  # a step that can be resumed from has its line in the log
                 with jax.transfer_guard("allow"):
                     checkpointer.save(step, train_state, metadata)
             if stopping:
