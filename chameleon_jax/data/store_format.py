@@ -25,12 +25,12 @@ import json
 import os
 import pathlib
 import shutil
-import tempfile
 from typing import Any
 
 import numpy as np
 
 from chameleon_jax.errors import StoreError
+from chameleon_jax.files import atomic_write, sync
 
 FORMAT_VERSION = 1
 BLOCK_TOKENS = 16384  # tokens of one chunk: the least that is read and checked at a time
@@ -106,29 +106,9 @@ def read_json(path: pathlib.Path, mend: str) -> dict[str, Any]:
 
 
 def write_atomically(path: pathlib.Path, data: bytes) -> None:
-    """Write a file so that a reader or a crash sees all of it or none of it."""
+    """`atomic_write` that makes the folder if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        pathlib.Path(name).unlink(missing_ok=True)
-        raise
-    sync(path.parent)
-
-
-def sync(path: pathlib.Path) -> None:
-    """Flush one file or directory to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    atomic_write(path, data)
 
 
 def sync_tree(directory: pathlib.Path) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from chameleon_jax.configs import VocabConfig
 from chameleon_jax.data import store_format as layout
 from chameleon_jax.errors import StoreError
+from chameleon_jax.files import sync
 from chameleon_jax.tokenizers.documents import TokenDocument
 from chameleon_jax.vocab import MODALITY_NAMES, ModalityId, Vocab
 
@@ -84,7 +85,7 @@ class StoreWriter:
         final = self._path / layout.SHARDS / name
         shutil.rmtree(final, ignore_errors=True)  # torn by a crash between the rename and the commit
         private.rename(final)
-        layout.sync(final.parent)
+        sync(final.parent)
         lines = "".join(json.dumps(reject, ensure_ascii=True, sort_keys=True) + "\n" for reject in rejects)
         reject_file = self._path / layout.REJECTS / f"{name}.jsonl"
         layout.write_atomically(reject_file, lines.encode())

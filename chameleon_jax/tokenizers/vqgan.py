@@ -27,6 +27,7 @@ from jaxtyping import Array, Float, Int
 
 from chameleon_jax.configs import VQConfig
 from chameleon_jax.errors import ConfigError, TokenizerError
+from chameleon_jax.files import atomic_write
 
 WEIGHTS, CONFIG = "vqgan.safetensors", "vqgan.json"
 Params = dict[str, Any]
@@ -142,9 +143,7 @@ def save(directory: str | os.PathLike, params: Params, config: VQConfig) -> None
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in ((CONFIG, config.to_json().encode()), (WEIGHTS, to_bytes(tensors))):
-        unfinished = folder / f"{name}.tmp"
-        unfinished.write_bytes(data)
-        os.replace(unfinished, folder / name)
+        atomic_write(folder / name, data)
 
 
 def load(directory: str | os.PathLike) -> Codec:

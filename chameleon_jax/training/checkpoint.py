@@ -25,10 +25,10 @@ import numpy as np
 
 from chameleon_jax.configs import CheckpointConfig
 from chameleon_jax.errors import CheckpointError, did_you_mean
+from chameleon_jax.files import atomic_write, sync
 from chameleon_jax.parallel import distributed
 from chameleon_jax.training import checkpoint_manifest as manifests
 from chameleon_jax.training.checkpoint_manifest import MANIFEST, HostRegion, Leaf, Manifest
-from chameleon_jax.training.workdir import atomic_write, sync_directory
 
 ARRAYS = "arrays"  # folder of a step that Orbax writes
 SAVING, TRASH = ".saving-", ".trash-"  # prefixes of folders that do not count and may be deleted
@@ -151,7 +151,7 @@ class Checkpointer:
                 logging.warning("checkpoint: %s is not a checkpoint of ours; moved to %s", published, aside)
                 published.rename(aside)
         folder.rename(published)
-        sync_directory(self.directory)
+        sync(self.directory)
 
     def _retain(self) -> None:
         good = [step for step in self.steps() if step not in self._damaged]
@@ -392,7 +392,7 @@ def _discard(folder: Path) -> None:
     """Delete a step so that a kill in the middle leaves no numbered folder that is half there."""
     trash = folder.with_name(f"{TRASH}{folder.name}-{time.time_ns()}")
     folder.rename(trash)
-    sync_directory(trash.parent)
+    sync(trash.parent)
     shutil.rmtree(trash, ignore_errors=True)
 
 
@@ -411,7 +411,7 @@ def _sync_tree(folder: Path) -> None:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-        sync_directory(Path(parent))
+        sync(Path(parent))
 
 
 def _log(directory: Path, skipped: list[Skipped]) -> None:

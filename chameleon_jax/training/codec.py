@@ -21,6 +21,7 @@ from jaxtyping import Array, UInt8
 
 from chameleon_jax.configs import VQConfig, VQTrainConfig
 from chameleon_jax.errors import CheckpointError, DataError
+from chameleon_jax.files import atomic_write
 from chameleon_jax.progress import progress
 from chameleon_jax.tokenizers.vqgan import Codec
 from chameleon_jax.training import codec_step
@@ -140,9 +141,7 @@ def save(folder: Path, state: CodecState, config: VQConfig, train: VQTrainConfig
 
     leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
     tensors = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
-    unfinished = folder / f"{STATE_FILE}.tmp"
-    unfinished.write_bytes(to_bytes(tensors, metadata={"config": _identity(config, train)}))
-    os.replace(unfinished, folder / STATE_FILE)
+    atomic_write(folder / STATE_FILE, to_bytes(tensors, metadata={"config": _identity(config, train)}))
 
 
 def restore(folder: Path, config: VQConfig, train: VQTrainConfig) -> CodecState | None:

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from chameleon_jax.configs import PretrainConfig
+from chameleon_jax.files import atomic_write
 from chameleon_jax.models import transformer
 from chameleon_jax.progress import format_seconds
 from chameleon_jax.training.losses import LossSums
@@ -200,6 +201,4 @@ def _keep_lines_up_to(path: Path, step: int) -> None:
         with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+    atomic_write(path, "".join(kept))

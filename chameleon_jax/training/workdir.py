@@ -25,38 +25,13 @@ from jax.sharding import Mesh
 from chameleon_jax.config_base import Config
 from chameleon_jax.configs import PretrainConfig
 from chameleon_jax.errors import CheckpointError, ConfigError, WorkdirError
+from chameleon_jax.files import atomic_write
 
 LOCK = ".lock"
 _PACKAGES = (
     "chameleon-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "grain", "numpy", "tokenizers",
     "safetensors",
 )  # fmt: skip
-
-
-def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Replace the file at `path` whole: readers, and a kill or power cut at any moment, see the old content or the new."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
-
-
-def sync_directory(path: str | os.PathLike[str]) -> None:
-    """Make renames and new names in this directory survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

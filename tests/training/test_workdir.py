@@ -20,8 +20,9 @@ from chameleon_jax.configs import (
     TransformerConfig,
 )
 from chameleon_jax.errors import CheckpointError, WorkdirError
+from chameleon_jax.files import atomic_write
 from chameleon_jax.parallel.mesh import make_mesh
-from chameleon_jax.training.workdir import atomic_write, check_resume, open_workdir, write_run_files
+from chameleon_jax.training.workdir import check_resume, open_workdir, write_run_files
 
 HOLD = """
 import sys, time

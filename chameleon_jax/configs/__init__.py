@@ -1,0 +1,58 @@
+"""Every setting of every run, as frozen keyword-only dataclasses that check themselves.
+
+The one idea: a config is made once, on the main thread, by gin or by Python alike, and is complete and valid from then on.
+Types are checked when the object is made, then `validate` checks the rules of fields and between fields. Nothing below the
+entry points reads gin, flags or the environment.
+"""
+
+from chameleon_jax.configs.data import (
+    DataConfig,
+    SourceConfig,
+    StoreConfig,
+    TokenizeConfig,
+    TrainTokenizerConfig,
+)
+from chameleon_jax.configs.generation import (
+    CaptionEvalConfig,
+    GenerationConfig,
+    SamplingConfig,
+)
+from chameleon_jax.configs.model import (
+    MeshConfig,
+    TransformerConfig,
+)
+from chameleon_jax.configs.tokenizers import (
+    ImageConfig,
+    VocabConfig,
+    VQConfig,
+    VQTrainConfig,
+)
+from chameleon_jax.configs.training import (
+    CheckpointConfig,
+    LossConfig,
+    OptimConfig,
+    PretrainConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "CaptionEvalConfig",
+    "CheckpointConfig",
+    "DataConfig",
+    "GenerationConfig",
+    "ImageConfig",
+    "LossConfig",
+    "MeshConfig",
+    "OptimConfig",
+    "PretrainConfig",
+    "SamplingConfig",
+    "SourceConfig",
+    "StoreConfig",
+    "TokenizeConfig",
+    "TrainConfig",
+    "TrainTokenizerConfig",
+    "TransformerConfig",
+    "VQConfig",
+    "VQTrainConfig",
+    "VocabConfig",
+]

@@ -1,0 +1,131 @@
+"""Sources of raw documents, the tokenising run, and what training reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from typing import Literal
+
+from chameleon_jax.config_base import Config
+from chameleon_jax.configs.tokenizers import ImageConfig, VocabConfig, VQConfig, VQTrainConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceConfig(Config):
+    """Where raw documents come from. docs/tokenize.md has the schema of each kind."""
+
+    name: str
+    kind: Literal["tfds", "folder", "webdataset", "parquet", "jsonl"]
+    path: str  # a file or glob; for tfds the builder name
+    root: str = (
+        ""  # folder below which `path` is found; joined to `path` when the config is made, so that a macro can name it
+    )
+    split: str = ""  # tfds split, or the value of the record field `split`; empty = everything
+    image_dir: str = ""  # images named in records are found below it; empty = beside the record file
+
+    def validate(self):
+        self.require(
+            bool(self.name) and "/" not in self.name, f"name must be non-empty and without '/', got {self.name!r}"
+        )
+        self.require(bool(self.path), f"source '{self.name}' has no path")
+        self.require(not self.root or self.kind != "tfds", f"source '{self.name}': root has no meaning for tfds")
+        if self.root:
+            object.__setattr__(self, "path", os.path.join(self.root, self.path))
+            object.__setattr__(self, "root", "")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizeConfig(Config):
+    """One run of the tokenising pipeline: sources -> token store."""
+
+    sources: tuple[SourceConfig, ...]
+    tokenizer: str  # directory of the tokenizer bundle
+    documents_per_shard: int = 1024
+    image_first_probability: float = 0.5  # Chameleon, section 2.2: half of the pairs have the picture first
+    max_reject_fraction: float = 0.01
+    max_images_per_document: int = 64
+    max_text_bytes: int = 10_000_000
+    image_batch: int = 16
+    seed: int = 0
+
+    def validate(self):
+        names = [s.name for s in self.sources]
+        self.require(len(names) > 0, "sources is empty: name at least one SourceConfig")
+        self.require(len(set(names)) == len(names), f"source names must differ, got {names}")
+        for name in ("documents_per_shard", "image_batch", "max_images_per_document", "max_text_bytes"):
+            self.require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("image_first_probability", "max_reject_fraction"):
+            self.require(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1], got {getattr(self, name)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainTokenizerConfig(Config):
+    """Trains the two halves of a tokenizer bundle: the image codec and the byte-level BPE."""
+
+    sources: tuple[SourceConfig, ...]
+    eval_sources: tuple[SourceConfig, ...] = ()
+    vocab: VocabConfig = dataclasses.field(default_factory=VocabConfig)
+    image: ImageConfig = dataclasses.field(default_factory=ImageConfig)
+    vq: VQConfig = dataclasses.field(default_factory=VQConfig)
+    vq_train: VQTrainConfig = dataclasses.field(default_factory=VQTrainConfig)
+    parts: Literal["both", "image", "text"] = "both"
+
+    def validate(self):
+        self.require(len(self.sources) > 0, "sources is empty: name at least one SourceConfig")
+        self.require(
+            self.vocab.image_codes == self.vq.codes,
+            f"vocab.image_codes {self.vocab.image_codes} differs from vq.codes {self.vq.codes}",
+        )
+        self.require(
+            self.vocab.codes_per_image == self.vq.codes_per_image,
+            f"vocab.codes_per_image {self.vocab.codes_per_image} differs from vq.codes_per_image {self.vq.codes_per_image}",
+        )
+        self.require(
+            self.image.resolution == self.vq.resolution,
+            f"image.resolution {self.image.resolution} differs from vq.resolution {self.vq.resolution}",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoreConfig(Config):
+    """A token store in a training mixture."""
+
+    path: str  # `{workdir}` stands for the run's workdir
+    weight: float = 1.0
+    stage: Literal[1, 2] = 1  # stage 2 stores join when the second stage begins
+
+    def validate(self):
+        self.require(bool(self.path), "path is empty")
+        self.require(
+            self.weight > 0 and math.isfinite(self.weight), f"weight must be positive and finite, got {self.weight}"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig(Config):
+    """What training reads: a staged, weighted mixture of packed token stores."""
+
+    stores: tuple[StoreConfig, ...]
+    eval_stores: tuple[StoreConfig, ...] = ()
+    seq_len: int = 4096
+    stage2_start: float = 0.8  # fraction of the run (Chameleon, section 2.2)
+    stage1_weight_in_stage2: float = 0.5  # stage 1 weights are halved in stage 2
+    max_segments_per_row: int = 256
+    cache_bytes: int = 2 << 30  # shards held decoded in memory by one process
+    prefetch: int = 2  # batches made ahead
+    seed: int = 0
+
+    def validate(self):
+        self.require(len(self.stores) > 0, "stores is empty: name at least one StoreConfig")
+        self.require(any(s.stage == 1 for s in self.stores), "no store of stage 1")
+        self.require(self.seq_len >= 2, f"seq_len must be at least 2, got {self.seq_len}")
+        self.require(0 < self.stage2_start <= 1, f"stage2_start must be in (0, 1], got {self.stage2_start}")
+        self.require(
+            0 <= self.stage1_weight_in_stage2 <= 1,
+            f"stage1_weight_in_stage2 must be in [0, 1], got {self.stage1_weight_in_stage2}",
+        )
+        self.require(
+            self.max_segments_per_row >= 1, f"max_segments_per_row must be at least 1, got {self.max_segments_per_row}"
+        )
+        self.require(self.prefetch >= 1, f"prefetch must be at least 1, got {self.prefetch}")

@@ -1,0 +1,78 @@
+"""The transformer and the mesh it lies on."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from chameleon_jax.config_base import Config
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerConfig(Config):
+    """The decoder. Dimension letters: D d_model, L n_layers, N n_heads, K n_kv_heads, H head_dim, F d_ff, V vocab_size."""
+
+    vocab_size: int = 65536
+    d_model: int = 4096
+    n_layers: int = 32
+    n_heads: int = 32
+    n_kv_heads: int = 32
+    head_dim: int = 128
+    d_ff: int = 11008
+    max_seq_len: int = 4096
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-5
+    qk_norm: bool = True
+    qk_norm_groups: int = 1  # groups of heads that share q/k norm parameters; 4 in the released 34B
+    norm_order: Literal["pre", "swin"] = "pre"
+    dropout: float = 0.0
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    attention: Literal["auto", "reference", "chunked"] = "auto"
+    attention_chunk: int = 512  # queries per block of the chunked backend
+    remat: Literal["none", "full", "dots", "attention"] = "none"
+    scan_unroll: int = 1
+    init_std: float = 0.02
+    scale_residual_init: bool = True  # wo and down are divided by sqrt(2 L)
+
+    def validate(self):
+        for name in (
+            "vocab_size",
+            "d_model",
+            "n_layers",
+            "n_heads",
+            "n_kv_heads",
+            "head_dim",
+            "d_ff",
+            "max_seq_len",
+            "attention_chunk",
+        ):
+            self.require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        self.require(
+            self.n_heads % self.n_kv_heads == 0,
+            f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}",
+        )
+        self.require(self.head_dim % 2 == 0, f"head_dim must be even for RoPE, got {self.head_dim}")
+        self.require(
+            self.n_kv_heads % self.qk_norm_groups == 0,
+            f"n_kv_heads {self.n_kv_heads} is not a multiple of qk_norm_groups {self.qk_norm_groups}",
+        )
+        self.require(0.0 <= self.dropout < 1.0, f"dropout must be in [0, 1), got {self.dropout}")
+        self.require(
+            self.n_layers % self.scan_unroll == 0,
+            f"n_layers {self.n_layers} is not a multiple of scan_unroll {self.scan_unroll}",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig(Config):
+    """Sizes of the mesh axes; one of them may be -1 and takes what is left."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+    def validate(self):
+        sizes = (self.data, self.fsdp, self.tensor)
+        self.require(all(s == -1 or s >= 1 for s in sizes), f"axes must be positive or -1, got {sizes}")
+        self.require(sizes.count(-1) <= 1, f"only one axis may be -1, got {sizes}")

@@ -1,0 +1,125 @@
+"""Losses, optimiser, checkpoints and a whole pretraining run."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from typing import Literal
+
+from chameleon_jax.config_base import Config
+from chameleon_jax.configs.data import DataConfig
+from chameleon_jax.configs.model import MeshConfig, TransformerConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig(Config):
+    """Cross-entropy per modality with z-loss (Chameleon, section 2.3.2: 1e-5 log^2 Z)."""
+
+    z_loss: float = 1e-5
+    text_weight: float = 1.0
+    image_weight: float = 1.0
+    chunk: int = 1024  # tokens whose logits exist at one time on a device
+
+    def validate(self):
+        for name in ("z_loss", "text_weight", "image_weight"):
+            self.require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        self.require(
+            self.text_weight + self.image_weight > 0, "text_weight and image_weight are both 0: nothing to learn"
+        )
+        self.require(self.chunk >= 1, f"chunk must be at least 1, got {self.chunk}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimConfig(Config):
+    """AdamW as in the Chameleon paper, section 2.3.1."""
+
+    learning_rate: float = 1e-4
+    warmup_steps: int = 4000
+    schedule: Literal["exponential", "cosine", "constant"] = "exponential"
+    exponential_rate: float = 0.01  # curve of the exponential decay; the schedule itself ends at exactly 0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-5
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    skip_nonfinite: bool = True  # a step whose loss or gradient is not finite changes nothing and is counted
+
+    def validate(self):
+        self.require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
+        self.require(self.warmup_steps >= 0, f"warmup_steps must not be negative, got {self.warmup_steps}")
+        self.require(0 < self.exponential_rate < 1, f"exponential_rate must be in (0, 1), got {self.exponential_rate}")
+        self.require(
+            0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, f"betas must be in [0, 1), got {self.beta1}, {self.beta2}"
+        )
+        self.require(self.eps > 0, f"eps must be positive, got {self.eps}")
+        self.require(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
+        self.require(self.clip_norm > 0, f"clip_norm must be positive, got {self.clip_norm}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig(Config):
+    """When to save and what to keep."""
+
+    every_steps: int = 1000
+    keep: int = 3  # newest verified steps that stay; at least 2
+    keep_every: int = 0  # steps divisible by it are never deleted; 0 = none
+
+    def validate(self):
+        self.require(self.every_steps >= 1, f"every_steps must be at least 1, got {self.every_steps}")
+        self.require(self.keep >= 2, f"keep must be at least 2 (one may be damaged), got {self.keep}")
+        self.require(self.keep_every >= 0, f"keep_every must not be negative, got {self.keep_every}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(Config):
+    """Length, batch and rhythm of a run."""
+
+    steps: int
+    batch_size: int  # rows of seq_len tokens in one optimiser step, over all devices
+    microbatches: int = 1
+    seed: int = 0
+    log_every: int = 10
+    eval_every: int = 500
+    eval_batches: int = 8
+    peak_flops: float = 0.0  # FLOP/s of one device for MFU; 0 = from the table of known devices, else measured
+
+    def validate(self):
+        for name in (
+            "steps",
+            "batch_size",
+            "microbatches",
+            "log_every",
+            "eval_every",
+            "eval_batches",
+        ):
+            self.require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        self.require(
+            self.batch_size % self.microbatches == 0,
+            f"batch_size {self.batch_size} is not a multiple of microbatches {self.microbatches}",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainConfig(Config):
+    """A whole pretraining run."""
+
+    model: TransformerConfig
+    data: DataConfig
+    train: TrainConfig
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    prepare: Literal["nothing", "digits"] = "nothing"  # digits: make the token stores in the workdir, for smoke runs
+
+    # Fields that may differ between a run and its resumption; a change anywhere else is refused.
+    FREE_ON_RESUME: typing.ClassVar[tuple[str, ...]] = (
+        "mesh.", "checkpoint.", "train.log_every", "train.eval_every", "train.eval_batches", "train.peak_flops",
+        "data.cache_bytes", "data.prefetch", "model.remat", "model.scan_unroll", "data.eval_stores",
+    )  # fmt: skip
+
+    def validate(self):
+        self.require(
+            self.data.seq_len <= self.model.max_seq_len,
+            f"data.seq_len {self.data.seq_len} exceeds model.max_seq_len {self.model.max_seq_len}",
+        )
