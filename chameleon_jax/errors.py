@@ -42,6 +42,10 @@ class WorkdirError(ChameleonError):
     """The working directory is in use, or cannot be written."""
 
 
+class ConvertError(ChameleonError):
+    """Released weights cannot be read or written as asked."""
+
+
 class GenerationError(ChameleonError):
     """A prompt or a sampling setting cannot be served."""
 

@@ -19,7 +19,10 @@ class VocabConfig(Config):
     image_codes: int = 8192
     reserved: int = 8186
     text_tokens: int = 49152  # upper bound for a trained BPE; 256 bytes are the least
-    codes_per_image: int = 1024
+    codes_per_image: int = 1024  # of a fixed span; the most of a grid span
+    image_span: Literal["fixed", "grid"] = "fixed"  # grid is Lumina-mGPT's: height, width, rows that end in a newline id
+    max_grids: int = 64  # largest height or width of a grid span, in units of `grid_unit` codes
+    grid_unit: int = 2
 
     @property
     def size(self) -> int:
@@ -39,6 +42,7 @@ class ImageConfig(Config):
     """How a picture file becomes a square array of pixels (Chameleon's preprocessing)."""
 
     resolution: int = 512
+    preprocessing: Literal["meta", "hf", "lumina"] = "meta"
     max_pixels: int = 50_000_000
     formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP")
 
