@@ -19,6 +19,7 @@ from chameleon_jax.configs.generation import (
 )
 from chameleon_jax.configs.model import (
     MeshConfig,
+    NumericsConfig,
     TransformerConfig,
 )
 from chameleon_jax.configs.tokenizers import (
@@ -43,6 +44,7 @@ __all__ = [
     "ImageConfig",
     "LossConfig",
     "MeshConfig",
+    "NumericsConfig",
     "OptimConfig",
     "PretrainConfig",
     "SamplingConfig",

@@ -9,6 +9,25 @@ from chameleon_jax.config_base import Config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class NumericsConfig(Config):
+    """Where released codes lose precision that need not be lost; the defaults keep it.
+
+    `models.presets.NUMERICS` names what each release does. Only fields that are set change anything.
+    """
+
+    round_logits: bool = False  # logits to the compute dtype, which makes ties common (Meta, Hugging Face)
+    round_norms: bool = False  # norms to the compute dtype before scale and bias, not after (Hugging Face)
+    masked_ids: tuple[int, ...] = ()  # (start, stop): their logits become the least number (Hugging Face: image codes)
+
+    def validate(self):
+        bounds = self.masked_ids
+        self.require(
+            bounds == () or (len(bounds) == 2 and 0 <= bounds[0] < bounds[1]),
+            f"masked_ids must be empty or (start, stop) with start < stop, got {bounds}",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig(Config):
     """The decoder. Dimension letters: D d_model, L n_layers, N n_heads, K n_kv_heads, H head_dim, F d_ff, V vocab_size."""
 
@@ -23,7 +42,7 @@ class TransformerConfig(Config):
     rope_theta: float = 10000.0
     norm_eps: float = 1e-5
     qk_norm: bool = True
-    qk_norm_groups: int = 1  # groups of heads that share q/k norm parameters; 4 in the released 34B
+    qk_norm_groups: int = 1  # groups of query heads that share QK-norm parameters; keys have as many, at most n_kv_heads
     norm_order: Literal["pre", "swin"] = "pre"
     dropout: float = 0.0
     param_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -34,6 +53,12 @@ class TransformerConfig(Config):
     scan_unroll: int = 1
     init_std: float = 0.02
     scale_residual_init: bool = True  # wo and down are divided by sqrt(2 L)
+    numerics: NumericsConfig = dataclasses.field(default_factory=NumericsConfig)
+
+    @property
+    def k_norm_groups(self) -> int:
+        """Groups of key heads that share QK-norm parameters."""
+        return min(self.qk_norm_groups, self.n_kv_heads)
 
     def validate(self):
         for name in (
@@ -46,6 +71,7 @@ class TransformerConfig(Config):
             "d_ff",
             "max_seq_len",
             "attention_chunk",
+            "qk_norm_groups",
         ):
             self.require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         self.require(
@@ -53,10 +79,9 @@ class TransformerConfig(Config):
             f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}",
         )
         self.require(self.head_dim % 2 == 0, f"head_dim must be even for RoPE, got {self.head_dim}")
-        self.require(
-            self.n_kv_heads % self.qk_norm_groups == 0,
-            f"n_kv_heads {self.n_kv_heads} is not a multiple of qk_norm_groups {self.qk_norm_groups}",
-        )
+        for name, groups in (("n_heads", self.qk_norm_groups), ("n_kv_heads", self.k_norm_groups)):
+            heads = getattr(self, name)
+            self.require(heads % groups == 0, f"{name} {heads} is not a multiple of qk_norm_groups {groups}")
         self.require(0.0 <= self.dropout < 1.0, f"dropout must be in [0, 1), got {self.dropout}")
         self.require(
             self.n_layers % self.scan_unroll == 0,

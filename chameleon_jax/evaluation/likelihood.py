@@ -96,7 +96,7 @@ def _score_batch(
 
     def add(total: Float[Array, "B"], chunk: tuple[Array, Array, Array]) -> tuple[Float[Array, "B"], None]:
         hidden, targets, scored = chunk
-        logits = transformer.logits(weights, hidden)
+        logits = transformer.logits(weights, hidden, config)
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         log_p = chosen - jax.nn.logsumexp(logits, axis=-1)
         return total + jnp.sum(jnp.where(scored, log_p, 0.0), axis=1), None

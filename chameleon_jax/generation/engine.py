@@ -259,7 +259,7 @@ def _decode_one(weights: Params, state: DecodeState, config: TransformerConfig, 
     last = state.ids[rows[:, None], position]
     segments = running.astype(jnp.int32)[:, None]
     out = transformer.forward(weights, last, position, segments, config, cache=state.cache)
-    logits = transformer.logits(weights, out.hidden)[:, 0]
+    logits = transformer.logits(weights, out.hidden, config)[:, 0]
 
     modality = state.grammar.modality
     token = sample(

@@ -16,24 +16,33 @@ from chameleon_jax.parallel.mesh import constrain
 QK_NORM_EPS = 1e-5  # fixed in the released models, independent of the RMSNorm epsilon
 
 
-def rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"], eps: float) -> Float[Array, "... D"]:
-    """RMSNorm (Zhang & Sennrich 2019), with Chameleon's single rounding: x in fp32 times scale in fp32, then one cast."""
+def rms_norm(
+    x: Float[Array, "... D"], scale: Float[Array, "D"], eps: float, *, round_early: bool = False
+) -> Float[Array, "... D"]:
+    """RMSNorm (Zhang & Sennrich 2019), with Chameleon's single rounding: x in fp32 times scale in fp32, then one cast.
+
+    `round_early` casts before the scale as well, as the Hugging Face port does.
+    """
     wide = x.astype(jnp.float32)
-    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
-    return (wide * inverse * scale.astype(jnp.float32)).astype(x.dtype)
+    normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    if round_early:
+        return normed.astype(x.dtype) * scale.astype(x.dtype)
+    return (normed * scale.astype(jnp.float32)).astype(x.dtype)
 
 
 def qk_norm(
-    x: Float[Array, "B T N H"], scale: Float[Array, "g H"], bias: Float[Array, "g H"]
+    x: Float[Array, "B T N H"], scale: Float[Array, "g H"], bias: Float[Array, "g H"], *, round_early: bool = False
 ) -> Float[Array, "B T N H"]:
     """LayerNorm over the head size with scale and bias, shared by the N/g heads of a group.
 
     Chameleon, section 2.3.1; facebookresearch/chameleon `inference/transformer.py`: a true LayerNorm, before RoPE, eps 1e-5.
+    `round_early` casts before scale and bias as well, as the Hugging Face port does.
     """
     wide = x.astype(jnp.float32).reshape(*x.shape[:2], scale.shape[0], -1, x.shape[-1])
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
     normed = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + QK_NORM_EPS)
-    scale, bias = (p.astype(jnp.float32)[:, None] for p in (scale, bias))
+    affine_dtype = x.dtype if round_early else jnp.float32
+    normed, scale, bias = (p.astype(affine_dtype) for p in (normed, scale[:, None], bias[:, None]))
     return (normed * scale + bias).astype(x.dtype).reshape(x.shape)
 
 

@@ -63,8 +63,8 @@ def param_specs(config: TransformerConfig) -> dict[str, Any]:
         "wo": weight("L N H D", c.n_layers, c.n_heads, c.head_dim, c.d_model, std=residual_std),
     }
     if c.qk_norm:
-        shape = (c.n_layers, c.qk_norm_groups, c.head_dim)
-        for name in ("q_norm", "k_norm"):
+        for name, groups in (("q_norm", c.qk_norm_groups), ("k_norm", c.k_norm_groups)):
+            shape = (c.n_layers, groups, c.head_dim)
             bias = ParamSpec(shape=shape, axes="L g H", init="zeros", dtype=c.param_dtype)
             attn[name] = {"scale": norm("L g H", *shape), "bias": bias}
     return {
@@ -153,7 +153,7 @@ def forward(
 
     (x, taps), (stats, keys, values) = jax.lax.scan(step, (x, taps), layers, unroll=config.scan_unroll)
     return ForwardOutput(
-        hidden=rms_norm(x, weights["norm"], config.norm_eps),
+        hidden=_rms_norm(x, weights["norm"], config),
         statistics=stats,
         activations=taps,
         cache=None if cache is None else KVCache(keys=keys, values=values, segments=filled),
@@ -179,10 +179,10 @@ def _block(x: Float[Array, "B T D"], layer: dict[str, Any], stream: _Stream, con
     def normed(function: Any, x: Array, scale: Array) -> tuple[Array, Any]:
         """The branch in the chosen norm order, and what the function returns beside its output."""
         if config.norm_order == "pre":
-            return function(rms_norm(x, scale, config.norm_eps))
+            return function(_rms_norm(x, scale, config))
         # swin: the norm sits on the branch's output (Chameleon, section 2.3.1; Liu et al. 2021)
         out, extra = function(x)
-        return rms_norm(out, scale, config.norm_eps), extra
+        return _rms_norm(out, scale, config), extra
 
     attention_out, (stats, keys, values) = normed(
         lambda y: _attention(y, layer, stream, config), x, weights["attn_norm"]
@@ -198,6 +198,10 @@ def _block(x: Float[Array, "B T D"], layer: dict[str, Any], stream: _Stream, con
     )
 
 
+def _rms_norm(x: Float[Array, "B T D"], scale: Float[Array, "D"], config: TransformerConfig) -> Float[Array, "B T D"]:
+    return rms_norm(x, scale, config.norm_eps, round_early=config.numerics.round_norms)
+
+
 def _attention(
     x: Float[Array, "B T D"], layer: dict[str, Any], stream: _Stream, config: TransformerConfig
 ) -> tuple[Float[Array, "B T D"], tuple[dict[str, Array], Array | None, Array | None]]:
@@ -209,8 +213,8 @@ def _attention(
     if stream.statistics:
         stats |= {"q_rms": rms(q, stream.real), "k_rms": rms(k, stream.real)}
     if config.qk_norm:
-        q = qk_norm(q, weights["q_norm"]["scale"], weights["q_norm"]["bias"])
-        k = qk_norm(k, weights["k_norm"]["scale"], weights["k_norm"]["bias"])
+        q = qk_norm(q, **weights["q_norm"], round_early=config.numerics.round_norms)
+        k = qk_norm(k, **weights["k_norm"], round_early=config.numerics.round_norms)
     q, k = apply_rotary(q, stream.cos, stream.sin), apply_rotary(k, stream.cos, stream.sin)
     cached = (None, None)
     if stream.slots is not None:
@@ -224,10 +228,19 @@ def _attention(
     return constrain(linear(values, weights["wo"]), "B T D"), (stats, *cached)
 
 
-def logits(weights: Params, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-    """fp32 logits; the product itself runs in the dtype of `hidden`. Training uses `losses.cross_entropy` instead."""
+def logits(weights: Params, hidden: Float[Array, "B T D"], config: TransformerConfig) -> Float[Array, "B T V"]:
+    """fp32 logits; the product itself runs in the dtype of `hidden`. Training uses `losses.cross_entropy` instead.
+
+    `config.numerics` says whether they are rounded and masked as released codes do; the training loss never does either.
+    """
+    numerics = config.numerics
     head = weights["head"].astype(hidden.dtype)
     out = jnp.einsum("btd,dv->btv", hidden, head, preferred_element_type=jnp.float32)
+    if numerics.round_logits:
+        out = out.astype(hidden.dtype).astype(jnp.float32)
+    if numerics.masked_ids:
+        start, stop = numerics.masked_ids
+        out = out.at[..., start:stop].set(float(jnp.finfo(hidden.dtype).min))
     return constrain(out, "B T V")
 
 

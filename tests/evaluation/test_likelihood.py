@@ -54,7 +54,7 @@ STARTS = [2, 100, 1, 63, 1, 64, 8]
 def _log_p(weights, tokens):
     positions = jnp.arange(tokens.shape[1])[None]
     hidden = transformer.forward(weights, tokens, positions, jnp.ones_like(tokens), MODEL).hidden
-    return jax.nn.log_softmax(transformer.logits(weights, hidden)[0])
+    return jax.nn.log_softmax(transformer.logits(weights, hidden, MODEL)[0])
 
 
 def _definition(weights, sequence, start):

@@ -92,7 +92,8 @@ def _ids(outputs):
 def _uncached_logits(weights, tokens):
     width = tokens.shape[0]
     ones, positions = jnp.ones((1, width), jnp.int32), jnp.arange(width)[None]
-    return transformer.logits(weights, transformer.forward(weights, tokens[None], positions, ones, MODEL).hidden)[0]
+    hidden = transformer.forward(weights, tokens[None], positions, ones, MODEL).hidden
+    return transformer.logits(weights, hidden, MODEL)[0]
 
 
 def _greedy_without_cache(weights, prompt, mode, steps, max_images):

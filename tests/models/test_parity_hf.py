@@ -145,7 +145,7 @@ def test_hidden_states_logits_loss_and_gradients_equal_those_of_the_torch_port(n
 
     (our_loss, our_hidden), gradient = jax.value_and_grad(loss, has_aux=True)(weights)
     np.testing.assert_allclose(our_hidden, hidden.detach(), atol=1e-4)
-    np.testing.assert_allclose(transformer.logits(weights, our_hidden), their_logits.detach(), atol=1e-4)
+    np.testing.assert_allclose(transformer.logits(weights, our_hidden, config), their_logits.detach(), atol=1e-4)
     np.testing.assert_allclose(our_loss, their_loss.item(), atol=1e-5)
     expected = to_our_tree(model, config, of=lambda parameter: parameter.grad)
     for (path, ours), theirs in zip(jax.tree.leaves_with_path(gradient), jax.tree.leaves(expected), strict=True):

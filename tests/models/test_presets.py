@@ -19,8 +19,8 @@ from chameleon_jax.training import state, step
     [
         ("34m", 33_696_256),
         # matrices and RMSNorms, and QK-norm: layers x (q and k) x (scale and bias) x groups x head size
-        ("7b", 7_013_142_528 + 32 * 2 * 2 * 128),
-        ("34b", 34_293_424_128 + 48 * 2 * 2 * 4 * 128),
+        ("chameleon-7b", 7_013_142_528 + 32 * 2 * 2 * 128),
+        ("chameleon-34b", 34_293_424_128 + 48 * 2 * 2 * 4 * 128),
     ],
 )
 def test_parameter_counts(name, count):
@@ -33,11 +33,11 @@ def test_small_presets_have_the_size_of_their_name(name, low, high):
 
 
 def test_an_unknown_preset_is_refused_with_the_nearest_name():
-    with pytest.raises(ConfigError, match="no model preset '7B' \\(did you mean '7b'"):
-        preset("7B")
+    with pytest.raises(ConfigError, match="no model preset 'Chameleon-7B' \\(did you mean 'chameleon-7b'"):
+        preset("Chameleon-7B")
 
 
-@pytest.mark.parametrize("name", ["7b", "34b"])
+@pytest.mark.parametrize("name", ["chameleon-7b", "chameleon-34b"])
 def test_a_train_step_of_the_released_sizes_lowers_for_a_cluster_without_allocating(name):
     mesh = AbstractMesh((4, 8, 4), mesh_lib.AXES, axis_types=(AxisType.Auto,) * 3)
     rows, length = 32, 4096
