@@ -23,8 +23,8 @@ _DIGITS = str.maketrans("0123456789", "ABCDEFGHIJ")
 class ModalityId(enum.IntEnum):
     """Row number in the modality table, and the number written into `Batch.modality`."""
 
-    TEXT = 0  # text pieces and every special id
-    IMAGE = 1
+    TEXT = 0  # text pieces and the special ids, markers among them
+    IMAGE = 1  # image codes and, of a grid vocabulary, the ids of sizes and of row ends
 
 
 MODALITY_NAMES = ("text", "image")
@@ -38,11 +38,39 @@ class FixedSpan:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class GridSpan:
+    """BEGIN, id of the height, id of the width, rows that each end in `newline`, END: Lumina-mGPT's image span.
+
+    A side of n units is `n * unit` content ids long and its id is `size_base + n`, n in 1..max_units. An image has at most
+    `max_codes` content ids. Source: Alpha-VLLM/Lumina-mGPT, `data/item_processor.py`.
+    """
+
+    newline: int
+    size_base: int
+    unit: int
+    max_units: int
+    max_codes: int
+
+    def length(self, height: int, width: int) -> int:
+        """Ids of a whole span of `height` x `width` content ids, markers included."""
+        return 4 + height * (width + 1)
+
+    def problem(self, height: int, width: int) -> str:
+        """Why an image of `height` x `width` content ids has no span; empty if it has one."""
+        longest = self.max_units * self.unit
+        if height % self.unit or width % self.unit or not (0 < height <= longest and 0 < width <= longest):
+            return f"{height}x{width} codes (height x width): sides are multiples of {self.unit} up to {longest}"
+        if height * width > self.max_codes:
+            return f"{height}x{width} = {height * width} codes, {self.max_codes} are the most"
+        return ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FreeSpan:
     """Any number of content ids, ended by a marker of another modality or the end of the sequence."""
 
 
-SpanGrammar = FixedSpan | FreeSpan
+SpanGrammar = FixedSpan | GridSpan | FreeSpan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,6 +108,19 @@ class Vocab:
         text_start = reserved_start + config.reserved
         # Chameleon ends a turn with the 513th reserved id; smaller layouts use the last pair that fits.
         turn = reserved_start + min(512, config.reserved - 2)
+        image_grammar = FixedSpan(length=config.codes_per_image)
+        if config.image_span == "grid":
+            # Lumina-mGPT's row end is the 606th reserved id, behind it size 0 and up; smaller layouts put them before the turn's.
+            newline = reserved_start + 605
+            if newline + 2 + config.max_grids > text_start:
+                newline = turn - 2 - config.max_grids
+            image_grammar = GridSpan(
+                newline=newline,
+                size_base=newline + 1,
+                unit=config.grid_unit,
+                max_units=config.max_grids,
+                max_codes=config.codes_per_image,
+            )
         return cls(
             size=config.size,
             bos=0,
@@ -105,7 +146,7 @@ class Vocab:
                     stop=end_of_image,
                     begin_marker=end_of_image + 1,
                     end_marker=end_of_image,
-                    grammar=FixedSpan(length=config.codes_per_image),
+                    grammar=image_grammar,
                 ),
             ),
         )
@@ -123,8 +164,14 @@ class Vocab:
         return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
 
     def modality_of(self, ids: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
-        """int8 row number of the modality table for each id; special ids count as text."""
+        """int8 row number of the modality table for each id; special ids, markers among them, count as text.
+
+        Sizes and row ends of a grid count as image: they stand nowhere else, and a row end is certain, so that one id in every
+        few would pull the text loss down.
+        """
         image = (ids >= self.image.start) & (ids < self.image.stop)
+        if isinstance(grid := self.image.grammar, GridSpan):
+            image |= (ids >= grid.newline) & (ids <= grid.size_base + grid.max_units)
         return np.where(image, ModalityId.IMAGE, ModalityId.TEXT).astype(np.int8)
 
     def codes_to_ids(self, codes: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
@@ -144,6 +191,27 @@ class Vocab:
         if ids.size and (ids.min() < self.image.start or ids.max() >= self.image.stop):
             raise TokenizerError(f"ids {int(ids.min())}..{int(ids.max())} are not all image codes")
         return (ids - self.image.start).astype(np.int32)
+
+    def image_span(self, codes: Int[np.ndarray, "n"] | Int[np.ndarray, "h w"]) -> Int[np.ndarray, "m"]:
+        """Ids of a whole image: markers around its codes, and for a grid sizes and row ends.
+
+        Raises TokenizerError for codes of another shape than [codes_per_image], or [height, width] of a grid vocabulary, and for
+        a code outside the codebook.
+        """
+        codes, grammar = np.asarray(codes), self.image.grammar
+        if isinstance(grammar, GridSpan):
+            if codes.ndim != 2:
+                raise TokenizerError(f"an image has codes of shape {codes.shape} instead of [height, width]")
+            if problem := grammar.problem(*codes.shape):
+                raise TokenizerError(f"an image has {problem}")
+            sizes = [grammar.size_base + side // grammar.unit for side in codes.shape]
+            rows = np.pad(self.codes_to_ids(codes), ((0, 0), (0, 1)), constant_values=grammar.newline)
+            body = [*sizes, *rows.reshape(-1)]
+        else:
+            if codes.shape != (grammar.length,):
+                raise TokenizerError(f"an image has codes of shape {codes.shape} instead of ({grammar.length},)")
+            body = self.codes_to_ids(codes)
+        return np.concatenate([[self.begin_of_image], body, [self.end_of_image]]).astype(np.int32)
 
     def special_names(self) -> list[str]:
         """Names of the ids below the text pieces, in order of id, spelled as in Chameleon's tokenizer file."""

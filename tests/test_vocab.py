@@ -1,13 +1,18 @@
 """The id space is Chameleon's at full size, and the same layout at any size."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from chameleon_jax.configs import VocabConfig
-from chameleon_jax.errors import TokenizerError
+from chameleon_jax.errors import ConfigError, TokenizerError
 from chameleon_jax.vocab import ModalityId, Vocab, code_name
 
 SMALL = VocabConfig(image_codes=8, reserved=4, text_tokens=256, codes_per_image=4)
+GRID = VocabConfig(
+    image_codes=8, reserved=9, text_tokens=256, codes_per_image=24, image_span="grid", max_grids=4, grid_unit=2
+)
 
 
 def test_the_default_layout_is_that_of_the_released_models():
@@ -61,6 +66,73 @@ def test_fingerprints_tell_layouts_apart_and_ids_fit_the_store_type():
     assert Vocab.from_config(SMALL).fingerprint() != Vocab.from_config(VocabConfig()).fingerprint()
     assert Vocab.from_config(VocabConfig()).store_dtype() == np.uint16
     assert Vocab.from_config(VocabConfig(text_tokens=49_153)).store_dtype() == np.uint32
+
+
+def test_fingerprints_of_fixed_layouts_stay_what_existing_stores_remember():
+    assert Vocab.from_config(VocabConfig()).fingerprint() == "9c47c975e103cdac"
+    assert Vocab.from_config(SMALL).fingerprint() == "5b836279172a1965"
+    assert (
+        Vocab.from_config(GRID).fingerprint() != Vocab.from_config(dataclasses.replace(GRID, max_grids=3)).fingerprint()
+    )
+
+
+def test_grid_ids_of_the_released_layout_are_those_of_lumina():
+    vocab = Vocab.from_config(VocabConfig(image_span="grid", codes_per_image=4096))
+    grid = vocab.image.grammar
+    assert (grid.newline, grid.size_base, vocab.end_of_turn) == (8803, 8804, 8710)
+    assert [grid.length(n, n) for n in (32, 48, 64)] == [1060, 2356, 4164]
+    ids = vocab.image_span(np.arange(32 * 48).reshape(32, 48))
+    assert ids[:4].tolist() == [8197, 8804 + 16, 8804 + 24, 4]
+    assert ids[3 + 48] == ids[-2] == 8803 and ids[-1] == 8196 and len(ids) == grid.length(32, 48)
+
+
+@pytest.mark.parametrize("reserved", [8, 9, 100, 513, 514, 515, 606, 610, 611, 612, 700])
+def test_grid_ids_have_a_place_of_their_own_in_layouts_of_any_size(reserved):
+    vocab = Vocab.from_config(dataclasses.replace(GRID, reserved=reserved))
+    grid = vocab.image.grammar
+    ids = [grid.newline, *range(grid.size_base, grid.size_base + grid.max_units + 1)]
+    ids += [vocab.end_of_turn, vocab.image_placeholder]
+    assert len(set(ids)) == len(ids)
+    assert vocab.begin_of_image < min(ids) and max(ids) < vocab.text.start
+
+
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        ({"reserved": 7}, "up to 4 units needs 8 reserved ids .* got 7"),
+        ({"max_grids": 0}, "max_grids must be in 1..510, got 0"),
+        ({"max_grids": 511, "reserved": 8186}, "got 511"),
+        ({"grid_unit": 0}, "grid_unit must be at least 1"),
+        ({"codes_per_image": 3}, "codes_per_image 3 is less than the smallest grid of 2x2"),
+    ],
+)
+def test_grid_layouts_that_cannot_be_are_refused_with_both_numbers(wrong, told):
+    with pytest.raises(ConfigError, match=told):
+        dataclasses.replace(GRID, **wrong)
+
+
+@pytest.mark.parametrize(
+    "shape, told",
+    [
+        ((8,), "shape \\(8,\\) instead of \\[height, width\\]"),
+        ((2, 3), "2x3 codes .*multiples of 2 up to 8"),
+        ((10, 2), "multiples of 2 up to 8"),
+        ((0, 2), "multiples of 2"),
+        ((6, 6), "36 codes, 24 are the most"),
+    ],
+)
+def test_a_grid_of_another_shape_is_refused(shape, told):
+    with pytest.raises(TokenizerError, match=told):
+        Vocab.from_config(GRID).image_span(np.zeros(shape, int))
+
+
+def test_sizes_and_row_ends_count_as_image_and_markers_as_text():
+    vocab = Vocab.from_config(GRID)
+    span = vocab.image_span(np.arange(8).reshape(2, 4))
+    assert vocab.modality_of(span).tolist() == [ModalityId.TEXT, *[ModalityId.IMAGE] * (len(span) - 2), ModalityId.TEXT]
+    rest = np.setdiff1d(np.arange(vocab.image.stop, vocab.size), vocab.image_span(np.zeros((2, 2), int)))
+    sizes = vocab.image.grammar.size_base + np.arange(vocab.image.grammar.max_units + 1)
+    assert np.all(vocab.modality_of(np.setdiff1d(rest, sizes)) == ModalityId.TEXT)
 
 
 def test_code_names_spell_decimal_digits():

@@ -20,9 +20,11 @@ class VocabConfig(Config):
     reserved: int = 8186
     text_tokens: int = 49152  # upper bound for a trained BPE; 256 bytes are the least
     codes_per_image: int = 1024  # of a fixed span; the most of a grid span
-    image_span: Literal["fixed", "grid"] = "fixed"  # grid is Lumina-mGPT's: height, width, rows that end in a newline id
+    image_span: Literal["fixed", "grid"] = (
+        "fixed"  # grid is Lumina-mGPT's: height, width, rows that end in a newline id
+    )
     max_grids: int = 64  # largest height or width of a grid span, in units of `grid_unit` codes
-    grid_unit: int = 2
+    grid_unit: int = 2  # codes; sides of a grid span are multiples of it
 
     @property
     def size(self) -> int:
@@ -35,6 +37,23 @@ class VocabConfig(Config):
         )
         self.require(self.text_tokens >= 256, f"text_tokens must be at least 256 (all bytes), got {self.text_tokens}")
         self.require(self.codes_per_image >= 1, f"codes_per_image must be at least 1, got {self.codes_per_image}")
+        if self.image_span == "grid":
+            self._validate_grid()
+
+    def _validate_grid(self) -> None:
+        # The ids of a small layout stand before the end-of-turn id, which is at most the 513th reserved one.
+        self.require(1 <= self.max_grids <= 510, f"max_grids must be in 1..510, got {self.max_grids}")
+        self.require(self.grid_unit >= 1, f"grid_unit must be at least 1, got {self.grid_unit}")
+        least = self.max_grids + 4
+        self.require(
+            self.reserved >= least,
+            f"a grid of up to {self.max_grids} units needs {least} reserved ids (sizes from 0, row end, end of turn, image "
+            f"placeholder), got {self.reserved}",
+        )
+        self.require(
+            self.codes_per_image >= self.grid_unit**2,
+            f"codes_per_image {self.codes_per_image} is less than the smallest grid of {self.grid_unit}x{self.grid_unit}",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

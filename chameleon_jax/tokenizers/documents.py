@@ -49,7 +49,7 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """A run of ids of one modality; markers of an image belong to its span, all other special ids to text."""
+    """A run of ids of one modality; markers, sizes and row ends of an image belong to its span, all other special ids to text."""
 
     modality: ModalityId
     length: int
@@ -68,15 +68,17 @@ class TokenDocument:
 def assemble(
     document: Document,
     text_ids: Sequence[Int[np.ndarray, "_"]],
-    image_codes: Sequence[Int[np.ndarray, "_"]],
+    image_codes: Sequence[Int[np.ndarray, "n"] | Int[np.ndarray, "h w"]],
     vocab: Vocab,
 ) -> TokenDocument:
     """Join the ids of a document's texts and the codes of its images, each in order, to one stream.
 
     `[bos]` and `[eos]` take the loss role of the segment that they touch. Neighbouring text of equal role makes one span.
 
-    Raises TokenizerError when numbers of parts disagree, a text holds an id that is not text, or an image has another number of
-    codes than the vocabulary says.
+    Codes of an image are [codes_per_image], or [height, width] for a grid vocabulary.
+
+    Raises TokenizerError when numbers of parts disagree, a text holds an id that is not text, or the codes of an image have
+    another shape than the vocabulary says.
     """
     texts = sum(isinstance(segment, TextSegment) for segment in document.segments)
     images = len(document.segments) - texts
@@ -89,7 +91,11 @@ def assemble(
     parts = [(ModalityId.TEXT, np.array([vocab.bos]), _loss(document, 0))]
     for segment in document.segments:
         if isinstance(segment, ImageSegment):
-            parts.append((ModalityId.IMAGE, _image_ids(next(next_image), vocab, document.id), segment.loss))
+            try:
+                span = vocab.image_span(next(next_image))
+            except TokenizerError as error:
+                raise TokenizerError(f"document {document.id}: {error}") from error
+            parts.append((ModalityId.IMAGE, span, segment.loss))
             continue
         ids = np.asarray(next(next_text), np.int64)
         if ids.size and (ids.min() < vocab.text.start or ids.max() >= vocab.text.stop):
@@ -139,12 +145,3 @@ def valid_text(text: str) -> str:
 
 def _loss(document: Document, index: int) -> bool:
     return document.segments[index].loss if document.segments else True
-
-
-def _image_ids(codes: Int[np.ndarray, "_"], vocab: Vocab, document_id: str) -> Int[np.ndarray, "_"]:
-    codes = np.asarray(codes).reshape(-1)
-    if len(codes) != vocab.image.grammar.length:
-        raise TokenizerError(
-            f"document {document_id}: an image has {len(codes)} codes instead of {vocab.image.grammar.length}"
-        )
-    return np.concatenate([[vocab.begin_of_image], vocab.codes_to_ids(codes), [vocab.end_of_image]])

@@ -95,12 +95,26 @@ def test_forty_images_and_random_roles_keep_every_invariant():
                 assert np.all(VOCAB.modality_of(part) == TEXT) and VOCAB.begin_of_image not in part
 
 
+def test_grids_of_several_sizes_keep_their_shape():
+    sizes = {"image_span": "grid", "max_grids": 3, "grid_unit": 1, "codes_per_image": 6}
+    vocab = Vocab.from_config(VocabConfig(image_codes=10, reserved=8, text_tokens=256, **sizes))
+    grid, row_end = vocab.image.grammar, vocab.image.grammar.newline
+    made = assemble(document(image(), image()), [], [np.array([[0, 9, 3]]), np.array([[1], [2]])], vocab)
+    wide = [vocab.begin_of_image, grid.size_base + 1, grid.size_base + 3, 4, 13, 7, row_end, vocab.end_of_image]
+    high = [vocab.begin_of_image, grid.size_base + 2, grid.size_base + 1, 5, row_end, 6, row_end, vocab.end_of_image]
+    assert made.ids.tolist() == [vocab.bos, *wide, *high, vocab.eos]
+    assert made.spans == (Span(TEXT, 1, True), Span(IMAGE, 8, True), Span(IMAGE, 8, True), Span(TEXT, 1, True))
+    with pytest.raises(TokenizerError, match="document d: an image has 3x3 = 9 codes, 6 are the most"):
+        assemble(document(image()), [], [np.zeros((3, 3), int)], vocab)
+
+
 WRONG = {
     "too few texts": (lambda: ([], [CODES]), "has 1 texts and 1 images, got ids of 0 and codes of 1"),
     "too many images": (lambda: ([text_ids(1)], [CODES, CODES]), "codes of 2"),
     "a special id in a text": (lambda: ([np.array([VOCAB.eos])], [CODES]), "ids outside"),
     "an id above the vocabulary": (lambda: ([np.array([VOCAB.size])], [CODES]), "ids outside"),
-    "codes cut short": (lambda: ([text_ids(1)], [CODES[:3]]), "3 codes instead of 4"),
+    "codes cut short": (lambda: ([text_ids(1)], [CODES[:3]]), r"document d: .* shape \(3,\) instead of \(4,\)"),
+    "codes of a grid": (lambda: ([text_ids(1)], [CODES.reshape(2, 2)]), r"shape \(2, 2\) instead of \(4,\)"),
     "a code outside the codebook": (lambda: ([text_ids(1)], [np.array([0, 1, 2, 10])]), r"outside 0\.\.9"),
 }
 
