@@ -46,6 +46,10 @@ class GenerationConfig(Config):
     mode: Literal["text", "image", "interleaved"] = "interleaved"
     max_tokens: int = 4096  # the model's context is the other limit
     max_images: int = 4
+    image_grid: tuple[
+        int, ...
+    ] = ()  # height and width of every image in codes, for grid vocabularies; () = the model's choice
+    stop_at_turn_end: bool = False  # the end-of-turn id may come, and ends the output as end of sequence does
     text: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     image: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     seed: int = 0
@@ -53,3 +57,7 @@ class GenerationConfig(Config):
     def validate(self):
         self.require(self.max_tokens >= 1, f"max_tokens must be at least 1, got {self.max_tokens}")
         self.require(self.max_images >= 1, f"max_images must be at least 1, got {self.max_images}")
+        self.require(
+            len(self.image_grid) in (0, 2) and all(side >= 1 for side in self.image_grid),
+            f"image_grid must be empty or a height and a width in codes, got {self.image_grid}",
+        )

@@ -21,14 +21,14 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from chameleon_jax.configs import GenerationConfig, TransformerConfig
 from chameleon_jax.errors import GenerationError
 from chameleon_jax.generation import grammar
-from chameleon_jax.generation.grammar import MODES, OUTSIDE, FinishReason, GrammarState
+from chameleon_jax.generation.grammar import MODES, OUTSIDE, FinishReason, GrammarState, TokenSpan
 from chameleon_jax.generation.sampling import sample
 from chameleon_jax.models import kv_cache, transformer
 from chameleon_jax.models.kv_cache import KVCache
 from chameleon_jax.models.params import map_specs
 from chameleon_jax.models.transformer import Params
 from chameleon_jax.parallel.mesh import batch_shards
-from chameleon_jax.vocab import MODALITY_NAMES, Vocab
+from chameleon_jax.vocab import MODALITY_NAMES, GridSpan, SpanGrammar, Vocab
 
 SHAPE_STEP = 64  # prompt and cache lengths are rounded up to it: few shapes, few compilations
 BLOCK = 128  # tokens a row between two looks of the host
@@ -36,9 +36,10 @@ BLOCK = 128  # tokens a row between two looks of the host
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generated:
-    """One row's output: ids without the prompt (the end-of-sequence id included), and why it stopped.
+    """One row's output: ids without the prompt (the id that ended it included), and why it stopped.
 
-    `images` means that all images asked for are there; `length` that no position was left for more.
+    `eos` means that the model ended the sequence or, where the request lets it, its turn; `images` that all images asked for are
+    there; `length` that no position was left for more.
     """
 
     ids: Int[np.ndarray, "n"]
@@ -74,10 +75,10 @@ def generate(
 ) -> list[Generated]:
     """Continue every prompt. All rows run together, each until it ends by itself.
 
-    A prompt is ids, usually from `prompt.build_prompt`. It may end in a begin-of-image marker: then that image is written first.
-    In mode `image` the marker is written, as the first id of the output, if the prompt lacks it. `row_ids` are the numbers by
-    which rows draw (0, 1, ... by default, none negative): a prompt with the same seed and row id gives the same output in any
-    batch, to the rounding of its logits.
+    A prompt is ids, usually from `prompt.build_prompt`. It may end in a begin-of-image marker, in a grid vocabulary also in the
+    height, or height and width, behind it: then that image is written first. In mode `image` the marker is written, as the first
+    id of the output, if the prompt lacks it. `row_ids` are the numbers by which rows draw (0, 1, ... by default, none negative):
+    a prompt with the same seed and row id gives the same output in any batch, to the rounding of its logits.
 
     Raises GenerationError, before anything is compiled, for a prompt that cannot be served.
     """
@@ -91,6 +92,7 @@ def generate(
     row_ids = range(len(prompts)) if row_ids is None else row_ids
     if len(row_ids) != len(prompts):
         raise GenerationError(f"{len(prompts)} prompts have {len(row_ids)} row ids; give one for each")
+    _check_grid(vocab, config)
     checked = [_check_prompt(i, prompt, vocab, model_config, config) for i, prompt in enumerate(prompts)]
     state = _start(weights, model_config, vocab, prompts, config, row_ids, checked)
     weights = _compute_copies(weights, model_config)
@@ -110,10 +112,25 @@ def generate(
 
 @dataclasses.dataclass(frozen=True)
 class _Checked:
-    """What checking a prompt found: ids that may come, and the fixed span that it leaves open."""
+    """What checking a prompt found: ids that may come, the marked span that it leaves open, and the sizes said there."""
 
     remaining: int
-    opened: int
+    opened: int = OUTSIDE
+    grid: tuple[int, int] = (0, 0)
+
+
+def _check_grid(vocab: Vocab, config: GenerationConfig) -> None:
+    """Raise GenerationError when images cannot have the size that is asked for."""
+    grammar = vocab.image.grammar
+    if not config.image_grid:
+        return
+    if not isinstance(grammar, GridSpan):
+        raise GenerationError(
+            f"image_grid asks for {config.image_grid} codes, but every image of this vocabulary has {grammar.length} codes: "
+            "leave it out"
+        )
+    if problem := grammar.problem(*config.image_grid):
+        raise GenerationError(f"image_grid asks for {problem}")
 
 
 def _check_prompt(
@@ -137,34 +154,62 @@ def _check_prompt(
         raise GenerationError(
             f"{where} has {len(prompt)} ids; the model's context of {model_config.max_seq_len} leaves no room to continue"
         )
-    opened, at, spans = OUTSIDE, 0, grammar.split_spans(prompt, vocab)
-    for span in spans:
-        modality = vocab.modalities[span.modality]
-        at += len(span.ids)
-        begun = modality.begin_marker is None or span.ids[0] == modality.begin_marker
-        if at == len(prompt) and begun and not span.complete and len(span.ids) == 1:
-            opened = int(span.modality)
-        elif not (span.complete and begun):
-            raise GenerationError(
-                f"{where} has a cut {modality.name} at id {at - len(span.ids)}: {len(span.content)} of "
-                f"{modality.grammar.length} codes; give whole spans with both markers"
-            )
+    opened = _opened(where, prompt, vocab, config)
     remaining = min(config.max_tokens, model_config.max_seq_len - len(prompt))
-    if opened != OUTSIDE and opened not in MODES[config.mode]:
-        raise GenerationError(
-            f"{where} ends in the beginning of an {MODALITY_NAMES[opened]}, which mode '{config.mode}' cannot write"
-        )
-    needed = 0
-    if opened != OUTSIDE:
-        needed = grammar.span_tokens(vocab.modalities[opened]) - 1
+    needed, wanted = 0, config.image_grid or (0, 0)
+    if opened is not None:
+        grid = tuple(said or asked for said, asked in zip(opened.grid, wanted, strict=True))
+        needed = grammar.span_tokens(vocab.modalities[opened.modality], grid) - len(opened.ids)
     elif config.mode == "image":
-        needed = grammar.span_tokens(vocab.image)
+        needed = grammar.span_tokens(vocab.image, wanted)
     if remaining < needed:
         raise GenerationError(
             f"{where} has {len(prompt)} ids and leaves room for {remaining} (max_tokens {config.max_tokens}, context "
             f"{model_config.max_seq_len}); an image needs {needed}"
         )
-    return _Checked(remaining, opened)
+    return _Checked(remaining) if opened is None else _Checked(remaining, int(opened.modality), opened.grid)
+
+
+def _opened(where: str, prompt: np.ndarray, vocab: Vocab, config: GenerationConfig) -> TokenSpan | None:
+    """The marked span whose beginning ends the prompt, or None; raises GenerationError for a span that is cut."""
+    at, opened = 0, None
+    for span in grammar.split_spans(prompt, vocab):
+        modality = vocab.modalities[span.modality]
+        at += len(span.ids)
+        begun = modality.begin_marker is None or span.ids[0] == modality.begin_marker
+        sizes = sum(side > 0 for side in span.grid)
+        if at == len(prompt) and begun and not span.complete and len(span.ids) == 1 + sizes:
+            opened = span
+        elif not (span.complete and begun):
+            raise GenerationError(
+                f"{where} has a cut {modality.name} at id {at - len(span.ids)}: {_measure(span, modality.grammar)}; give whole "
+                "spans with both markers"
+            )
+    if opened is None:
+        return None
+    name = MODALITY_NAMES[opened.modality]
+    if opened.modality not in MODES[config.mode]:
+        raise GenerationError(f"{where} ends in the beginning of an {name}, which mode '{config.mode}' cannot write")
+    grid = vocab.modalities[opened.modality].grammar
+    if isinstance(grid, GridSpan) and opened.grid[0]:
+        height, width = opened.grid
+        if problem := grid.problem(height, width or grid.unit):
+            raise GenerationError(f"{where} ends in the beginning of an {name} of {problem}")
+        if config.image_grid and any(
+            said not in (0, asked) for said, asked in zip(opened.grid, config.image_grid, strict=True)
+        ):
+            raise GenerationError(
+                f"{where} ends in the beginning of an {name} of {opened.grid} codes (height, width), image_grid asks for "
+                f"{config.image_grid}"
+            )
+    return opened
+
+
+def _measure(span: TokenSpan, grammar: SpanGrammar) -> str:
+    """What a cut span holds, for the reader of an error."""
+    if isinstance(grammar, GridSpan):
+        return f"{len(span.content)} codes that do not fill {span.grid[0]} rows of {span.grid[1]}"
+    return f"{len(span.content)} of {grammar.length} codes"
 
 
 def _start(
@@ -181,7 +226,7 @@ def _start(
     fill = -len(prompts) % batch_shards()
     prompts = [*prompts, *[np.array([vocab.bos])] * fill]
     row_ids = [*row_ids, *[0] * fill]
-    checked = [*checked, *[_Checked(0, OUTSIDE)] * fill]
+    checked = [*checked, *[_Checked(0)] * fill]
     longest = max(len(prompt) + c.remaining for prompt, c in zip(prompts, checked, strict=True))
     slots = min(_round_up(longest), model_config.max_seq_len)
     width = min(_round_up(max(map(len, prompts))), slots)
@@ -200,10 +245,10 @@ def _start(
         cache=_prefill(weights, jnp.asarray(ids[:, :width]), lengths, slots, model_config),
         grammar=grammar.start(
             vocab,
-            config.mode,
-            config.max_images,
+            config,
             np.array([c.remaining for c in checked], np.int32),
             np.array([c.opened for c in checked], np.int32),
+            np.array([c.grid for c in checked], np.int32),
         ),
         ids=jnp.asarray(ids),
         length=lengths,

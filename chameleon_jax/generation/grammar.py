@@ -1,9 +1,9 @@
 """Which ids may come next: the modality table as a state machine on the device, one state a row of the batch.
 
-The one idea: the rules are read off the table of vocab.py. A FreeSpan's ids may come anywhere outside of fixed spans; a FixedSpan
-is its begin marker, exactly N content ids, its end marker, and begins only where all of it fits. What a request wants (mode,
-number of images, length) is data in the state, so one compiled program serves every mode, and a further modality is a further row
-of the table.
+The one idea: the rules are read off the table of vocab.py. A FreeSpan's ids may come anywhere outside of marked spans; a marked
+span (FixedSpan, GridSpan) is its begin marker, what its grammar says, its end marker, and begins only where all of it fits. What
+a request wants (mode, number and size of images, length) is data in the state, so one compiled program serves every request, and
+a further modality is a further row of the table.
 
 `split_spans` is the same grammar on the host, for reading what came out.
 """
@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from chameleon_jax.vocab import FixedSpan, Modality, ModalityId, Vocab
+from chameleon_jax.configs import GenerationConfig
+from chameleon_jax.vocab import FreeSpan, GridSpan, Modality, ModalityId, Vocab
 
-OUTSIDE = -1  # of every fixed span
+OUTSIDE = -1  # of every marked span
 
 # Modalities that each mode of GenerationConfig may write.
 MODES = {
@@ -44,64 +45,78 @@ class FinishReason(enum.IntEnum):
 class GrammarState:
     """Where each of B rows stands; M is the number of rows of the modality table.
 
-    `open` is the ModalityId of the fixed span that the next id belongs to, or OUTSIDE; `emitted` counts its content ids so far.
-    `begins_left` is how many more spans of a fixed modality may begin, `writes` which free modalities may be written, `may_end`
-    whether end-of-sequence may come. `remaining` counts the ids that may still come.
+    `open` is the ModalityId of the marked span that the next id belongs to, or OUTSIDE; `emitted` counts the ids of that span
+    behind its begin marker, and `grid` is its height and width, 0 while not yet said. `wanted` is the height and width that every
+    grid must have, 0 where the model chooses.
+    `begins_left` is how many more spans of a marked modality may begin, `writes` which free modalities may be written, `may_end`
+    and `may_end_turn` whether end of sequence and end of turn may come. `remaining` counts the ids that may still come.
     """
 
     open: Int[Array, "B"]
     emitted: Int[Array, "B"]
+    grid: Int[Array, "B 2"]
+    wanted: Int[Array, "B 2"]
     begins_left: Int[Array, "B M"]
     writes: Bool[Array, "B M"]
     may_end: Bool[Array, "B"]
+    may_end_turn: Bool[Array, "B"]
     remaining: Int[Array, "B"]
     finish: Int[Array, "B"]
 
     @property
     def modality(self) -> Int[Array, "B"]:
-        """ModalityId whose sampling settings rule the next id; outside of fixed spans that of text."""
+        """ModalityId whose sampling settings rule the next id; outside of marked spans that of text."""
         return jnp.where(self.open == OUTSIDE, int(ModalityId.TEXT), self.open)
 
 
-def span_tokens(modality: Modality) -> int:
-    """Ids of a whole fixed span, markers included."""
-    return modality.grammar.length + 2
+def span_tokens(modality: Modality, grid: tuple[int, int] = (0, 0)) -> int:
+    """Ids of a whole marked span, markers included; of the smallest where a side of `grid` (height, width) is 0."""
+    grammar = modality.grammar
+    if isinstance(grammar, GridSpan):
+        height, width = (side or grammar.unit for side in grid)
+        return grammar.length(height, width)
+    return grammar.length + 2
 
 
-def fixed_rows(vocab: Vocab) -> list[tuple[int, Modality]]:
-    """Rows of the table whose spans have markers and a fixed length."""
-    return [(row, m) for row, m in enumerate(vocab.modalities) if isinstance(m.grammar, FixedSpan)]
+def marked_rows(vocab: Vocab) -> list[tuple[int, Modality]]:
+    """Rows of the table whose spans have markers."""
+    return [(row, m) for row, m in enumerate(vocab.modalities) if not isinstance(m.grammar, FreeSpan)]
 
 
 def start(
-    vocab: Vocab, mode: str, max_images: int, remaining: Int[np.ndarray, "B"], opened: Int[np.ndarray, "B"]
+    vocab: Vocab,
+    config: GenerationConfig,
+    remaining: Int[np.ndarray, "B"],
+    opened: Int[np.ndarray, "B"],
+    grid: Int[np.ndarray, "B 2"] | None = None,
 ) -> GrammarState:
-    """The state behind the prompts. `opened` is the ModalityId of a fixed span that a prompt has just begun, or OUTSIDE.
+    """The state behind the prompts. `opened` is the ModalityId of a marked span that a prompt has just begun, or OUTSIDE.
 
-    Such a span counts as one of `max_images`. A row without remaining ids is finished from the start.
+    `grid` is the height and width that such a prompt has said, 0 where it has not. The begun span counts as one of `max_images`.
+    A row without remaining ids is finished from the start.
     """
-    rows, fixed = len(remaining), dict(fixed_rows(vocab))
+    rows, marked = len(remaining), dict(marked_rows(vocab))
+    grid = np.zeros((rows, 2), np.int32) if grid is None else np.asarray(grid, np.int32)
     begins_left = np.zeros((rows, len(vocab.modalities)), np.int32)
     writes = np.zeros((rows, len(vocab.modalities)), bool)
-    for modality in MODES[mode]:
-        if modality in fixed:
-            begins_left[:, modality] = max_images - (opened == modality)
+    for modality in MODES[config.mode]:
+        if modality in marked:
+            begins_left[:, modality] = config.max_images - (opened == modality)
         else:
             writes[:, modality] = True
+    may_end = writes.any(axis=1)
     return GrammarState(
         open=jnp.asarray(opened, jnp.int32),
-        emitted=jnp.zeros(rows, jnp.int32),
+        emitted=jnp.asarray(np.count_nonzero(grid, axis=1), jnp.int32),
+        grid=jnp.asarray(grid),
+        wanted=jnp.tile(jnp.asarray(config.image_grid or (0, 0), jnp.int32), (rows, 1)),
         begins_left=jnp.asarray(begins_left),
         writes=jnp.asarray(writes),
-        may_end=jnp.asarray(writes.any(axis=1)),
+        may_end=jnp.asarray(may_end),
+        may_end_turn=jnp.asarray(may_end & config.stop_at_turn_end),
         remaining=jnp.asarray(remaining, jnp.int32),
         finish=jnp.where(jnp.asarray(remaining) > 0, int(FinishReason.RUNNING), int(FinishReason.LENGTH)),
     )
-
-
-def _may_begin(state: GrammarState, row: int, modality: Modality) -> Bool[Array, "B"]:
-    fits = state.remaining >= span_tokens(modality)
-    return (state.open == OUTSIDE) & (state.begins_left[:, row] > 0) & fits
 
 
 def allowed(state: GrammarState, vocab: Vocab, width: int) -> Bool[Array, "B V"]:
@@ -109,39 +124,87 @@ def allowed(state: GrammarState, vocab: Vocab, width: int) -> Bool[Array, "B V"]
     ids = jnp.arange(width)[None, :]
     outside = state.open == OUTSIDE
     mask = (outside & state.may_end)[:, None] & (ids == vocab.eos)
+    mask |= (outside & state.may_end_turn)[:, None] & (ids == vocab.end_of_turn)
     for row, modality in enumerate(vocab.modalities):
-        content = (ids >= modality.start) & (ids < modality.stop)
-        if isinstance(modality.grammar, FixedSpan):
-            inside, full = state.open == row, state.emitted >= modality.grammar.length
-            mask |= (inside & ~full)[:, None] & content
-            mask |= (inside & full)[:, None] & (ids == modality.end_marker)
-            mask |= _may_begin(state, row, modality)[:, None] & (ids == modality.begin_marker)
+        if isinstance(modality.grammar, FreeSpan):
+            mask |= (outside & state.writes[:, row])[:, None] & _content(modality, ids)
         else:
-            mask |= (outside & state.writes[:, row])[:, None] & content
+            inside = _inside_grid if isinstance(modality.grammar, GridSpan) else _inside_fixed
+            mask |= (state.open == row)[:, None] & inside(state, modality, ids)
+            mask |= _may_begin(state, row, modality)[:, None] & (ids == modality.begin_marker)
     running = state.finish == FinishReason.RUNNING
     return jnp.where(running[:, None], mask, ids == vocab.pad)
+
+
+def _content(modality: Modality, ids: Array) -> Array:
+    return (ids >= modality.start) & (ids < modality.stop)
+
+
+def _may_begin(state: GrammarState, row: int, modality: Modality) -> Bool[Array, "B"]:
+    if isinstance(modality.grammar, GridSpan):
+        height, width = jnp.maximum(state.wanted, modality.grammar.unit).T
+        fits = state.remaining >= modality.grammar.length(height, width)
+    else:
+        fits = state.remaining >= span_tokens(modality)
+    return (state.open == OUTSIDE) & (state.begins_left[:, row] > 0) & fits
+
+
+def _inside_fixed(state: GrammarState, modality: Modality, ids: Int[Array, "1 V"]) -> Bool[Array, "B V"]:
+    full = state.emitted >= modality.grammar.length
+    return jnp.where(full[:, None], ids == modality.end_marker, _content(modality, ids))
+
+
+def _inside_grid(state: GrammarState, modality: Modality, ids: Int[Array, "1 V"]) -> Bool[Array, "B V"]:
+    """Height, width, rows of codes, end: a size may come where the smallest grid that it leaves open fits."""
+    grammar = modality.grammar
+    emitted, remaining = state.emitted[:, None], state.remaining[:, None]
+    height, width = state.grid[:, :1], state.grid[:, 1:]
+    wanted_height, wanted_width = state.wanted[:, :1], state.wanted[:, 1:]
+    units = ids - grammar.size_base
+    side = units * grammar.unit  # meant by an id that says a size
+    is_size = (units >= 1) & (units <= grammar.max_units)
+
+    def possible(height: Array, width: Array) -> Bool[Array, "B V"]:
+        to_come = grammar.length(height, width) - 1 - emitted  # behind the begin marker and what is there
+        return is_size & (height * width <= grammar.max_codes) & (remaining >= to_come)
+
+    heights = possible(side, jnp.maximum(wanted_width, grammar.unit)) & ((wanted_height == 0) | (side == wanted_height))
+    widths = possible(height, side) & ((wanted_width == 0) | (side == wanted_width))
+    place = emitted - 2  # in the rows, which are `width` codes and a row end long
+    row_is_full = place % (width + 1) == width
+    is_last = place >= height * (width + 1)
+    body = jnp.where(row_is_full, ids == grammar.newline, _content(modality, ids))
+    body = jnp.where(is_last, ids == modality.end_marker, body)
+    return jnp.where(emitted == 0, heights, jnp.where(emitted == 1, widths, body))
 
 
 def advance(state: GrammarState, tokens: Int[Array, "B"], vocab: Vocab) -> GrammarState:
     """The state after the ids `tokens`, each of them allowed before; finished rows do not change."""
     outside = state.open == OUTSIDE
-    is_open, emitted = state.open, state.emitted + ~outside
+    is_open, emitted, grid = state.open, state.emitted + ~outside, state.grid
     begins_left = state.begins_left
-    for row, modality in fixed_rows(vocab):
+    for row, modality in marked_rows(vocab):
         begins = outside & (tokens == modality.begin_marker)
         ends = (state.open == row) & (tokens == modality.end_marker)
         is_open = jnp.where(begins, row, jnp.where(ends, OUTSIDE, is_open))
         emitted = jnp.where(begins | ends, 0, emitted)
         begins_left = begins_left.at[:, row].add(-begins.astype(jnp.int32))
-    moved = state.replace(open=is_open, emitted=emitted, begins_left=begins_left, remaining=state.remaining - 1)
+        if isinstance(modality.grammar, GridSpan):
+            said = (tokens - modality.grammar.size_base) * modality.grammar.unit
+            says = (state.open == row)[:, None] & (state.emitted[:, None] == jnp.arange(2))  # height first, then width
+            grid = jnp.where(ends[:, None], 0, jnp.where(says, said[:, None], grid))
+    moved = state.replace(
+        open=is_open, emitted=emitted, grid=grid, begins_left=begins_left, remaining=state.remaining - 1
+    )
 
     outside = is_open == OUTSIDE
     can_begin = jnp.zeros_like(outside)
-    for row, modality in fixed_rows(vocab):
+    for row, modality in marked_rows(vocab):
         can_begin |= _may_begin(moved, row, modality)
     stuck = outside & ~moved.may_end & ~moved.writes.any(axis=1) & ~can_begin
+    is_end = (tokens == vocab.eos) | (state.may_end_turn & (tokens == vocab.end_of_turn))
     reasons = (
-        ((state.open == OUTSIDE) & (tokens == vocab.eos), FinishReason.EOS),
+        ((state.open == OUTSIDE) & is_end, FinishReason.EOS),
         (stuck & (begins_left <= 0).all(axis=1), FinishReason.IMAGES),
         (stuck | (moved.remaining <= 0), FinishReason.LENGTH),
     )
@@ -157,37 +220,45 @@ def advance(state: GrammarState, tokens: Int[Array, "B"], vocab: Vocab) -> Gramm
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenSpan:
-    """A run of ids of one modality, markers included, and its content ids without them.
+    """A run of ids of one modality, markers included, and its content ids without markers, sizes and row ends.
 
-    `complete` is False for a fixed span that lacks a marker or content ids. Special ids outside of fixed spans count as text.
+    `complete` is False for a marked span that lacks a marker or content ids, or whose rows and sizes disagree. `grid` is the
+    height and width of a grid span, 0 where no id says it and the span is not complete. Special ids outside of marked spans count
+    as text.
     """
 
     modality: ModalityId
     ids: Int[np.ndarray, "n"]
     content: Int[np.ndarray, "m"]
     complete: bool
+    grid: tuple[int, int] = (0, 0)
 
 
 def split_spans(ids: Int[np.ndarray, "n"], vocab: Vocab) -> list[TokenSpan]:
     """Cut a stream of ids into spans; their `ids`, joined, are the stream again, whatever it holds.
 
-    A stream may begin inside a fixed span whose begin marker stands in the prompt: that span counts as complete without it.
+    A stream may begin inside a marked span whose begin marker, and sizes, stand in the prompt: that span counts as complete
+    without them.
     """
     ids = np.asarray(ids, np.int32).reshape(-1)
     owner = np.full(len(ids), int(ModalityId.TEXT))
-    for row, modality in fixed_rows(vocab):
-        content = (ids >= modality.start) & (ids < modality.stop)
-        owner[content | (ids == modality.begin_marker) | (ids == modality.end_marker)] = row
-    spans, fixed, at = [], dict(fixed_rows(vocab)), 0
+    for row, modality in marked_rows(vocab):
+        mine = _content(modality, ids) | (ids == modality.begin_marker) | (ids == modality.end_marker)
+        if isinstance(grid := modality.grammar, GridSpan):
+            mine |= (ids == grid.newline) | _is_size(grid, ids)
+        owner[mine] = row
+    spans, marked, at = [], dict(marked_rows(vocab)), 0
     while at < len(ids):
         row = int(owner[at])
-        if row in fixed:
-            span = _fixed_span(ids[at:], ModalityId(row), fixed[row], begun=at == 0)
+        if row in marked:
+            read = _grid_span if isinstance(marked[row].grammar, GridSpan) else _fixed_span
+            span = read(ids[at:], ModalityId(row), marked[row], begun=at == 0)
         else:
             change = np.flatnonzero(owner[at:] != row)
             text = ids[at : at + change[0]] if len(change) else ids[at:]
-            content = text[(text >= vocab.modalities[row].start) & (text < vocab.modalities[row].stop)]
-            span = TokenSpan(modality=ModalityId(row), ids=text, content=content, complete=True)
+            span = TokenSpan(
+                modality=ModalityId(row), ids=text, content=text[_content(vocab.modalities[row], text)], complete=True
+            )
         spans.append(span)
         at += len(span.ids)
     return spans
@@ -198,9 +269,47 @@ def _fixed_span(ids: Int[np.ndarray, "n"], row: ModalityId, modality: Modality, 
     marked = ids[0] == modality.begin_marker
     first = int(marked)
     body = ids[first : first + modality.grammar.length]
-    foreign = np.flatnonzero((body < modality.start) | (body >= modality.stop))
-    content = body[: foreign[0]] if len(foreign) else body
+    content = body[: _run(_content(modality, body))]
     stop = first + len(content)
     ended = stop < len(ids) and ids[stop] == modality.end_marker
     complete = bool((marked or begun) and ended and len(content) == modality.grammar.length)
     return TokenSpan(modality=row, ids=ids[: stop + int(ended)], content=content, complete=complete)
+
+
+def _grid_span(ids: Int[np.ndarray, "n"], row: ModalityId, modality: Modality, begun: bool) -> TokenSpan:
+    """The grid span, perhaps a broken one, at the front of ids that belong to it; sizes that are not said are counted."""
+    grammar = modality.grammar
+    marked = ids[0] == modality.begin_marker
+    first = int(marked)
+    sizes = ids[first : first + 2]
+    sizes = sizes[: _run(_is_size(grammar, sizes))]
+    rest = ids[first + len(sizes) :]
+    body = rest[: _run(_content(modality, rest) | (rest == grammar.newline))]
+    stop = first + len(sizes) + len(body)
+    ended = stop < len(ids) and ids[stop] == modality.end_marker
+    said = [int(size - grammar.size_base) * grammar.unit for size in sizes]
+    if begun and not marked:  # the height, or both, may stand in the prompt
+        said = [0] * (2 - len(said)) + said
+    said += [0] * (2 - len(said))
+
+    row_ends = np.flatnonzero(body == grammar.newline)
+    counted = (len(row_ends), int(row_ends[0]) if len(row_ends) else 0)
+    even = len(body) == counted[0] * (counted[1] + 1) and np.all(np.diff(row_ends) == counted[1] + 1)
+    agrees = all(a in ((b,) if marked else (0, b)) for a, b in zip(said, counted, strict=True))
+    complete = bool((marked or begun) and ended and even and agrees and not grammar.problem(*counted))
+    return TokenSpan(
+        modality=row,
+        ids=ids[: stop + int(ended)],
+        content=body[body != grammar.newline],
+        complete=complete,
+        grid=counted if complete else (said[0], said[1]),
+    )
+
+
+def _is_size(grammar: GridSpan, ids: Int[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
+    return (ids > grammar.size_base) & (ids <= grammar.size_base + grammar.max_units)
+
+
+def _run(holds: Bool[np.ndarray, "n"]) -> int:
+    """Number of leading elements that hold."""
+    return len(holds) if holds.all() else int(np.argmin(holds))

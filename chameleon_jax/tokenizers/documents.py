@@ -74,7 +74,6 @@ def assemble(
     """Join the ids of a document's texts and the codes of its images, each in order, to one stream.
 
     `[bos]` and `[eos]` take the loss role of the segment that they touch. Neighbouring text of equal role makes one span.
-
     Codes of an image are [codes_per_image], or [height, width] for a grid vocabulary.
 
     Raises TokenizerError when numbers of parts disagree, a text holds an id that is not text, or the codes of an image have

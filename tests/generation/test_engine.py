@@ -98,7 +98,7 @@ def _uncached_logits(weights, tokens):
 
 def _greedy_without_cache(weights, prompt, mode, steps, max_images):
     """Run the whole sequence anew for every token."""
-    state = grammar.start(VOCAB, mode, max_images, np.array([steps]), np.array([OUTSIDE]))
+    state = grammar.start(VOCAB, _config(mode, max_images=max_images), np.array([steps]), np.array([OUTSIDE]))
     ids = prompt.tolist()
     allowed, advance = jax.jit(grammar.allowed, static_argnums=(1, 2)), jax.jit(grammar.advance, static_argnums=2)
     while state.finish[0] == grammar.FinishReason.RUNNING:

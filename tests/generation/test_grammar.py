@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from chameleon_jax.configs import VocabConfig
+from chameleon_jax.configs import GenerationConfig, VocabConfig
 from chameleon_jax.generation import grammar
 from chameleon_jax.generation.grammar import OUTSIDE, FinishReason, split_spans
 from chameleon_jax.vocab import FixedSpan, Modality, ModalityId, Vocab
@@ -20,9 +20,11 @@ allowed = jax.jit(grammar.allowed, static_argnums=(1, 2))
 advance = jax.jit(grammar.advance, static_argnums=2)
 
 
-def _start(mode, remaining, opened=OUTSIDE, max_images=2):
+def _start(mode, remaining, opened=OUTSIDE, max_images=2, vocab=VOCAB, grid=None, **config):
     remaining = np.atleast_1d(remaining)
-    return grammar.start(VOCAB, mode, max_images, remaining, np.full(len(remaining), opened))
+    config = GenerationConfig(mode=mode, max_images=max_images, **config)
+    grid = None if grid is None else np.tile(grid, (len(remaining), 1))
+    return grammar.start(vocab, config, remaining, np.full(len(remaining), opened), grid)
 
 
 def _allowed(state):
@@ -135,8 +137,8 @@ def test_a_further_fixed_modality_is_a_further_row_of_the_table(monkeypatch):
     text = dataclasses.replace(VOCAB.text, start=18)
     image = dataclasses.replace(VOCAB.image, start=4, stop=10, end_marker=10, begin_marker=11)
     vocab = dataclasses.replace(VOCAB, modalities=(text, image, audio), begin_of_image=11, end_of_image=10)
-    monkeypatch.setitem(grammar.MODES, "audio", (2,))
-    state, out = grammar.start(vocab, "audio", 1, np.array([9]), np.array([OUTSIDE])), []
+    monkeypatch.setitem(grammar.MODES, "image", (2,))
+    state, out = _start("image", 9, max_images=1, vocab=vocab), []
     while state.finish[0] == FinishReason.RUNNING:
         token = int(np.flatnonzero(np.asarray(allowed(state, vocab, vocab.size))[0])[-1])
         out.append(token)
