@@ -42,7 +42,7 @@ class TransformerConfig(Config):
     rope_theta: float = 10000.0
     norm_eps: float = 1e-5
     qk_norm: bool = True
-    qk_norm_groups: int = 1  # groups of query heads that share QK-norm parameters; keys have as many, at most n_kv_heads
+    qk_norm_groups: int = 1  # of query heads that share QK-norm parameters; keys have as many, at most n_kv_heads
     norm_order: Literal["pre", "swin"] = "pre"
     dropout: float = 0.0
     param_dtype: Literal["float32", "bfloat16"] = "float32"

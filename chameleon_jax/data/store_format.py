@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from chameleon_jax.errors import StoreError
-from chameleon_jax.files import atomic_write, sync
+from chameleon_jax.files import atomic_write
 
 FORMAT_VERSION = 1
 BLOCK_TOKENS = 16384  # tokens of one chunk: the least that is read and checked at a time
@@ -109,13 +109,6 @@ def write_atomically(path: pathlib.Path, data: bytes) -> None:
     """`atomic_write` that makes the folder if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, data)
-
-
-def sync_tree(directory: pathlib.Path) -> None:
-    """Flush a directory and all below it."""
-    for path in sorted(directory.rglob("*"), reverse=True):
-        sync(path)
-    sync(directory)
 
 
 def remove_leftovers(store: pathlib.Path) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from chameleon_jax.configs import VocabConfig
 from chameleon_jax.data import store_format as layout
 from chameleon_jax.errors import StoreError
-from chameleon_jax.files import sync
+from chameleon_jax.files import sync, sync_tree
 from chameleon_jax.tokenizers.documents import TokenDocument
 from chameleon_jax.vocab import MODALITY_NAMES, ModalityId, Vocab
 
@@ -81,7 +81,7 @@ class StoreWriter:
         shutil.rmtree(private, ignore_errors=True)
         private.mkdir(parents=True)
         _write_arrays(private, arrays)
-        layout.sync_tree(private)
+        sync_tree(private)
         final = self._path / layout.SHARDS / name
         shutil.rmtree(final, ignore_errors=True)  # torn by a crash between the rename and the commit
         private.rename(final)

@@ -1,7 +1,8 @@
 """Named models: the released ones, with everything their weights need around them, and small ones for one's own runs.
 
 The one idea: a release is more than a shape. Its id space, its pictures, its prompts and the rounding of its code belong to it, and
-`Release` keeps them together. Sizes: Chameleon (arXiv 2405.09818), table 1 and section 2.3, and the shapes of the published weights.
+`Release` keeps them together. Sizes: Chameleon (arXiv 2405.09818), table 1 and section 2.3, and the shapes of the published
+weights.
 """
 
 from __future__ import annotations

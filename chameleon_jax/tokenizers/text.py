@@ -7,6 +7,7 @@ only; special ids are put in by `documents.assemble`.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from chameleon_jax.configs import VocabConfig
 from chameleon_jax.errors import TokenizerError
+from chameleon_jax.files import atomic_write
 from chameleon_jax.tokenizers.documents import valid_text
 from chameleon_jax.vocab import Vocab, code_name
 
@@ -30,8 +32,9 @@ _BYTES = 256
 class TextTokenizer:
     """Byte-level BPE over the text part of one id space."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, vocab_config: VocabConfig):
+    def __init__(self, backend: tokenizers.Tokenizer, vocab_config: VocabConfig, original: str | None = None):
         self._backend = backend
+        self._original = original
         self.vocab_config = vocab_config
         self._text = Vocab.from_config(vocab_config).text
 
@@ -55,23 +58,28 @@ class TextTokenizer:
         """The whole tokenizer in the format of the `tokenizers` library; equal tokenizers have equal text."""
         return self._backend.to_str(pretty=False)
 
+    @property
+    def original(self) -> str:
+        """The file that this tokenizer was read from, added tokens and all; `to_json` for one that was not read."""
+        return self.to_json() if self._original is None else self._original
+
     def save(self, path: str | os.PathLike) -> None:
-        """Write the tokenizer as one JSON file that `tokenizers.Tokenizer.from_file` also reads."""
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(self.to_json())
+        """Write the tokenizer as one JSON file that `tokenizers.Tokenizer.from_file` also reads; one that was read, as it was."""
+        atomic_write(path, self.original)
 
     @classmethod
-    def load(cls, path: str | os.PathLike, codes_per_image: int = 1024) -> TextTokenizer:
+    def load(cls, path: str | os.PathLike, spans: VocabConfig = VocabConfig()) -> TextTokenizer:  # noqa: B008
         """Read a tokenizer file written by `save` or laid out as Chameleon's `text_tokenizer.json`.
 
-        Sizes of the id space are derived from the names in `model.vocab`; `codes_per_image` is not in the file. Added tokens are
-        dropped, and with them every way from text to a special id.
+        Sizes of the id space are derived from the names in `model.vocab`; how images lie in it is not in the file and comes from
+        `spans`. Added tokens are dropped, and with them every way from text to a special id.
 
         Raises TokenizerError for a file that is missing, damaged or laid out in another way.
         """
         try:
             with open(path, encoding="utf-8") as file:
-                content = json.load(file)
+                original = file.read()
+            content = json.loads(original)
             vocab, merges = content["model"]["vocab"], content["model"]["merges"]
         except OSError as error:
             raise TokenizerError(f"tokenizer file {path} cannot be read: {error.strerror}") from error
@@ -81,13 +89,13 @@ class TextTokenizer:
             raise TokenizerError(
                 f"tokenizer file {path} has no model.vocab and model.merges: it is not a BPE file"
             ) from error
-        config = _derive_config(vocab, codes_per_image, str(path))
+        config = _derive_config(vocab, spans, str(path))
         content["model"]["merges"] = _text_merges(merges, vocab, Vocab.from_config(config).text.start)
         # A whole word that is found in the vocabulary would skip the merges, special names included.
         content["model"]["ignore_merges"] = False
         content |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
         try:
-            return cls(tokenizers.Tokenizer.from_str(json.dumps(content)), config)
+            return cls(tokenizers.Tokenizer.from_str(json.dumps(content)), config, original)
         except Exception as error:  # the library raises bare Exception
             raise TokenizerError(f"tokenizer file {path} is refused by the tokenizers library: {error}") from error
 
@@ -124,7 +132,7 @@ def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
 
 
-def _derive_config(vocab: dict[str, Any], codes_per_image: int, path: str) -> VocabConfig:
+def _derive_config(vocab: dict[str, Any], spans: VocabConfig, path: str) -> VocabConfig:
     """Sizes of the id space from the names of a vocabulary, with Chameleon's places asserted."""
     if not isinstance(vocab, dict) or not all(type(i) is int and i >= 0 for i in vocab.values()):
         raise TokenizerError(f"{path}: model.vocab is not a map from names to ids")
@@ -156,7 +164,7 @@ def _derive_config(vocab: dict[str, Any], codes_per_image: int, path: str) -> Vo
             f"{path}: {codes} image codes, {reserved} reserved ids and {text_tokens} text ids that lack {len(missing)} of "
             f"{_BYTES} bytes: not Chameleon's layout"
         )
-    return VocabConfig(image_codes=codes, reserved=reserved, text_tokens=text_tokens, codes_per_image=codes_per_image)
+    return dataclasses.replace(spans, image_codes=codes, reserved=reserved, text_tokens=text_tokens)
 
 
 def _text_merges(merges: list[Any], vocab: dict[str, int], text_start: int) -> list[Any]:

@@ -25,7 +25,7 @@ import numpy as np
 
 from chameleon_jax.configs import CheckpointConfig
 from chameleon_jax.errors import CheckpointError, did_you_mean
-from chameleon_jax.files import atomic_write, sync
+from chameleon_jax.files import atomic_write, sync, sync_tree
 from chameleon_jax.parallel import distributed
 from chameleon_jax.training import checkpoint_manifest as manifests
 from chameleon_jax.training.checkpoint_manifest import MANIFEST, HostRegion, Leaf, Manifest
@@ -72,7 +72,7 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """Steps that have a manifest, ascending; damage is found only by `restore`."""
-        return [step for step in _numbered(self.directory) if (self.directory / str(step) / MANIFEST).is_file()]
+        return [step for step in numbered_steps(self.directory) if (self.directory / str(step) / MANIFEST).is_file()]
 
     def metadata(self) -> dict[str, Any] | None:
         """What the caller saved beside the newest step with a readable manifest; None without any. Reads no array."""
@@ -132,7 +132,7 @@ class Checkpointer:
             published = self.directory / str(step)
             if jax.process_index() == 0:
                 leaves = _gather_checksums(folder, shapes)
-                _sync_tree(folder)
+                sync_tree(folder)
                 atomic_write(folder / MANIFEST, Manifest(step, leaves, metadata).to_bytes())
                 self._publish(folder, published)
                 self._damaged.discard(step)
@@ -178,7 +178,7 @@ class Checkpointer:
 
     def _failure(self, step: int, error: BaseException) -> CheckpointError:
         return CheckpointError(
-            f"saving step {step} in {self.directory} failed ({_brief(error)}); the steps saved before are intact: "
+            f"saving step {step} in {self.directory} failed ({brief(error)}); the steps saved before are intact: "
             "free or mend the disk, then run the same command to go on"
         )
 
@@ -287,7 +287,7 @@ def _restore_newest(
         except CheckpointError:
             raise
         except Exception as error:
-            damage = _brief(error)
+            damage = brief(error)
         if not distributed.agree(damage is not None):
             _log(directory, skipped)
             return Restored(manifest.step, arrays, manifest.metadata, tuple(skipped))
@@ -370,7 +370,8 @@ def _await_files(files: list[Path]) -> None:
         time.sleep(0.05)
 
 
-def _numbered(directory: Path) -> list[int]:
+def numbered_steps(directory: Path) -> list[int]:
+    """Numbers of the entries that are named like steps, ascending."""
     if not directory.is_dir():
         return []
     names = (entry.name for entry in directory.iterdir())
@@ -379,7 +380,7 @@ def _numbered(directory: Path) -> list[int]:
 
 def _entries_newest_first(directory: Path) -> list[str]:
     """Entries that are no step first, for the log, then the steps from the newest down."""
-    steps = [str(step) for step in reversed(_numbered(directory))]
+    steps = [str(step) for step in reversed(numbered_steps(directory))]
     others = sorted(e.name for e in directory.iterdir() if e.name not in steps) if directory.is_dir() else []
     return others + steps
 
@@ -403,23 +404,12 @@ def _sweep(directory: Path) -> None:
             shutil.rmtree(entry, ignore_errors=True)
 
 
-def _sync_tree(folder: Path) -> None:
-    for parent, _, files in os.walk(folder):
-        for file in files:
-            descriptor = os.open(os.path.join(parent, file), os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        sync(Path(parent))
-
-
 def _log(directory: Path, skipped: list[Skipped]) -> None:
     for entry in skipped:
         logging.warning("checkpoint: skipped %s: %s", directory / entry.name, entry.reason)
 
 
-def _brief(error: BaseException) -> str:
+def brief(error: BaseException) -> str:
     """One line of at most 300 characters."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}{'...' if len(text) > 300 else ''}"

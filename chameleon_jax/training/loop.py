@@ -21,6 +21,7 @@ from chameleon_jax.configs import DataConfig, PretrainConfig
 from chameleon_jax.data.loader import Loader
 from chameleon_jax.data.store_format import TOKENIZER
 from chameleon_jax.errors import CheckpointError, ConfigError, TrainingError
+from chameleon_jax.files import new_folder
 from chameleon_jax.models import params, transformer
 from chameleon_jax.parallel import distributed
 from chameleon_jax.parallel.mesh import check_fits, make_mesh
@@ -223,10 +224,8 @@ def _copy_tokenizer(data: DataConfig, path: Path) -> None:
     """Keep the tokenizer with the weights: generation needs both, and stores may be deleted."""
     source = Path(data.stores[0].path) / TOKENIZER
     if jax.process_index() == 0 and source.is_dir() and not (path / TOKENIZER).exists():
-        temporary = path / f".{TOKENIZER}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(source, temporary)
-        temporary.replace(path / TOKENIZER)
+        with new_folder(path / TOKENIZER) as unfinished:
+            shutil.copytree(source, unfinished, dirs_exist_ok=True)
 
 
 def _summary(config: PretrainConfig, loader: Loader, mesh: jax.sharding.Mesh, start: int) -> str:

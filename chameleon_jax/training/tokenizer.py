@@ -53,7 +53,7 @@ def _train_text(config: TrainTokenizerConfig, corpus: Corpus) -> TextTokenizer:
 
 def _load_text(config: TrainTokenizerConfig, workdir: Path) -> TextTokenizer | None:
     path = workdir / "tokenizer.json"
-    return TextTokenizer.load(path, codes_per_image=config.vocab.codes_per_image) if path.exists() else None
+    return TextTokenizer.load(path, config.vocab) if path.exists() else None
 
 
 def _load_codec(workdir: Path) -> vqgan.Codec | None:

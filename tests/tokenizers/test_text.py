@@ -132,7 +132,7 @@ def test_training_is_reproducible(tokenizer):
 
 def test_saved_and_loaded_tokenizers_are_equal(tokenizer, tmp_path):
     tokenizer.save(tmp_path / "tokenizer.json")
-    loaded = TextTokenizer.load(tmp_path / "tokenizer.json", codes_per_image=16)
+    loaded = TextTokenizer.load(tmp_path / "tokenizer.json", SIZES)
     assert loaded.vocab_config == tokenizer.vocab_config
     assert loaded.to_json() == tokenizer.to_json()
     plain = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -173,7 +173,7 @@ def released_layout(tokenizer):
 
 def test_a_file_in_the_released_layout_loads_without_its_added_tokens(tokenizer, released_layout, tmp_path):
     (tmp_path / "text_tokenizer.json").write_text(json.dumps(released_layout))
-    loaded = TextTokenizer.load(tmp_path / "text_tokenizer.json", codes_per_image=16)
+    loaded = TextTokenizer.load(tmp_path / "text_tokenizer.json", SIZES)
     assert loaded.vocab_config.diff(tokenizer.vocab_config) == {
         "text_tokens": (loaded.vocab_config.text_tokens, loaded.vocab_config.text_tokens - 1)
     }

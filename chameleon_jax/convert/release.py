@@ -1,0 +1,254 @@
+"""Any checkpoint of the family, opened: weights, text tokenizer and image codec, wherever its layout keeps them.
+
+The one idea: a folder is known by the files that only its layout has, and what is opened is the same for every layout. So every
+writer takes every source: Meta to ours, ours to Hugging Face, Hugging Face to Meta.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chameleon_jax.configs import ImageConfig, VocabConfig
+from chameleon_jax.convert import hf, meta, source
+from chameleon_jax.convert import vqgan as codec_names
+from chameleon_jax.convert.hf import HFWeights
+from chameleon_jax.convert.layout import Parameter
+from chameleon_jax.convert.meta import MetaWeights
+from chameleon_jax.convert.run import RunWeights
+from chameleon_jax.convert.source import WeightSource
+from chameleon_jax.convert.tensor_files import TensorFile, open_tensors
+from chameleon_jax.errors import ConvertError
+from chameleon_jax.models.presets import NUMERICS, release
+from chameleon_jax.tokenizers.bundle import TokenizerBundle
+from chameleon_jax.tokenizers.text import TextTokenizer
+from chameleon_jax.tokenizers.vqgan import Codec
+from chameleon_jax.vocab import Vocab
+
+_TOKENIZERS = ("text_tokenizer.json", "tokenizer.json")
+_CODEC, _CODEC_CONFIG = "vqgan.ckpt", "vqgan.yaml"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a user may say of a source beyond its folder; None means what the files say.
+
+    `preset` is the release that it must be, `vqgan` and `tokenizer` are files or folders to take these parts from, `dtype` and
+    `numerics` change the model, `resolution` is the side of pictures.
+    """
+
+    preset: str | None = None
+    norm_order: str | None = None
+    vqgan: Path | None = None
+    tokenizer: Path | None = None
+    dtype: str | None = None
+    numerics: str | None = None
+    resolution: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OpenedRelease:
+    """A checkpoint ready to be written in any layout. `codec` or `bundle` are None where the source has no such part.
+
+    A bundle needs a text tokenizer; a codec without one stands in `codec` alone.
+    """
+
+    weights: WeightSource
+    bundle: TokenizerBundle | None
+    codec: Codec | None
+
+
+def open_release(path: Path, options: Options) -> OpenedRelease:
+    """Open a folder of Meta's layout, of Hugging Face's, or a workdir of ours.
+
+    Raises ConvertError for a folder of none of them, and in one line for everything in it that cannot be right.
+    """
+    folder = _sniff(path)
+    if (folder / "checkpoints").is_dir():
+        run = RunWeights(folder)
+        weights: WeightSource = run
+        bundle, codec = run.bundle, run.bundle.codec if run.bundle else None
+        if options.vqgan is not None:
+            codec = _codec_at(options.vqgan, run.report)
+        text = bundle.text if bundle else None
+    else:
+        weights, codec = _open_foreign(folder, options)
+        bundle, text = None, _text_tokenizer(folder, options, weights, codec)
+    source.check_release(weights.config, folder, options.preset)
+    bundle = _bundle(bundle, text, codec, weights, options) if text is not None else None
+    if text is None:
+        weights.report.note("no text tokenizer found: give --tokenizer FILE to generate from words")
+    if codec is None:
+        weights.report.note("no image codec found: give --vqgan vqgan.ckpt to read and write pictures")
+    elif not codec.has_decoder:
+        weights.report.note(
+            "the image codec has no decoder: pictures can be read, not written; give --vqgan vqgan.ckpt"
+        )
+    return OpenedRelease(weights=_adjusted(weights, bundle, options), bundle=bundle, codec=codec)
+
+
+def _sniff(path: Path) -> Path:
+    """The folder of the weights: `path` itself or, in a release tree as Meta ships it, the one model below."""
+    if not path.is_dir():
+        raise ConvertError(f"{path} is not a folder")
+    inner = sorted(path.glob("models/*/params.json")) + sorted(path.glob("data/models/*/params.json"))
+    if any((path / name).exists() for name in ("checkpoints", meta.PARAMS, hf.CONFIG)):
+        return path
+    if len(inner) == 1:
+        return inner[0].parent
+    if inner:
+        raise ConvertError(f"{path} holds {len(inner)} models: give one of them, say {inner[0].parent}")
+    raise ConvertError(
+        f"{path} is no checkpoint: Meta's layout has {meta.PARAMS}, Hugging Face's {hf.CONFIG}, a workdir of ours checkpoints/"
+    )
+
+
+def _open_foreign(folder: Path, options: Options) -> tuple[WeightSource, Codec | None]:
+    if (folder / meta.PARAMS).is_file():
+        weights: WeightSource = MetaWeights(folder, options.norm_order)
+        stored: Codec | None = None
+    else:
+        opened = HFWeights(folder, options.norm_order)
+        weights, stored = opened, None
+        if opened.codec and options.vqgan is None:
+            stored = _codec(opened.codec, opened.values.get("vq_config") or {}, "hf", folder, opened.report)
+        elif opened.codec:
+            for key, file in opened.codec.items():
+                opened.report.drop(file, hf.CODEC_PREFIX + key, f"the codec comes from {options.vqgan}")
+    place = options.vqgan or _beside(folder, (_CODEC,))
+    if stored is None and place is not None:
+        stored = _codec_at(place, weights.report)
+    return weights, stored
+
+
+def _beside(folder: Path, names: tuple[str, ...]) -> Path | None:
+    """A file of the release that lies with the weights or, as in Meta's tree, in the folder `tokenizer` some steps up."""
+    places = [folder, *(up / "tokenizer" for up in (folder, folder.parent, folder.parent.parent))]
+    return next((place / name for place in places for name in names if (place / name).is_file()), None)
+
+
+def _text_tokenizer(folder: Path, options: Options, weights: WeightSource, codec: Codec | None) -> TextTokenizer | None:
+    given = options.tokenizer
+    if given is not None and given.is_dir():
+        given = next((given / name for name in _TOKENIZERS if (given / name).is_file()), given)
+    path = given or _beside(folder, _TOKENIZERS)
+    if path is None:
+        return None
+    weights.report.note(f"text tokenizer: {path}")
+    return TextTokenizer.load(path, _spans(weights, codec, options))
+
+
+def _spans(weights: WeightSource, codec: Codec | None, options: Options) -> VocabConfig:
+    """How images lie in the id space of this release."""
+    known = release(options.preset or ("lumina-mgpt-7b" if weights.flavour == "lumina" else "chameleon-7b")).vocab
+    if codec is None or known.image_span == "grid":
+        return known
+    return dataclasses.replace(known, codes_per_image=codec.config.codes_per_image)
+
+
+def _bundle(
+    old: TokenizerBundle | None,
+    text: TextTokenizer,
+    codec: Codec | None,
+    weights: WeightSource,
+    options: Options,
+) -> TokenizerBundle:
+    image = old.image_config if old else _image_config(text.vocab_config, codec, options)
+    vocab = text.vocab_config
+    if vocab.size > weights.config.vocab_size:
+        raise ConvertError(
+            f"the text tokenizer has {vocab.size} ids, the model {weights.config.vocab_size}: they do not belong together"
+        )
+    bundle = TokenizerBundle(vocab_config=vocab, image_config=image, text=text, codec=codec)
+    bundle.check()
+    return bundle
+
+
+def _image_config(vocab: VocabConfig, codec: Codec | None, options: Options) -> ImageConfig:
+    known = release(options.preset).image if options.preset else ImageConfig()
+    if vocab.image_span == "grid":
+        return dataclasses.replace(known, preprocessing="lumina", resolution=options.resolution or known.resolution)
+    return dataclasses.replace(known, resolution=codec.config.resolution if codec else known.resolution)
+
+
+# --- codecs ----------------------------------------------------------------------------------------------------------
+
+
+def _codec_at(path: Path, report: source.Report) -> Codec:
+    """A codec from vqgan.ckpt (its yaml beside it), from safetensors (a config.json beside them), or from a folder of either."""
+    if path.is_dir():
+        names = (_CODEC, "model.safetensors", "diffusion_pytorch_model.safetensors")
+        found = next((path / name for name in names if (path / name).is_file()), None)
+        if found is None:
+            raise ConvertError(f"{path} has none of {', '.join(names)}")
+        path = found
+    file = open_tensors(path)
+    tensors = codec_names.strip_prefix(dict.fromkeys(file.tensors, file))
+    yaml_file = next((p for p in (path.with_suffix(".yaml"), path.parent / _CODEC_CONFIG) if p.is_file()), None)
+    if yaml_file is not None:
+        return _codec(tensors, _read_yaml(yaml_file), "yaml", path, report)
+    config = path.parent / hf.CONFIG
+    if path.suffix == ".safetensors" and config.is_file():
+        values = json.loads(config.read_text(encoding="utf-8"))
+        return _codec(tensors, values.get("vq_config", values), "hf", path, report)
+    report.note(f"{path} has no {_CODEC_CONFIG} beside it: took the shape of Chameleon's codec")
+    return _codec(tensors, {}, "yaml", path, report)
+
+
+def _codec(
+    tensors: dict[str, TensorFile], values: dict[str, Any], kind: str, where: Path, report: source.Report
+) -> Codec:
+    raise NotImplementedError
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConvertError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConvertError(f"{path} is not a mapping of settings")
+    return values
+
+
+# --- changes on the way ----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Adjusted:
+    """Another source with a changed config, its parameters cast to the dtype that the config names."""
+
+    inner: WeightSource
+    config: Any
+
+    @property
+    def flavour(self) -> str:
+        return self.inner.flavour
+
+    @property
+    def report(self) -> source.Report:
+        return self.inner.report
+
+    def read(self, parameter: Parameter, layer: int | None) -> np.ndarray:
+        return source.cast(self.inner.read(parameter, layer), self.config.param_dtype)
+
+
+def _adjusted(weights: WeightSource, bundle: TokenizerBundle | None, options: Options) -> WeightSource:
+    changes: dict[str, Any] = {}
+    if options.dtype is not None:
+        changes = {"param_dtype": options.dtype, "compute_dtype": options.dtype}
+        if options.dtype == "bfloat16" and weights.config.param_dtype == "float32":
+            weights.report.note("weights were rounded from float32 to bfloat16")
+    if options.numerics is not None:
+        numerics = NUMERICS[options.numerics]
+        if numerics.masked_ids and bundle is not None:
+            image = Vocab.from_config(bundle.vocab_config).image
+            numerics = dataclasses.replace(numerics, masked_ids=(image.start, image.stop))
+        changes["numerics"] = numerics
+    return _Adjusted(weights, dataclasses.replace(weights.config, **changes)) if changes else weights

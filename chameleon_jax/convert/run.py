@@ -1,0 +1,74 @@
+"""A workdir of ours, in and out: the checkpoint that generation and evaluation load, and the tokenizer bundle beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from chameleon_jax.configs import TransformerConfig
+from chameleon_jax.convert import layout, source
+from chameleon_jax.convert.layout import Parameter
+from chameleon_jax.convert.source import Report, WeightSource
+from chameleon_jax.data.store_format import TOKENIZER
+from chameleon_jax.errors import CheckpointError, ConvertError
+from chameleon_jax.tokenizers.bundle import TokenizerBundle
+from chameleon_jax.training.checkpoint_stream import LeafStream, StreamedCheckpoint, save_stream
+from chameleon_jax.training.loop import CHECKPOINTS
+
+_PART = "params"
+
+
+class RunWeights:
+    """The newest checkpoint of a workdir that verifies, as a `WeightSource`; `bundle` is its tokenizer, None without one."""
+
+    flavour = "chameleon_jax"
+
+    def __init__(self, workdir: Path):
+        self.report = Report()
+        self._checkpoint = StreamedCheckpoint(workdir / CHECKPOINTS, _PART)
+        try:
+            config = TransformerConfig.from_dict(self._checkpoint.metadata["config"]["model"])
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"the checkpoint in {workdir} does not say its model's config") from error
+        dtypes = {leaf.dtype for leaf in self._checkpoint.leaves.values()}
+        self.config = dataclasses.replace(config, param_dtype=source.exact_dtype(dtypes))
+        for parameter in layout.parameters(self.config):
+            path = f"{_PART}/{parameter.path}"
+            if path not in self._checkpoint.leaves:
+                raise ConvertError(f"the checkpoint in {workdir} lacks {path}")
+            self.report.used.setdefault(f"step {self._checkpoint.step}", []).append(path)
+        self.bundle = TokenizerBundle.load(workdir / TOKENIZER) if (workdir / TOKENIZER).is_dir() else None
+
+    def read(self, parameter: Parameter, layer: int | None) -> np.ndarray:
+        array = self._checkpoint.read(f"{_PART}/{parameter.path}", layer)
+        return source.cast(np.ascontiguousarray(array), self.config.param_dtype)
+
+
+def write_weights(
+    weights: WeightSource,
+    workdir: Path,
+    metadata: dict[str, Any],
+    on_bytes: Callable[[int], None] = lambda count: None,
+) -> None:
+    """Write the weights as checkpoint 0 of a workdir, one layer of one parameter in memory at a time."""
+    config = weights.config
+    dtype = np.dtype(ml_dtypes.bfloat16 if config.param_dtype == "bfloat16" else np.float32)
+
+    def stream(parameter: Parameter) -> LeafStream:
+        shape = layout.our_shape(parameter, config)
+
+        def read(layer: int | None) -> np.ndarray:
+            values = np.ascontiguousarray(weights.read(parameter, layer))
+            on_bytes(values.nbytes)
+            return values
+
+        whole = (config.n_layers, *shape) if parameter.stacked else shape
+        return LeafStream(whole, dtype, parameter.stacked, read)
+
+    leaves = {f"{_PART}/{p.path}": stream(p) for p in layout.parameters(config)}
+    save_stream(workdir / CHECKPOINTS, 0, leaves, {"config": {"model": config.to_dict()}, **metadata})

@@ -1,0 +1,180 @@
+"""Files of named tensors, read one tensor at a time: safetensors, and torch's pickles where torch is installed.
+
+The one idea: opening a file reads names, shapes and dtypes only; a tensor is given back as a copy, and what was mapped to read it
+is let go, so that the pages of a whole file never add up in memory. Nothing in a file is run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import ml_dtypes
+import numpy as np
+
+from chameleon_jax.errors import ConvertError
+
+# Classes of training frameworks that checkpoints hold beside their tensors: read as inert objects, never as what they are.
+_INERT = re.compile(r"(pytorch_lightning|lightning|lightning_fabric|lightning_utilities|omegaconf|argparse)(\.|$)")
+_SAFETENSORS_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+FLOATS = tuple(_SAFETENSORS_DTYPES.values())
+_MAPPED_BYTES = (
+    256 << 20
+)  # read through one mapping of a torch file before it is let go: unpickling again takes a while
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorInfo:
+    """What is known of a tensor before it is read. `dtype` is numpy's name, or the file's own for one that weights cannot have."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}"
+
+
+class TensorFile(Protocol):
+    """`tensors`: what the file holds, by name, in the order of the file. `empty`: names without a tensor."""
+
+    path: Path
+    tensors: Mapping[str, TensorInfo]
+    empty: tuple[str, ...]
+
+    def read(self, name: str) -> np.ndarray:
+        """A copy of one tensor, whose dtype must be one of FLOATS."""
+
+
+def open_tensors(path: str | os.PathLike) -> TensorFile:
+    """Open a file by its suffix: `.safetensors`, otherwise torch's format.
+
+    Raises ConvertError for a file that is missing, damaged, or holds anything but tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConvertError(f"{path} does not exist")
+    return SafetensorsFile(path) if path.suffix == ".safetensors" else TorchFile(path)
+
+
+class SafetensorsFile:
+    """A safetensors file."""
+
+    empty: tuple[str, ...] = ()
+
+    def __init__(self, path: Path):
+        self.path = path
+        with self._open() as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            self.tensors = {
+                name: TensorInfo(
+                    tuple(part.get_shape()), _SAFETENSORS_DTYPES.get(part.get_dtype(), part.get_dtype().lower())
+                )
+                for name, part in slices.items()
+            }
+
+    def read(self, name: str) -> np.ndarray:
+        with self._open() as file:
+            return file.get_tensor(name)
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[Any]:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path, framework="np") as file:
+                yield file
+        except (SafetensorError, OSError) as error:
+            raise ConvertError(f"{self.path} is damaged or cut off: {_one_line(error)}; fetch it again") from error
+
+
+class TorchFile:
+    """A `.pth`, `.ckpt` or `.bin` of torch: a dict of tensors, or one below `state_dict`. Loaded with `weights_only=True` alone."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._inert = _inert_globals(_torch(path), path)
+        self._loaded: dict[str, Any] | None = None
+        self._left = _MAPPED_BYTES
+        state = self._load()
+        self.tensors = {
+            name: TensorInfo(tuple(value.shape), str(value.dtype).removeprefix("torch."))
+            for name, value in state.items()
+            if hasattr(value, "dtype")
+        }
+        self.empty = tuple(name for name in state if name not in self.tensors)
+
+    def read(self, name: str) -> np.ndarray:
+        import torch
+
+        if self._loaded is None:
+            self._loaded, self._left = self._load(), _MAPPED_BYTES
+        tensor = self._loaded[name]
+        self._left -= tensor.nbytes
+        if self._left < 0:
+            self._loaded = None
+        if tensor.dtype == torch.bfloat16:
+            return np.array(tensor.view(torch.int16).numpy(), order="C").view(ml_dtypes.bfloat16)
+        return np.array(tensor.numpy(), order="C")
+
+    def _load(self) -> dict[str, Any]:
+        torch = _torch(self.path)
+        try:
+            with torch.serialization.safe_globals(self._inert), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                content = torch.load(
+                    self.path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(self.path)
+                )
+        except pickle.UnpicklingError as error:
+            found = re.search(r"GLOBAL ([\w.]+)", str(error))
+            what = f"asks to run {found[1]}" if found else "holds more than tensors"
+            raise ConvertError(f"{self.path} {what}: refused, nothing of it was run") from error
+        except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+            raise ConvertError(f"{self.path} is damaged or cut off: {_one_line(error)}; fetch it again") from error
+        content = content.get("state_dict", content) if isinstance(content, Mapping) else content
+        if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
+            raise ConvertError(f"{self.path} holds a {type(content).__name__}, not a dict of named tensors")
+        return dict(content)
+
+
+def _torch(path: Path) -> Any:
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise ConvertError(f"reading {path} needs torch:  pip install 'chameleon-jax[convert]'") from None
+    # Before 2.10 `weights_only` could be got round (CVE-2025-32434, CVE-2026-24747).
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 10):
+        raise ConvertError(f"reading {path} needs torch 2.10 or newer, found {torch.__version__}")
+    return torch
+
+
+def _inert_globals(torch: Any, path: Path) -> list[tuple[Any, str]]:
+    """Stand-ins for the framework classes that the file names; anything else stays refused."""
+    if not zipfile.is_zipfile(path):
+        return []
+    try:
+        named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # the same damage comes up, with a better message, when the file is loaded
+        return []
+    return [(type(name.rpartition(".")[2], (_Inert,), {}), name) for name in named if _INERT.match(name)]
+
+
+class _Inert:
+    """Takes any arguments and does nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{error or type(error).__name__}".split())[:200]

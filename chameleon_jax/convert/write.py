@@ -1,0 +1,156 @@
+"""An opened checkpoint to a folder of any layout, whole or not at all, with an account of what was done.
+
+The one idea: everything is written into a folder of another name beside the target, which is renamed when the last byte is on disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from chameleon_jax.convert import hf, hf_files, meta, run, source
+from chameleon_jax.convert import vqgan as codec_names
+from chameleon_jax.convert.release import OpenedRelease
+from chameleon_jax.data.store_format import TOKENIZER
+from chameleon_jax.errors import ConvertError
+from chameleon_jax.files import new_folder
+from chameleon_jax.models import params, transformer
+from chameleon_jax.progress import progress
+from chameleon_jax.tokenizers.vqgan import Codec
+
+Layout = Literal["jax", "hf", "meta"]
+REPORT = "convert.json"
+_HEADROOM = 64 << 20  # bytes of disk for the small files
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What a conversion did; the same stands in convert.json of the new folder."""
+
+    flavour: str
+    parameters: int
+    dtype: str
+    bytes: int
+    seconds: float
+    tensors: int
+    dropped: list[dict[str, str]]
+    notes: list[str]
+
+
+def write(
+    opened: OpenedRelease, output: Path, layout: Layout, *, shards: int | None = None, shard_bytes: int = 2 << 30
+) -> Written:
+    """Write a checkpoint as a workdir of ours ("jax"), Hugging Face's folder or Meta's tree.
+
+    `shards` is Meta's number of ranks (as many as QK-norm has groups by default), `shard_bytes` the size of a safetensors file.
+    Raises ConvertError, and leaves nothing at `output`, if the place is taken, the disk too small, or the model does not fit
+    the layout.
+    """
+    started, config = time.monotonic(), opened.weights.config
+    shards = meta.default_shards(config) if shards is None else shards
+    if layout == "meta":
+        meta.check_shards(config, shards)
+    size = source.nbytes(config)
+    _check_room(output, size + (size // shards if layout == "meta" else 0), opened.codec)
+    try:
+        with new_folder(output) as folder, progress("Converting", total=size >> 20, unit="MB") as bar:
+            counted = _Megabytes(bar.advance)
+            if layout == "jax":
+                _write_run(opened, folder, counted)
+            elif layout == "hf":
+                _write_hf(opened, folder, shard_bytes, counted)
+            else:
+                _write_meta(opened, folder, shards, counted)
+            report = opened.weights.report
+            written = Written(
+                flavour=opened.weights.flavour,
+                parameters=params.count(transformer.param_specs(config)),
+                dtype=config.param_dtype,
+                bytes=size,
+                seconds=round(time.monotonic() - started, 1),
+                tensors=sum(len(keys) for keys in report.used.values()),
+                dropped=report.dropped,
+                notes=report.notes,
+            )
+            account = dataclasses.asdict(written) | {"used": report.used}
+            (folder / REPORT).write_text(json.dumps(account, indent=1) + "\n", encoding="utf-8")
+    except FileExistsError as error:
+        raise ConvertError(f"{error}: give another --output or remove it") from error
+    except OSError as error:
+        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
+        raise ConvertError(f"{output} could not be written ({reason}); nothing was left of it") from error
+    return written
+
+
+class _Megabytes:
+    """Adds up bytes and hands whole megabytes on."""
+
+    def __init__(self, advance: Callable[[int], None]):
+        self._advance, self._bytes = advance, 0
+
+    def __call__(self, count: int) -> None:
+        self._bytes += count
+        self._advance(self._bytes >> 20)
+        self._bytes &= (1 << 20) - 1
+
+
+def _check_room(output: Path, size: int, codec: Codec | None) -> None:
+    place = next(parent for parent in (output.absolute().parent, *output.absolute().parents) if parent.exists())
+    needed = size + _HEADROOM + (sum(leaf.nbytes for leaf in _leaves(codec)) if codec else 0)
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise ConvertError(
+            f"{output} needs {needed / 1e9:.1f} GB, the disk at {place} has {free / 1e9:.1f} GB left: nothing was written"
+        )
+
+
+def _leaves(codec: Codec) -> list[np.ndarray]:
+    return list(codec_names.to_torch(codec.params, codec.config).values())
+
+
+def _write_run(opened: OpenedRelease, folder: Path, on_bytes: Callable[[int], None]) -> None:
+    run.write_weights(opened.weights, folder, {"converted_from": opened.weights.flavour}, on_bytes)
+    if opened.bundle is not None:
+        opened.bundle.save(folder / TOKENIZER)
+
+
+def _write_hf(opened: OpenedRelease, folder: Path, shard_bytes: int, on_bytes: Callable[[int], None]) -> None:
+    config, bundle, codec = opened.weights.config, opened.bundle, opened.codec
+    values: dict[str, Any] = hf.config_values(config)
+    extra: dict[str, np.ndarray] = {}
+    if codec is not None:
+        values["vq_config"] = codec_names.config_to_hf(codec.config)
+        extra = {
+            hf.CODEC_PREFIX + name: tensor for name, tensor in codec_names.to_torch(codec.params, codec.config).items()
+        }
+    if bundle is not None:
+        values["vocabulary_map"] = hf_files.vocabulary_map(bundle.text)
+        values |= {"bos_token_id": bundle.vocab.bos, "eos_token_id": bundle.vocab.eos, "pad_token_id": bundle.vocab.pad}
+        if bundle.vocab_config.image_span == "grid":
+            values["mask_image_logits"] = False  # what Lumina-mGPT's config has and Chameleon's has not
+        hf_files.write(folder, bundle, config)
+    (folder / hf.CONFIG).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    hf.write_weights(opened.weights, folder, extra, shard_bytes, on_bytes)
+
+
+def _write_meta(opened: OpenedRelease, folder: Path, shards: int, on_bytes: Callable[[int], None]) -> None:
+    model = folder / "models" / "model"
+    model.mkdir(parents=True)
+    meta.write_weights(opened.weights, model, shards, on_bytes)
+    tokenizer, names = folder / "tokenizer", []
+    tokenizer.mkdir()
+    if opened.bundle is not None:
+        (tokenizer / "text_tokenizer.json").write_text(hf_files.tokenizer_json(opened.bundle.text), encoding="utf-8")
+        names.append("text_tokenizer.json")
+    if opened.codec is not None:
+        meta.write_codec(opened.codec, tokenizer)
+        names += ["vqgan.ckpt", "vqgan.yaml"]
+    meta.write_checklist(tokenizer, names)

@@ -1,0 +1,194 @@
+"""Checkpoints written and read one layer at a time, for models that are larger than the memory.
+
+The one idea: it is the same checkpoint as `checkpoint.Checkpointer` makes, Orbax's arrays and our manifest, and
+`restore_subtree` loads it straight to any mesh. Only the values of a leaf come from a function, layer by layer, where the other
+has them in an array; its chunks and the regions of its checksums are layers too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+
+from chameleon_jax.errors import CheckpointError
+from chameleon_jax.files import atomic_write, sync, sync_tree
+from chameleon_jax.training import checkpoint_manifest as manifests
+from chameleon_jax.training.checkpoint import ARRAYS, SAVING, brief, numbered_steps
+from chameleon_jax.training.checkpoint_manifest import MANIFEST, Leaf, Manifest, Region
+
+CHUNK_BYTES = 64 << 20  # of an array on disk: a few for a layer, so that many hosts can read parts of it
+_VERIFY_BYTES = 64 << 20  # read at one time to sum up
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafStream:
+    """A leaf to be written. `read(i)` gives `leaf[i]` where it is `stacked`, and `read(None)` the whole where it is not."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    stacked: bool
+    read: Callable[[int | None], Shaped[np.ndarray, "..."]]
+
+    # What Orbax asks of any array before it writes it.
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    def blocks(self) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
+        """(where, values) in order; each is read when it is asked for."""
+        rest = tuple(slice(0, n) for n in self.shape[1:])
+        if not self.stacked:
+            yield tuple(slice(0, n) for n in self.shape), self.read(None)
+            return
+        for i in range(self.shape[0]):
+            yield (slice(i, i + 1), *rest), self.read(i)[None]
+
+
+def save_stream(
+    directory: str | os.PathLike[str], step: int, leaves: Mapping[str, LeafStream], metadata: dict[str, Any]
+) -> None:
+    """Write a step whose leaves (path -> stream) never lie in memory together.
+
+    Raises CheckpointError when the step exists or cannot be written; what a stream raises goes through. Nothing is left of a
+    failure.
+    """
+    import orbax.checkpoint as ocp
+
+    directory = Path(directory).absolute()
+    folder, published = directory / f"{SAVING}{step}", directory / str(step)
+    if published.exists():
+        raise CheckpointError(f"{published} exists already")
+    handler = _stream_handler()
+    registry = ocp.type_handlers.create_type_handler_registry((LeafStream, handler))
+    tree = manifests.nest(leaves)
+    chunks = {path: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,)) for path in leaves}
+    try:
+        folder.mkdir(parents=True)
+        with ocp.Checkpointer(
+            ocp.PyTreeCheckpointHandler(
+                use_ocdbt=True, use_zarr3=True, use_compression=False, type_handler_registry=registry
+            )
+        ) as writer:
+            writer.save(folder / ARRAYS, args=ocp.args.PyTreeSave(tree, save_args=manifests.nest(chunks)))
+        sync_tree(folder)
+        saved = {
+            path: Leaf(leaf.shape, leaf.dtype.name, tuple(handler.regions[".".join(path.split("/"))]))
+            for path, leaf in leaves.items()
+        }
+        atomic_write(folder / MANIFEST, Manifest(step, saved, metadata).to_bytes())
+        folder.rename(published)
+        sync(directory)
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        # Orbax and TensorStore have no kinds of errors of their own; those of streams do.
+        if isinstance(error, (ValueError, RuntimeError, OSError)):
+            raise CheckpointError(f"writing {published} failed: {brief(error)}") from error
+        raise
+
+
+def _stream_handler() -> Any:
+    """Orbax's handler of host arrays, but for where the values come from. (Made here: importing Orbax takes seconds.)"""
+    import orbax.checkpoint as ocp
+    import tensorstore as ts
+
+    class StreamHandler(ocp.type_handlers.NumpyHandler):
+        def __init__(self) -> None:
+            super().__init__(deepcopy_host_arrays=False)
+            self.regions: dict[str, list[Region]] = {}
+            self._one_at_a_time = asyncio.Lock()
+
+        async def serialize(self, values: Any, infos: Any, args: Any = None) -> Any:
+            self._names = {id(value): info.name for value, info in zip(values, infos, strict=True)}
+            return await super().serialize(values, infos, args)
+
+        async def _open_and_write(self, value: LeafStream, tspec: dict[str, Any], ts_context: Any) -> None:
+            regions = self.regions.setdefault(self._names[id(value)], [])
+            async with self._one_at_a_time:
+                array = await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
+                for where, values in value.blocks():
+                    crc = manifests.checksum(values)
+                    regions.append(Region(tuple(s.start for s in where), tuple(s.stop for s in where), crc))
+                    await array[where].write(values, can_reference_source_data_indefinitely=True)
+
+    return StreamHandler()
+
+
+class StreamedCheckpoint:
+    """One step, read a layer at a time. `leaves` are those of the manifest, `metadata` what was saved with them.
+
+    Takes the newest step of `directory` whose bytes below `part` match their checksums. Raises CheckpointError if there is none.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], part: str = "params"):
+        directory = Path(directory).absolute()
+        reasons = []
+        for step in reversed(numbered_steps(directory)):
+            self._folder = directory / str(step)
+            try:
+                manifest = manifests.read_manifest(self._folder)
+                self.step, self.metadata = step, manifest.metadata
+                self.leaves = {p: leaf for p, leaf in manifest.leaves.items() if p.startswith(f"{part}/")}
+                self._whole: tuple[str, np.ndarray] | None = None
+                damaged = next((path for path in self.leaves if not self._verified(path)), None)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                damaged = brief(error)
+            if damaged is None:
+                return
+            reasons.append(
+                f"{step}: {damaged} does not match its checksum" if damaged in self.leaves else f"{step}: {damaged}"
+            )
+        raise CheckpointError(f"no step in {directory} can be used ({'; '.join(reasons) or 'it has none'})")
+
+    def read(self, path: str, index: int | None = None) -> Shaped[np.ndarray, "..."]:
+        """`leaf[index]`, or the whole leaf. A leaf that was not saved by layers is kept until another one is asked for."""
+        array = self._open(path)
+        if index is None:
+            return array.read().result()
+        if array.chunk_layout.write_chunk.shape[0] == 1:
+            return array[index].read().result()
+        if self._whole is None or self._whole[0] != path:
+            self._whole = (path, array.read().result())
+        return self._whole[1][index]
+
+    def _open(self, path: str) -> Any:
+        import tensorstore as ts
+
+        key = ".".join(path.split("/")) + "/"
+        store = {"driver": "ocdbt", "base": f"file://{self._folder / ARRAYS}/", "path": key}
+        return ts.open({"driver": "zarr3", "kvstore": store}, open=True).result()
+
+    def _verified(self, path: str) -> bool:
+        leaf, array = self.leaves[path], self._open(path)
+        if tuple(array.shape) != leaf.shape or array.dtype.numpy_dtype.name != leaf.dtype:
+            return False
+        return all(_crc(array[region.slices]) == region.crc32 for region in leaf.regions)
+
+
+def _crc(array: Any) -> int:
+    """Sum of the bytes in C order, read a part of the first axis at a time."""
+    if array.ndim == 0:
+        return manifests.checksum(array.read().result())
+    row = max(1, int(np.prod(array.shape[1:], dtype=np.int64)) * array.dtype.numpy_dtype.itemsize)
+    step, crc = max(1, _VERIFY_BYTES // row), 0
+    first, last = array.domain[0].inclusive_min, array.domain[0].exclusive_max
+    for start in range(first, last, step):
+        part = array[start : min(start + step, last)].read().result()
+        crc = zlib.crc32(np.ascontiguousarray(part).reshape(-1).view(np.uint8), crc)
+    return crc

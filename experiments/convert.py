@@ -1,0 +1,86 @@
+"""Convert checkpoints of the family: Meta's files, Hugging Face's (Chameleon, Anole, Lumina-mGPT) and workdirs of ours, each to
+each.
+
+Examples:
+  python -m experiments.convert --source data/models/7b --output runs/chameleon-7b
+  python -m experiments.convert --source facebook/chameleon-7b --vqgan vqgan.ckpt --output runs/chameleon-7b --preset chameleon-7b
+  python -m experiments.convert --source Lumina-mGPT-7B-768 --vqgan vqgan.ckpt --resolution 768 --output runs/lumina
+  python -m experiments.convert --source runs/emoji/model --to hf --dtype bfloat16 --output emoji-hf
+  python -m experiments.convert --source runs/chameleon-34b --to meta --shards 4 --output chameleon-34b-meta
+
+The source is known by its files: params.json, config.json or checkpoints/. Values are moved, not computed: they come out bit
+for bit, unless --dtype asks for rounding. Memory stays at a few times the largest tensor. The output is a new folder that is
+whole or absent; its convert.json lists every tensor that was read or dropped, and why. Reading or writing Meta's .pth needs
+torch: pip install 'chameleon-jax[convert]'. docs/convert.md has the layouts.
+"""
+
+import sys
+from pathlib import Path
+
+from chameleon_jax import cli
+from chameleon_jax.errors import ConvertError
+from chameleon_jax.models.presets import NUMERICS, RELEASES
+
+
+def _flags(parser):
+    parser.add_argument("--source", required=True, metavar="DIR", help="the checkpoint's folder")
+    parser.add_argument("--output", required=True, metavar="DIR", help="the new folder")
+    parser.add_argument(
+        "--to", choices=("jax", "hf", "meta"), default="jax", help="layout to write; jax is a workdir of ours"
+    )
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="of the weights; as they are by default")
+    parser.add_argument(
+        "--preset", choices=tuple(RELEASES), help="the release that the source must be, or it is refused"
+    )
+    parser.add_argument(
+        "--norm_order",
+        choices=("pre", "swin"),
+        help="for a params.json that does not say; must agree with one that does",
+    )
+    parser.add_argument(
+        "--vqgan", metavar="PATH", help="image codec to add: vqgan.ckpt, safetensors, or a folder of either"
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="PATH", help="text_tokenizer.json or tokenizer.json, if it is not beside the weights"
+    )
+    parser.add_argument(
+        "--numerics", choices=tuple(NUMERICS), help="round as a released code does, for comparing with it"
+    )
+    parser.add_argument("--resolution", type=int, help="side of pictures of Lumina-mGPT: 512, 768 or 1024")
+    parser.add_argument("--shards", type=int, help="files of Meta's layout; by default as many as QK-norm has groups")
+    parser.add_argument("--max_shard_gb", type=float, default=2.0, help="size of one safetensors file")
+
+
+def main(args) -> None:
+    from chameleon_jax.convert.release import Options, open_release
+    from chameleon_jax.convert.write import write
+
+    if (args.shards is not None and args.shards < 1) or args.max_shard_gb <= 0:
+        raise ConvertError("--shards and --max_shard_gb must be positive")
+    options = Options(
+        preset=args.preset,
+        norm_order=args.norm_order,
+        vqgan=Path(args.vqgan) if args.vqgan else None,
+        tokenizer=Path(args.tokenizer) if args.tokenizer else None,
+        dtype=args.dtype,
+        numerics=args.numerics,
+        resolution=args.resolution,
+    )
+    opened = open_release(Path(args.source), options)
+    written = write(opened, Path(args.output), args.to, shards=args.shards, shard_bytes=int(args.max_shard_gb * 2**30))
+    rate = written.bytes / 1e6 / max(written.seconds, 1e-3)
+    print(
+        f"{args.output}: {written.parameters:,} parameters in {written.dtype} from {written.flavour} layout, "
+        f"{written.tensors} tensors read, {len(written.dropped)} dropped, {written.seconds:.0f} s ({rate:.0f} MB/s)"
+    )
+    for line in written.notes:
+        print(f"  {line}")
+    for reason in dict.fromkeys(entry["reason"] for entry in written.dropped):
+        names = [entry["tensor"] for entry in written.dropped if entry["reason"] == reason]
+        print(f"  dropped {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {reason}")
+    if args.to == "jax" and opened.bundle is not None:
+        print(f'next: python -m experiments.generate --workdir={args.output} --prompt="..." --out=out', file=sys.stderr)
+
+
+if __name__ == "__main__":
+    cli.run(main, None, __doc__, add_flags=_flags, workdir=False)
