@@ -17,7 +17,6 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -29,6 +28,7 @@ from chameleon_jax.data.sources import Reject, estimate_records, read_documents
 from chameleon_jax.data.store import TokenStore
 from chameleon_jax.data.store_writer import ShardInput, StoreIdentity, StoreWriter
 from chameleon_jax.errors import DataError, StoreError, WorkdirError
+from chameleon_jax.files import new_folder
 from chameleon_jax.progress import progress
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.documents import Document
@@ -282,10 +282,8 @@ def _keep_tokenizer(bundle: TokenizerBundle, output: pathlib.Path) -> None:
     """A copy of what made the ids goes with them: without it nobody can read a store back."""
     kept = output / layout.TOKENIZER
     if not kept.exists():
-        temporary = output / f".{layout.TOKENIZER}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        bundle.save(temporary)
-        temporary.replace(kept)
+        with new_folder(kept) as unfinished:
+            bundle.save(unfinished)
 
 
 def _is_whole(output: pathlib.Path) -> bool:
