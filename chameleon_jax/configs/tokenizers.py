@@ -58,15 +58,24 @@ class VocabConfig(Config):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageConfig(Config):
-    """How a picture file becomes a square array of pixels (Chameleon's preprocessing)."""
+    """How a picture file becomes an array of pixels.
 
-    resolution: int = 512
+    `meta` is Chameleon's way and `hf` that of its port in Transformers, for comparing with it: both give squares, for vocabularies
+    of fixed spans. `lumina` is Lumina-mGPT's: pictures keep about their shape, for vocabularies of grid spans.
+    """
+
+    resolution: int = 512  # side in pixels; with lumina the side of the square that no picture has more pixels than
     preprocessing: Literal["meta", "hf", "lumina"] = "meta"
+    grid_pixels: int = 32  # lumina: sides are multiples of it; one grid unit of codes in pixels
     max_pixels: int = 50_000_000
     formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP")
 
     def validate(self):
         self.require(self.resolution >= 1, f"resolution must be positive, got {self.resolution}")
+        self.require(
+            self.preprocessing != "lumina" or (self.grid_pixels >= 1 and self.resolution % self.grid_pixels == 0),
+            f"resolution {self.resolution} is not a multiple of grid_pixels {self.grid_pixels}",
+        )
         self.require(self.max_pixels >= 1, f"max_pixels must be positive, got {self.max_pixels}")
         self.require(len(self.formats) > 0, "formats must name at least one image format")
 

@@ -1,12 +1,15 @@
-"""From the bytes of a picture file to the square pixels that the codec reads, and back.
+"""From the bytes of a picture file to the pixels that the codec reads, and back.
 
 The one idea: a file is not trusted before its header has been read. Its format is taken from its content, its size is checked
 against our own limit before anything is decoded, and all that cannot become an 8-bit picture is a `DataError` with a reason.
-What passes is prepared exactly as in Chameleon (facebookresearch/chameleon, `inference/image_tokenizer.py`).
+What passes is prepared exactly as a release prepares it: Chameleon (facebookresearch/chameleon, `inference/image_tokenizer.py`),
+its port in Transformers (`image_processing_pil_chameleon.py`), or Lumina-mGPT (Alpha-VLLM/Lumina-mGPT, `data/item_processor.py`).
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import io
 import threading
 import warnings
@@ -51,23 +54,32 @@ def open_image(data: bytes, config: ImageConfig) -> Image.Image:
     _check_header(image, config)
     try:
         image.load()
-        return _to_rgb(image)
+        return _composite(image) if config.preprocessing == "hf" else _to_rgb(image)
     except Exception as error:  # as above, for the body
         raise DataError(f"{image.format} image cannot be decoded: {_one_line(error)}") from error
 
 
-def prepare(image: Image.Image, resolution: int) -> Float[np.ndarray, "R R 3"]:
-    """Scale the short side to `resolution` (LANCZOS, always), crop the centre, and map 0..255 to exactly [-1, 1]."""
-    width, height = image.size
-    resized = image.resize(_scaled_size(width, height, resolution), Image.Resampling.LANCZOS)
-    left, top = (resized.width - resolution) // 2, (resized.height - resolution) // 2
-    cropped = resized.crop((left, top, left + resolution, top + resolution))
-    return (np.asarray(cropped) / 255.0 * 2.0 - 1.0).astype(np.float32)
+def prepare(image: Image.Image, config: ImageConfig) -> Float[np.ndarray, "H W 3"]:
+    """Scale and crop an RGB picture as `config.preprocessing` says, and map 0..255 to floats around 0.
+
+    `meta` and `hf` give a square of `config.resolution`; `lumina` one of a few sizes of about as many pixels, whose sides are
+    multiples of `config.grid_pixels`. Values are exactly [-1, 1], with `hf` [-1, 0.989].
+    """
+    plan = _plan(*image.size, config)
+    for half in plan.halvings:
+        image = image.resize(half, Image.Resampling.BOX)
+    image = image.resize(plan.scaled, plan.resampling)  # always, even to the size that it has
+    width, height = plan.crop
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    values = np.asarray(image.crop((left, top, left + width, top + height)))
+    if config.preprocessing == "hf":
+        return (values * 0.0078).astype(np.float32) - np.float32(1)
+    return (values / 255.0 * 2.0 - 1.0).astype(np.float32)
 
 
-def load_pixels(data: bytes, config: ImageConfig) -> Float[np.ndarray, "R R 3"]:
+def load_pixels(data: bytes, config: ImageConfig) -> Float[np.ndarray, "H W 3"]:
     """`open_image`, then `prepare`. Raises DataError with the reason."""
-    return prepare(open_image(data, config), config.resolution)
+    return prepare(open_image(data, config), config)
 
 
 def to_uint8(pixels: Float[np.ndarray, "*B H W 3"]) -> UInt8[np.ndarray, "*B H W 3"]:
@@ -81,9 +93,60 @@ def to_image(pixels: Float[np.ndarray, "H W 3"]) -> Image.Image:
     return Image.fromarray(to_uint8(pixels))
 
 
-def _scaled_size(width: int, height: int, resolution: int) -> tuple[int, int]:
-    scale = resolution / min(width, height)
-    return round(scale * width), round(scale * height)
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """Sizes, each (width, height), that a picture goes through: halvings, one resize, and what is cut from the centre."""
+
+    scaled: tuple[int, int]
+    crop: tuple[int, int]
+    resampling: Image.Resampling = Image.Resampling.LANCZOS
+    halvings: tuple[tuple[int, int], ...] = ()
+
+
+def _plan(width: int, height: int, config: ImageConfig) -> _Plan:
+    side = config.resolution
+    if config.preprocessing == "lumina":
+        return _plan_by_grid(width, height, config)
+    if config.preprocessing == "hf":  # the short side is the resolution, the long one is cut to an integer
+        scaled = side * width // min(width, height), side * height // min(width, height)
+    else:  # in this order of operations, and rounded half to even
+        scale = side / min(width, height)
+        scaled = round(scale * width), round(scale * height)
+    return _Plan(scaled=scaled, crop=(side, side))
+
+
+def _plan_by_grid(width: int, height: int, config: ImageConfig) -> _Plan:
+    """Of the sizes, that of the nearest shape; halved while it is still covered, scaled until it is just covered."""
+
+    def likeness(crop: tuple[int, int]) -> float:
+        across, down = crop[0] / width, crop[1] / height
+        return min(across, down) / max(across, down)
+
+    sizes = grid_sizes(config.resolution // config.grid_pixels, config.grid_pixels)
+    crop = max(sizes, key=lambda size: (likeness(size), size))
+    halvings = []
+    while width >= 2 * crop[0] and height >= 2 * crop[1]:
+        width, height = width // 2, height // 2
+        halvings.append((width, height))
+    scale = max(crop[0] / width, crop[1] / height)
+    scaled = round(width * scale), round(height * scale)
+    return _Plan(scaled=scaled, crop=crop, resampling=Image.Resampling.BICUBIC, halvings=tuple(halvings))
+
+
+@functools.cache
+def grid_sizes(side: int, grid_pixels: int) -> tuple[tuple[int, int], ...]:
+    """(width, height) in pixels of the pictures that a grid vocabulary sees: no more area than `side` x `side` units of the grid.
+
+    Of all sizes in whole units those that cannot grow on both sides, and of these the ones no longer than 4 to 1.
+    """
+    most = side**2
+    units = [
+        (width, height)
+        for width in range(1, most + 1)
+        for height in range(max(1, most // (width + 1)), most // width + 1)
+        if max(width, height) <= 4 * min(width, height)
+    ]
+    return tuple((width * grid_pixels, height * grid_pixels) for width, height in units)
 
 
 def _check_header(image: Image.Image, config: ImageConfig) -> None:
@@ -92,7 +155,7 @@ def _check_header(image: Image.Image, config: ImageConfig) -> None:
         raise DataError(f"image has no pixels ({width}x{height})")
     if width * height > config.max_pixels:
         raise DataError(f"image of {width}x{height} = {width * height} pixels exceeds max_pixels {config.max_pixels}")
-    scaled_width, scaled_height = _scaled_size(width, height, config.resolution)
+    scaled_width, scaled_height = _plan(width, height, config).scaled
     # A picture as small as the resolution asks for no more memory than the run needs anyway.
     if scaled_width * scaled_height > max(config.max_pixels, config.resolution**2):
         raise DataError(
@@ -120,6 +183,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         alpha = strip[..., 3:] / 255.0
         blended[top : top + rows] = ((1 - alpha) * 255 + alpha * strip[..., :3]).astype(np.uint8)
     return Image.fromarray(blended)
+
+
+def _composite(image: Image.Image) -> Image.Image:
+    """As `_to_rgb`, with Pillow's integer blending and by what the header says of transparency."""
+    if "A" not in image.getbands() and image.info.get("transparency") is None:
+        return image.convert("RGB")
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
 def _describe_foreign(data: bytes, config: ImageConfig) -> str:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from chameleon_jax.configs import ImageConfig
-from chameleon_jax.errors import DataError
+from chameleon_jax.errors import ConfigError, DataError
 from chameleon_jax.tokenizers import images
 
 CONFIG = ImageConfig(resolution=16, max_pixels=100_000)
@@ -87,6 +87,150 @@ def test_pixels_follow_the_specification_in_every_mode(mode, size):
     steps = np.abs(pixels - expected) / (2 / 255)
     assert steps.max() < 1.01  # fixed-point weights of the real resampler may round the other way
     assert (steps > 0.5).mean() < 0.02
+
+
+def stored(image, kind="PNG", **options):
+    """The picture as any reader of the file finds it."""
+    return encoded(image, kind, **options), Image.open(io.BytesIO(encoded(image, kind, **options)))
+
+
+def palette(transparent):
+    image = random_image("RGB", (60, 33), 7).quantize(12)
+    return stored(image, transparency=3) if transparent else stored(image)
+
+
+def rotated():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return stored(random_image("RGB", (70, 40), 8), "JPEG", exif=exif, quality=90)
+
+
+def interlaced():
+    """An 8x8 grey PNG in Adam7 order, which Pillow reads and cannot write."""
+    values = np.random.default_rng(9).integers(0, 256, (8, 8), np.uint8)
+    passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+    lines = [row for top, left, down, across in passes for row in values[top::down, left::across]]
+    body = zlib.compress(b"".join(b"\0" + line.tobytes() for line in lines))
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 1)), (b"IDAT", body), (b"IEND", b"")]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), values)
+    return data, Image.open(io.BytesIO(data))
+
+
+def opaque_alpha():
+    image = random_image("RGBA", (50, 31), 10)
+    image.putalpha(255)
+    return stored(image)
+
+
+ODD = {
+    "black and white": lambda: stored(random_image("L", (61, 47), 1).convert("1")),
+    "grey": lambda: stored(random_image("L", (300, 77), 2)),
+    "grey with alpha": lambda: stored(random_image("LA", (45, 91), 3)),
+    "palette": lambda: palette(transparent=False),
+    "palette with transparency": lambda: palette(transparent=True),
+    "alpha": lambda: stored(random_image("RGBA", (130, 200), 4)),
+    "alpha that hides nothing": opaque_alpha,
+    "grey with a transparent level": lambda: stored(random_image("L", (40, 50), 5), transparency=100),
+    "CMYK": lambda: stored(random_image("CMYK", (90, 120), 6), "JPEG"),
+    "1x1": lambda: stored(random_image("RGB", (1, 1))),
+    "1xN": lambda: stored(random_image("RGB", (1, 5))),
+    "Nx1": lambda: stored(random_image("RGB", (7, 1))),
+    "just the size": lambda: stored(random_image("RGB", (512, 512))),
+    "wide and odd": lambda: stored(random_image("RGB", (777, 513))),
+    "high and odd": lambda: stored(random_image("RGB", (515, 1031))),
+    "half to even": lambda: stored(random_image("RGB", (1023, 1025))),
+    "turned by EXIF": rotated,
+    "interlaced": interlaced,
+    "lossless WEBP": lambda: stored(random_image("RGBA", (64, 100), 11), "WEBP", lossless=True),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_odd_pictures_follow_the_rules_of_chameleon_to_the_bit(case):
+    data, image = ODD[case]()
+    width, height = image.size
+    scale = 512 / min(width, height)
+    resized = Image.fromarray(reference_rgb(image)).resize((round(scale * width), round(scale * height)), Image.LANCZOS)
+    left, top = (resized.width - 512) // 2, (resized.height - 512) // 2
+    values = np.asarray(resized)[top : top + 512, left : left + 512].astype(np.float64)
+    np.testing.assert_array_equal(
+        images.load_pixels(data, ImageConfig()), (values / 255.0 * 2.0 - 1.0).astype(np.float32)
+    )
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_odd_pictures_equal_those_of_transformers(case):
+    port = pytest.importorskip("transformers.models.chameleon.image_processing_pil_chameleon")
+    data, image = ODD[case]()
+    theirs = port.ChameleonImageProcessorPil()(image, return_tensors="np")["pixel_values"][0]
+    ours = images.load_pixels(data, ImageConfig(preprocessing="hf"))
+    np.testing.assert_array_equal(ours, theirs.transpose(1, 2, 0))
+
+
+def reference_sizes(most):
+    """Width and height in units: no more than `most` units, no longer than 4 to 1, and too many with one more on both sides."""
+    sides = [(w, h) for w in range(1, most + 1) for h in range(1, most // w + 1)]
+    return {(w, h) for w, h in sides if (w + 1) * (h + 1) > most and w <= 4 * h and h <= 4 * w}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_odd_pictures_keep_about_their_shape_on_a_grid(case):
+    data, image = ODD[case]()
+    picture = Image.fromarray(reference_rgb(image))
+    width, height = picture.size
+    best = max(
+        reference_sizes(256),
+        key=lambda s: (min(s[0] / width, s[1] / height) / max(s[0] / width, s[1] / height), s),
+    )
+    crop_width, crop_height = 32 * best[0], 32 * best[1]
+    while min(picture.width / crop_width, picture.height / crop_height) >= 2:
+        picture = picture.resize((picture.width // 2, picture.height // 2), Image.BOX)
+    scale = max(crop_width / picture.width, crop_height / picture.height)
+    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.BICUBIC)
+    left, top = (picture.width - crop_width) // 2, (picture.height - crop_height) // 2
+    values = np.asarray(picture)[top : top + crop_height, left : left + crop_width].astype(np.float64)
+    made = images.load_pixels(data, ImageConfig(preprocessing="lumina"))
+    np.testing.assert_array_equal(made, (values / 255.0 * 2.0 - 1.0).astype(np.float32))
+
+
+@pytest.mark.parametrize("side, count, longest", [(16, 49, 1024), (24, 73, 1536), (32, 97, 2048)])
+def test_grids_have_few_sizes_up_to_four_to_one(side, count, longest):
+    sizes = images.grid_sizes(side, 32)
+    assert {(w // 32, h // 32) for w, h in sizes} == reference_sizes(side**2)
+    assert len(sizes) == len(set(sizes)) == count
+    assert max(map(max, sizes)) == longest and (32 * side, 32 * side) in sizes
+
+
+@pytest.mark.parametrize(
+    "picture, size",
+    [((512, 512), (512, 512)), ((5000, 5000), (512, 512)), ((900, 600), (608, 416)), ((100, 4000), (256, 1024))],
+)
+def test_a_picture_on_a_grid_has_the_nearest_shape(picture, size):
+    pixels = images.prepare(Image.new("RGB", picture), ImageConfig(preprocessing="lumina"))
+    assert pixels.shape == (size[1], size[0], 3)
+
+
+def test_a_large_picture_on_a_grid_is_halved_first():
+    """A fine checkerboard is grey after one mean of 2x2; cubic scaling alone would leave a pattern."""
+    board = np.indices((1024, 1024)).sum(0) % 2 * 255
+    pixels = images.prepare(
+        Image.fromarray(np.stack([board] * 3, -1).astype(np.uint8)), ImageConfig(preprocessing="lumina")
+    )
+    assert np.ptp(pixels) == 0 and abs(pixels[0, 0, 0]) < 0.01
+
+
+def test_too_narrow_pictures_are_refused_on_a_grid_too():
+    config = ImageConfig(preprocessing="lumina", max_pixels=1_000_000)
+    with pytest.raises(DataError, match="1x2000 is too narrow: scaled to 256x512000"):
+        images.load_pixels(encoded(Image.new("RGB", (1, 2000))), config)
+
+
+def test_a_grid_must_divide_the_resolution():
+    with pytest.raises(ConfigError, match="resolution 500 is not a multiple of grid_pixels 32"):
+        ImageConfig(resolution=500, preprocessing="lumina")
 
 
 def test_alpha_is_laid_on_white_with_truncation():
