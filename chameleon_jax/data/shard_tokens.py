@@ -1,7 +1,7 @@
 """Records of one shard to token documents: clean, encode in fixed batches, assemble.
 
 The one idea: what comes out is a pure function of the records, the bundle and the config. Pictures are prepared by threads and
-encoded in batches of one shape (the last one padded), so the codec is compiled once; order is the order of the records.
+encoded in batches of one shape, so the codec is compiled once for each size; order is the order of the records.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -19,6 +18,7 @@ from chameleon_jax.configs import ImageConfig, TokenizeConfig
 from chameleon_jax.data.sources import Reject
 from chameleon_jax.errors import DataError
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
+from chameleon_jax.tokenizers.code_queue import CodeQueue
 from chameleon_jax.tokenizers.documents import Document, ImageSegment, TextSegment, TokenDocument, assemble, order_pair
 from chameleon_jax.tokenizers.images import load_pixels
 
@@ -43,7 +43,7 @@ def tokenize_records(
     """Tokenise records; `on_record` hears of each as soon as it is known to be good (None) or rejected, and may raise."""
     rejects: list[Reject] = []
     ready: list[tuple[Document, list[Int[np.ndarray, "_"]]]] = []
-    codes = _CodeQueue(bundle, config.image_batch)
+    codes = CodeQueue(bundle, config.image_batch)
     waiting: collections.deque = collections.deque()
     images_waiting = 0
 
@@ -106,40 +106,5 @@ def _reject(document: Document, reason: str) -> Reject:
     return Reject(source=document.source, record=document.id.removeprefix(f"{document.source}/"), reason=reason)
 
 
-def _pixels(document: Document, config: ImageConfig) -> list[Float[np.ndarray, "R R 3"]]:
+def _pixels(document: Document, config: ImageConfig) -> list[Float[np.ndarray, "H W 3"]]:
     return [load_pixels(segment.data, config) for segment in document.segments if isinstance(segment, ImageSegment)]
-
-
-class _CodeQueue:
-    """Pictures in, codes out in the same order, encoded in batches of one shape; a picture that comes again is encoded once.
-
-    Several captions of one picture are usual, and encoding is nearly all of the work.
-    """
-
-    def __init__(self, bundle: TokenizerBundle, batch: int):
-        self._bundle, self._batch = bundle, batch
-        self._waiting: list[np.ndarray] = []
-        self._codes: list[np.ndarray] = []
-        self._places: dict[bytes, int] = {}  # digest of a picture -> its place among the different ones
-        self._order: list[int] = []
-
-    def add(self, pixels: list[np.ndarray]) -> None:
-        for picture in pixels:
-            digest = hashlib.sha256(picture.tobytes()).digest()
-            if digest not in self._places:
-                self._places[digest] = len(self._places)
-                self._waiting.append(picture)
-            self._order.append(self._places[digest])
-        while len(self._waiting) >= self._batch:
-            self._encode(self._batch)
-
-    def finish(self) -> list[np.ndarray]:
-        if self._waiting:
-            self._encode(len(self._waiting))
-        return [self._codes[place] for place in self._order]
-
-    def _encode(self, count: int) -> None:
-        images = self._waiting[:count]
-        del self._waiting[:count]
-        padding = [np.zeros_like(images[0])] * (self._batch - count)
-        self._codes += list(np.asarray(self._bundle.encode_images(np.stack(images + padding)))[:count])
