@@ -5,9 +5,17 @@ from pathlib import Path
 import pytest
 
 from chameleon_jax import gin_utils
-from chameleon_jax.configs import CaptionEvalConfig, PretrainConfig, TokenizeConfig, TrainTokenizerConfig
+from chameleon_jax.configs import (
+    CaptionEvalConfig,
+    PretrainConfig,
+    TokenizeConfig,
+    TrainTokenizerConfig,
+    TransformerConfig,
+)
+from chameleon_jax.models.presets import RELEASES
 
 ROOT = Path(__file__).parents[1]
+MODELS = ROOT / "gin_configs" / "models"
 RUNS = sorted((ROOT / "gin_configs" / "runs").glob("*.gin"))
 
 
@@ -22,6 +30,16 @@ def test_every_run_file_builds(path):
     required = [line.split()[0] for line in text.splitlines() if "%gin.REQUIRED" in line]
     config = gin_utils.load(root_of(text), [str(path)], [f"{name}=somewhere" for name in required]).config
     assert type(config).from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_the_file_of_a_release_is_its_preset(name):
+    path = MODELS / f"{name.replace('-', '_')}.gin"
+    assert gin_utils.load(TransformerConfig, [str(path)]).config == RELEASES[name].model
+
+
+def test_every_model_file_has_a_release():
+    assert {path.stem.replace("_", "-") for path in MODELS.glob("*.gin")} == set(RELEASES)
 
 
 def test_a_run_file_is_found_with_its_includes_from_any_folder(tmp_path, monkeypatch):

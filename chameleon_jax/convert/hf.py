@@ -24,6 +24,7 @@ from chameleon_jax.convert.tensor_files import TensorFile, open_tensors
 from chameleon_jax.errors import ConfigError, ConvertError
 
 CONFIG, CODEC_PREFIX = "config.json", "model.vqmodel."
+_ROPE = "rotary_emb.inv_freq"
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -67,7 +68,9 @@ class HFWeights:
             dim, heads = int(v["hidden_size"]), int(v["num_attention_heads"])
             kv_heads = int(v.get("num_key_value_heads") or heads)
             dtype = source.exact_dtype(
-                file.tensors[key].dtype for key, file in self._files.items() if not key.startswith(CODEC_PREFIX)
+                file.tensors[key].dtype
+                for key, file in self._files.items()
+                if not key.startswith(CODEC_PREFIX) and not key.endswith(_ROPE)
             )
             return TransformerConfig(
                 vocab_size=int(v["vocab_size"]),
@@ -139,7 +142,7 @@ class HFWeights:
                 self.report.use(file, key)
         unknown = []
         for key in sorted(self._files.keys() - wanted):
-            if key.endswith("rotary_emb.inv_freq"):
+            if key.endswith(_ROPE):
                 self.report.drop(self._files[key], key, "rotary frequencies are computed from rope_theta")
             elif not key.startswith(CODEC_PREFIX):
                 unknown.append((self._files[key], key))

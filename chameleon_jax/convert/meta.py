@@ -30,6 +30,7 @@ from chameleon_jax.tokenizers.vqgan import Codec
 
 PARAMS, CONSOLIDATED_PARAMS, CHECKLIST = "params.json", "consolidate_params.json", "checklist.chk"
 _SHARD = re.compile(r"consolidated(?:\.(\d\d))?\.pth")
+_ROPE = "rope.freqs"
 _CONTEXT = 4096  # no file says it
 
 # Meta's runtime joins these when it loads; a state that was saved from it has the joined names, rows in this order.
@@ -88,7 +89,9 @@ class MetaWeights:
             kv_heads = values.get("n_kv_heads")
             multiplier = values.get("ffn_dim_multiplier")
             vocabulary = int(values.get("vocab_size") or -1)
-            dtype = source.exact_dtype(info.dtype for shard in self._shards for info in shard.tensors.values())
+            dtype = source.exact_dtype(
+                info.dtype for shard in self._shards for key, info in shard.tensors.items() if key != _ROPE
+            )
             return TransformerConfig(
                 vocab_size=embed.shape[0] if vocabulary < 1 else vocabulary,
                 d_model=dim,
@@ -142,7 +145,7 @@ class MetaWeights:
         unknown = []
         for shard in self._shards:
             for key in shard.tensors.keys() - wanted:
-                if key == "rope.freqs":
+                if key == _ROPE:
                     self.report.drop(shard, key, "rotary frequencies are computed from rope_theta")
                 else:
                     unknown.append((shard, key))

@@ -61,7 +61,8 @@ def _chameleon(model: TransformerConfig, dropout: float) -> Release:
 
 def _lumina(model: TransformerConfig) -> Release:
     return Release(
-        model=dataclasses.replace(model, dropout=0.05),
+        # A picture of 1024 x 1024 pixels is 4,164 ids, and there is a prompt before it.
+        model=dataclasses.replace(model, dropout=0.05, max_seq_len=5120),
         vocab=_GRIDS,
         image=ImageConfig(preprocessing="lumina"),
         numerics="lumina",

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Shaped
 
@@ -76,7 +77,10 @@ def save_stream(
     if published.exists():
         raise CheckpointError(f"{published} exists already")
     handler = _stream_handler()
-    registry = ocp.type_handlers.create_type_handler_registry((LeafStream, handler))
+    # Orbax warns about a registry without a handler of jax.Array, which nothing here is.
+    registry = ocp.type_handlers.create_type_handler_registry(
+        (LeafStream, handler), (jax.Array, ocp.type_handlers.ArrayHandler())
+    )
     tree = manifests.nest(leaves)
     chunks = {path: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,)) for path in leaves}
     try:
