@@ -32,16 +32,24 @@ from chameleon_jax.files import atomic_write
 WEIGHTS, CONFIG = "vqgan.safetensors", "vqgan.json"
 Params = dict[str, Any]
 
+_DECODING = ("decoder", "post_quant_conv")  # the parts that turn codes to pixels
 _PRECISION = lax.Precision.HIGHEST
 _Conv = functools.partial(nn.Conv, padding="SAME", precision=_PRECISION)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Codec:
-    """A codec as it is saved: parameters and the config that gives them meaning."""
+    """A codec as it is saved: parameters and the config that gives them meaning.
+
+    Releases for understanding pictures keep the encoding half alone: then there is neither "decoder" nor "post_quant_conv".
+    """
 
     params: Params
     config: VQConfig
+
+    @property
+    def has_decoder(self) -> bool:
+        return "decoder" in self.params
 
 
 # --- pure functions --------------------------------------------------------------------------------------------------
@@ -68,12 +76,13 @@ def init(key: Array, config: VQConfig) -> Params:
     return traverse_util.unflatten_dict(made)
 
 
-def shapes(config: VQConfig) -> Params:
-    """The parameters of a codec as a nested dict of `jax.ShapeDtypeStruct`; nothing is computed."""
+def shapes(config: VQConfig, *, decoder: bool = True) -> Params:
+    """The parameters of a codec, or of its encoding half, as a nested dict of `jax.ShapeDtypeStruct`; nothing is computed."""
     size = config.downsampling  # one code is enough to shape every parameter
     images = jax.ShapeDtypeStruct((1, size, size, config.in_channels), jnp.float32)
     module = _VQGAN(config)
-    return jax.eval_shape(lambda x: module.init(jax.random.key(0), x, method=_VQGAN.reconstruct)["params"], images)
+    tree = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, method=_VQGAN.reconstruct)["params"], images)
+    return {name: part for name, part in tree.items() if decoder or name not in _DECODING}
 
 
 def encode_latents(
@@ -94,7 +103,14 @@ def encode_latents(
 def decode_latents(
     params: Params, latents: Float[Array, "B h w D"], config: VQConfig, *, dropout_key: Array | None = None
 ) -> Float[Array, "B H W 3"]:
-    """Pixels, not clamped, of rows of the codebook (or any other latents)."""
+    """Pixels, not clamped, of rows of the codebook (or any other latents).
+
+    Raises TokenizerError when the codec has no decoder.
+    """
+    if "decoder" not in params:
+        raise TokenizerError(
+            "this image codec has no decoder: add the released one with  python -m experiments.convert ... --vqgan FILE"
+        )
     return _apply(_VQGAN.decode, params, latents, config, dropout_key)
 
 
@@ -147,7 +163,10 @@ def save(directory: str | os.PathLike, params: Params, config: VQConfig) -> None
 
 
 def load(directory: str | os.PathLike) -> Codec:
-    """Read what `save` wrote. Raises TokenizerError for a file missing or damaged, or tensors that do not fit the config."""
+    """Read what `save` wrote, with or without the decoding half.
+
+    Raises TokenizerError for a file missing or damaged, or tensors that do not fit the config.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load as from_bytes
 
@@ -159,7 +178,8 @@ def load(directory: str | os.PathLike) -> Codec:
         raise TokenizerError(f"{error.filename} does not exist: run  python -m experiments.train_tokenizer") from None
     except (OSError, ValueError, AttributeError, TypeError, KeyError, SafetensorError, ConfigError) as error:
         raise TokenizerError(f"codec in {folder} is damaged: {error}") from error
-    wanted = traverse_util.flatten_dict(shapes(config), sep=".")
+    decoder = any(name.split(".")[0] in _DECODING for name in tensors)
+    wanted = traverse_util.flatten_dict(shapes(config, decoder=decoder), sep=".")
     for name in sorted(wanted.keys() | tensors.keys()):
         if name not in tensors or name not in wanted:
             state = "lacks" if name not in tensors else "has, but its config does not ask for,"
@@ -177,8 +197,32 @@ def load(directory: str | os.PathLike) -> Codec:
 # --- modules ---------------------------------------------------------------------------------------------------------
 
 
-def _norm(config: VQConfig, name: str) -> nn.GroupNorm:
-    return nn.GroupNorm(num_groups=config.norm_groups, epsilon=1e-6, use_fast_variance=False, name=name)
+class _GroupNorm(nn.Module):
+    """Group normalisation with the variance around the mean, in two passes (Wu and He 2018, section 3).
+
+    Sums run over columns first, and rows and channels of a group then: short sums round less, and what is reduced first keeps the
+    channels in the lanes of the vector unit, which makes a codec of large pictures a tenth faster on a CPU.
+    """
+
+    groups: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+
+        def average(values: Float[Array, "B H W C"]) -> Float[Array, "B 1 1 C"]:
+            rows = values.mean(axis=2)
+            of_group = rows.reshape(*rows.shape[:2], self.groups, -1).mean(axis=(1, 3))
+            return of_group.repeat(channels // self.groups, axis=-1)[:, None, None]
+
+        centred = x - average(x)
+        return centred * (lax.rsqrt(average(centred**2) + 1e-6) * scale) + bias
+
+
+def _norm(config: VQConfig, name: str) -> _GroupNorm:
+    return _GroupNorm(config.norm_groups, name=name)
 
 
 class _ResidualBlock(nn.Module):
@@ -214,16 +258,53 @@ class _AttentionBlock(nn.Module):
         return x + _Conv(channels, (1, 1), name="proj_out")(mixed.reshape(x.shape))
 
 
-class _Resample(nn.Module):
-    """Half the sides: one zero pixel right and bottom, then 3x3 with stride 2. Double them: nearest, then 3x3."""
-
-    up: bool
+class _Downsample(nn.Module):
+    """Half the sides: one zero pixel right and bottom, then 3x3 with stride 2."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C"]:
-        if self.up:
-            return _Conv(x.shape[-1], (3, 3), name="conv")(x.repeat(2, axis=1).repeat(2, axis=2))
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H/2 W/2 C"]:
         return _Conv(x.shape[-1], (3, 3), strides=(2, 2), padding=((0, 1), (0, 1)), name="conv")(x)
+
+
+class _Upsample(nn.Module):
+    """Double the sides: every pixel four times, then 3x3."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B 2H 2W C"]:
+        return _DoublingConv(name="conv")(x)
+
+
+class _DoublingConv(nn.Module):
+    """A 3x3 convolution of the picture with every pixel doubled, without making that picture.
+
+    Of the 3x3 pixels below the kernel only 2x2 differ. Which taps share one depends on whether the row and the column of the output
+    are even or odd; so four 2x2 kernels of summed taps on the small picture give the same in 4/9 of the products (Shi et al. 2016,
+    "Is the deconvolution layer the same as a convolutional layer?").
+    """
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B 2H 2W C"]:
+        batch, height, width, channels = x.shape
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, channels, channels))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+
+        def taps(kernel: Array, odd: int, axis: int) -> Array:
+            first, middle, last = jnp.split(kernel, 3, axis)
+            return jnp.concatenate([first + middle, last] if odd else [first, middle + last], axis)
+
+        parities = [(row, column) for row in (0, 1) for column in (0, 1)]
+        kernels = jnp.concatenate([taps(taps(kernel, row, 0), column, 1) for row, column in parities], axis=-1)
+        y = lax.conv_general_dilated(
+            x,
+            kernels,
+            window_strides=(1, 1),
+            padding=((1, 1), (1, 1)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=_PRECISION,
+        ).reshape(batch, height + 1, width + 1, 4, channels)
+        parts = [y[:, row : row + height, column : column + width, 2 * row + column] for row, column in parities]
+        split = jnp.stack(parts, axis=3).reshape(batch, height, width, 2, 2, channels)
+        return split.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, channels) + bias
 
 
 class _Half(nn.Module):
@@ -262,7 +343,7 @@ class _Encoder(_Half):
         for i in range(last + 1):
             x = self.level(x, f"down_{i}", i, config.res_blocks)
             if i < last:
-                x = _Resample(up=False, name=f"down_{i}_downsample")(x)
+                x = _Downsample(name=f"down_{i}_downsample")(x)
         return self.finish(self.middle(x), config.latent_channels)
 
 
@@ -275,7 +356,7 @@ class _Decoder(_Half):
         for i in reversed(range(len(config.channel_multipliers))):
             x = self.level(x, f"up_{i}", i, config.res_blocks + 1)
             if i > 0:
-                x = _Resample(up=True, name=f"up_{i}_upsample")(x)
+                x = _Upsample(name=f"up_{i}_upsample")(x)
         return _unfold(self.finish(x, config.in_channels * config.patch_size**2), config.patch_size)
 
 

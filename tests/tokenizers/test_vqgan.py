@@ -245,6 +245,38 @@ def test_damaged_or_foreign_files_are_named(small_params, tmp_path):
             vqgan.load(tmp_path)
 
 
+def test_an_encoder_alone_is_saved_and_loaded_and_half_a_decoder_is_not(small_params, tmp_path):
+    kept = {name: part for name, part in small_params.items() if name not in ("decoder", "post_quant_conv")}
+    assert jax.tree.map(np.shape, kept) == jax.tree.map(lambda leaf: leaf.shape, vqgan.shapes(SMALL, decoder=False))
+    vqgan.save(tmp_path, kept, SMALL)
+    loaded = vqgan.load(tmp_path)
+    assert not loaded.has_decoder
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, kept)
+    with pytest.raises(TokenizerError, match="has no decoder"):
+        decode(loaded.params, np.zeros((1, 8, 8), np.int32), SMALL)
+    vqgan.save(tmp_path, kept | {"post_quant_conv": small_params["post_quant_conv"]}, SMALL)
+    with pytest.raises(TokenizerError, match=r"lacks tensor decoder\."):
+        vqgan.load(tmp_path)
+
+
+def test_group_norm_stays_exact_far_from_zero():
+    x = np.random.default_rng(0).normal(30, 1, (1, 256, 256, 8)).astype(np.float32)
+    params = {"scale": np.full(8, 2.0, np.float32), "bias": np.arange(8, dtype=np.float32)}
+    groups = x.astype(np.float64).reshape(256, 256, 4, 2)
+    normed = (groups - groups.mean((0, 1, 3), keepdims=True)) / np.sqrt(groups.var((0, 1, 3), keepdims=True) + 1e-6)
+    expected = normed.reshape(x.shape) * params["scale"] + params["bias"]
+    np.testing.assert_allclose(vqgan._GroupNorm(4).apply({"params": params}, x), expected, atol=2e-5)
+
+
+def test_doubling_convolution_is_that_of_the_doubled_picture():
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 5, 7, 4)).astype(np.float32), rng.normal(size=(3, 3, 4, 4)).astype(np.float32)
+    found = vqgan._DoublingConv().apply({"params": {"kernel": kernel, "bias": np.ones(4, np.float32)}}, x)
+    doubled = np.pad(x.repeat(2, 1).repeat(2, 2), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    expected = 1 + sum(doubled[:, i : i + 10, j : j + 14] @ kernel[i, j] for i in range(3) for j in range(3))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_dropout_acts_only_with_a_key():
     config = VQConfig.from_dict(SMALL.to_dict() | {"dropout": 0.5})
     params = _random(config)
