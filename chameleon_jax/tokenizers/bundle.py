@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 
 from chameleon_jax.configs import ImageConfig, VocabConfig
 from chameleon_jax.errors import ConfigError, TokenizerError
+from chameleon_jax.files import atomic_write
 from chameleon_jax.tokenizers.text import TextTokenizer
 from chameleon_jax.vocab import Vocab
 
@@ -36,12 +37,15 @@ _VOCAB, _IMAGES, _TEXT, _CODEC, _WEIGHTS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerBundle:
-    """The parts that turn documents into ids and back."""
+    """The parts that turn documents into ids and back.
+
+    Without a codec (Lumina-mGPT is released so) text works, and every use of pictures is an error that says where to get one.
+    """
 
     vocab_config: VocabConfig
     image_config: ImageConfig
     text: TextTokenizer
-    codec: Codec
+    codec: Codec | None
 
     @property
     def vocab(self) -> Vocab:
@@ -52,11 +56,9 @@ class TokenizerBundle:
         """Read and check a bundle. Raises TokenizerError for a part that is missing, damaged, or contradicts another."""
         from chameleon_jax.tokenizers import vqgan
 
-        missing = [
-            name
-            for name in (_VOCAB, _IMAGES, _TEXT, _CODEC, _WEIGHTS)
-            if not os.path.isfile(os.path.join(directory, name))
-        ]
+        with_codec = any(os.path.isfile(os.path.join(directory, name)) for name in (_CODEC, _WEIGHTS))
+        wanted = (_VOCAB, _IMAGES, _TEXT) + ((_CODEC, _WEIGHTS) if with_codec else ())
+        missing = [name for name in wanted if not os.path.isfile(os.path.join(directory, name))]
         if missing:
             raise TokenizerError(
                 f"tokenizer bundle {directory} lacks {', '.join(missing)}: make it with  python -m experiments.train_tokenizer"
@@ -65,38 +67,46 @@ class TokenizerBundle:
         bundle = cls(
             vocab_config=vocab_config,
             image_config=_read_config(ImageConfig, os.path.join(directory, _IMAGES)),
-            text=TextTokenizer.load(os.path.join(directory, _TEXT), codes_per_image=vocab_config.codes_per_image),
-            codec=vqgan.load(directory),
+            text=TextTokenizer.load(os.path.join(directory, _TEXT), vocab_config),
+            codec=vqgan.load(directory) if with_codec else None,
         )
         bundle.check()
         return bundle
 
     def save(self, directory: str | os.PathLike) -> None:
-        """Check the parts and write them into a directory, which is made if need be."""
+        """Check the parts and write them into a directory, which is made if need be; each file is whole or absent.
+
+        Raises TokenizerError where the directory has the codec of another bundle and this one has none.
+        """
         from chameleon_jax.tokenizers import vqgan
 
         self.check()
         os.makedirs(directory, exist_ok=True)
-        for name, config in ((_VOCAB, self.vocab_config), (_IMAGES, self.image_config)):
-            with open(os.path.join(directory, name), "w", encoding="utf-8") as file:
-                file.write(config.to_json())
+        if self.codec is not None:  # first: without vocab.json nobody takes what is there for a bundle without a codec
+            vqgan.save(directory, self.codec.params, self.codec.config)
+        elif stale := [name for name in (_CODEC, _WEIGHTS) if os.path.exists(os.path.join(directory, name))]:
+            raise TokenizerError(
+                f"{directory} has a {stale[0]} that is not of this bundle: remove it or write elsewhere"
+            )
         self.text.save(os.path.join(directory, _TEXT))
-        vqgan.save(directory, self.codec.params, self.codec.config)
+        for name, config in ((_IMAGES, self.image_config), (_VOCAB, self.vocab_config)):
+            atomic_write(os.path.join(directory, name), config.to_json())
 
     def check(self) -> None:
-        """Raise TokenizerError, naming both numbers, when two parts contradict each other."""
-        vocab, codec = self.vocab_config, self.codec.config
-        pairs = (
-            ("image_codes of the vocabulary", vocab.image_codes, "codes of the codec", codec.codes),
-            (
-                "codes_per_image of the vocabulary",
-                vocab.codes_per_image,
-                "codes_per_image of the codec",
-                codec.codes_per_image,
-            ),
-            ("resolution of images.json", self.image_config.resolution, "resolution of the codec", codec.resolution),
-            ("ids of the vocabulary", vocab.size, "ids of the text tokenizer", self.text.vocab_config.size),
-        )
+        """Raise TokenizerError, naming both numbers, when two parts contradict each other.
+
+        The codec's own resolution binds only a vocabulary of fixed spans: with grids it encodes pictures of all sizes.
+        """
+        vocab = self.vocab_config
+        pairs = [("ids of the vocabulary", vocab.size, "ids of the text tokenizer", self.text.vocab_config.size)]
+        if self.codec is not None:
+            codec = self.codec.config
+            pairs.append(("image_codes of the vocabulary", vocab.image_codes, "codes of the codec", codec.codes))
+            if vocab.image_span == "fixed":
+                mine, theirs = vocab.codes_per_image, codec.codes_per_image
+                pairs.append(("codes_per_image of the vocabulary", mine, "codes_per_image of the codec", theirs))
+                mine, theirs = self.image_config.resolution, codec.resolution
+                pairs.append(("resolution of images.json", mine, "resolution of the codec", theirs))
         for first, a, second, b in pairs:
             if a != b:
                 raise TokenizerError(
@@ -108,37 +118,67 @@ class TokenizerBundle:
     def fingerprint(self) -> str:
         """First 16 hexadecimal digits of the sha256 over all that decides how documents become ids."""
         digest = hashlib.sha256()
-        for part in (
-            self.vocab_config.to_json(),
-            self.image_config.to_json(),
-            self.text.to_json(),
-            self.codec.config.to_json(),
-        ):
+        parts = [self.vocab_config.to_json(), self.image_config.to_json(), self.text.to_json()]
+        if self.codec is not None:
+            parts.append(self.codec.config.to_json())
+        for part in parts:
             digest.update(hashlib.sha256(part.encode()).digest())
+        if self.codec is None:
+            return digest.hexdigest()[:16]
         leaves = jax.tree_util.tree_leaves_with_path(self.codec.params)
         for path, leaf in sorted((jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in leaves):
             digest.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
             digest.update(np.ascontiguousarray(leaf).data)
         return digest.hexdigest()[:16]
 
-    def encode_images(self, pixels: Float[np.ndarray, "B R R 3"]) -> Int[np.ndarray, "B n"]:
-        """Image codes, row by row, of pixels in [-1, 1]. Compiles once for each batch size."""
-        encode, _ = _jitted()
-        codes = encode(self.codec.params, np.asarray(pixels, np.float32), self.codec.config)
-        return np.asarray(codes, np.int32).reshape(len(pixels), self.vocab_config.codes_per_image)
+    def encode_images(self, pixels: Float[np.ndarray, "B H W 3"]) -> Int[np.ndarray, "B n"]:
+        """Image codes, row by row, of pixels in [-1, 1]. Compiles once for each batch size and size of picture.
 
-    def decode_images(self, codes: Int[np.ndarray, "B n"]) -> Float[np.ndarray, "B R R 3"]:
-        """Pixels of image codes, not clamped. Raises TokenizerError for codes of another number or outside the codebook."""
-        codes = np.asarray(codes)
-        config = self.codec.config
-        if codes.ndim != 2 or codes.shape[1] != config.codes_per_image:
-            raise TokenizerError(f"codes have shape {codes.shape}, expected (batch, {config.codes_per_image})")
+        Fixed spans want pictures of `image_config.resolution`. Grid spans take all sides that are multiples of the codec's
+        downsampling, up to `codes_per_image` codes. Raises TokenizerError for other sizes, or without a codec.
+        """
+        codec, pixels = self._codec("read"), np.asarray(pixels, np.float32)
+        vocab, step = self.vocab_config, codec.config.downsampling
+        height, width = pixels.shape[1:3]
+        if vocab.image_span == "fixed" and (height, width) != (codec.config.resolution,) * 2:
+            raise TokenizerError(
+                f"pictures of {height}x{width} pixels, the codec wants {codec.config.resolution} a side"
+            )
+        count = (height // step) * (width // step)
+        if count > vocab.codes_per_image:
+            raise TokenizerError(
+                f"pictures of {height}x{width} pixels have {count} codes, the vocabulary allows {vocab.codes_per_image}"
+            )
+        encode, _ = _jitted()
+        return np.asarray(encode(codec.params, pixels, codec.config), np.int32).reshape(len(pixels), count)
+
+    def decode_images(
+        self, codes: Int[np.ndarray, "B n"], *, grid: tuple[int, int] | None = None
+    ) -> Float[np.ndarray, "B H W 3"]:
+        """Pixels of image codes, not clamped.
+
+        `grid` is (height, width) in codes; by default the square of a fixed span, while grid spans have no default. Raises
+        TokenizerError for codes of another number or outside the codebook, or without a codec that has a decoder.
+        """
+        codec, codes = self._codec("write"), np.asarray(codes)
+        config = codec.config
+        if grid is None and self.vocab_config.image_span == "grid":
+            raise TokenizerError("pictures of this vocabulary have many sizes: give the height and width in codes")
+        height, width = grid or (config.grid, config.grid)
+        if codes.ndim != 2 or codes.shape[1] != height * width:
+            raise TokenizerError(f"codes have shape {codes.shape}, expected (batch, {height * width})")
         if codes.size and (codes.min() < 0 or codes.max() >= config.codes):
             raise TokenizerError(f"image code {int(codes.min())}..{int(codes.max())} is outside 0..{config.codes - 1}")
         _, decode = _jitted()
-        return np.asarray(
-            decode(self.codec.params, codes.reshape(-1, config.grid, config.grid).astype(np.int32), config)
-        )
+        return np.asarray(decode(codec.params, codes.reshape(-1, height, width).astype(np.int32), config))
+
+    def _codec(self, action: str) -> Codec:
+        if self.codec is None:
+            raise TokenizerError(
+                f"this tokenizer bundle has no image codec to {action} pictures with: add one with  "
+                "python -m experiments.convert ... --vqgan FILE"
+            )
+        return self.codec
 
 
 @functools.cache

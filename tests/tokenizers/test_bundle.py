@@ -107,6 +107,65 @@ def test_every_part_changes_the_fingerprint(bundle):
     assert all(len(p) == 16 for p in prints)
 
 
+def without_decoder(codec):
+    kept = ("encoder", "quant_conv", "quantize")
+    return vqgan.Codec(params={name: codec.params[name] for name in kept}, config=codec.config)
+
+
+def test_a_bundle_without_a_codec_serves_text_and_says_how_to_get_one(bundle, pixels, tmp_path):
+    bare = dataclasses.replace(bundle, codec=None)
+    bare.save(tmp_path)
+    assert not list(tmp_path.glob("vqgan.*"))
+    loaded = TokenizerBundle.load(tmp_path)
+    assert loaded.codec is None and loaded.fingerprint() == bare.fingerprint() != bundle.fingerprint()
+    for call in (lambda: loaded.encode_images(pixels), lambda: loaded.decode_images(np.zeros((1, 16), np.int32))):
+        with pytest.raises(TokenizerError, match=r"no image codec .* experiments\.convert \.\.\. --vqgan FILE$"):
+            call()
+
+
+def test_a_bundle_without_a_codec_does_not_take_up_one_that_lies_there(bundle, tmp_path):
+    bundle.save(tmp_path)
+    with pytest.raises(TokenizerError, match=r"has a vqgan\.json that is not of this bundle"):
+        dataclasses.replace(bundle, codec=None).save(tmp_path)
+    assert TokenizerBundle.load(tmp_path).fingerprint() == bundle.fingerprint()
+
+
+def test_an_encoder_alone_reads_pictures_and_does_not_write_them(bundle, pixels, tmp_path):
+    dataclasses.replace(bundle, codec=without_decoder(bundle.codec)).save(tmp_path)
+    loaded = TokenizerBundle.load(tmp_path)
+    assert not loaded.codec.has_decoder and bundle.codec.has_decoder
+    codes = loaded.encode_images(pixels)
+    np.testing.assert_array_equal(codes, bundle.encode_images(pixels))
+    with pytest.raises(TokenizerError, match=r"no decoder: .* --vqgan FILE"):
+        loaded.decode_images(codes)
+
+
+def test_grids_are_encoded_and_decoded_at_their_own_size():
+    bundle = make(
+        sizes=dataclasses.replace(SIZES, image_span="grid", codes_per_image=40, reserved=100),
+        image=ImageConfig(resolution=16),  # not the codec's 8: that binds fixed spans only
+    )
+    wide = np.random.default_rng(0).uniform(-1, 1, (2, 8, 16, 3)).astype(np.float32)
+    codes = bundle.encode_images(wide)
+    rows = np.asarray(jax.jit(vqgan.encode, static_argnums=2)(bundle.codec.params, wide, CODEC))
+    assert rows.shape == (2, 4, 8)
+    np.testing.assert_array_equal(codes, rows.reshape(2, 32))
+    assert bundle.decode_images(codes, grid=(4, 8)).shape == wide.shape
+    with pytest.raises(TokenizerError, match="give the height and width"):
+        bundle.decode_images(codes)
+    with pytest.raises(TokenizerError, match=r"expected \(batch, 16\)"):
+        bundle.decode_images(codes, grid=(4, 4))
+    with pytest.raises(TokenizerError, match="16x16 pixels have 64 codes, the vocabulary allows 40"):
+        bundle.encode_images(np.zeros((1, 16, 16, 3)))
+    with pytest.raises(TokenizerError, match="multiples of 2"):
+        bundle.encode_images(np.zeros((1, 8, 7, 3)))
+
+
+def test_a_picture_of_another_size_is_refused_where_spans_are_fixed(bundle):
+    with pytest.raises(TokenizerError, match="8x16 pixels, the codec wants 8 a side"):
+        bundle.encode_images(np.zeros((1, 8, 16, 3)))
+
+
 CONTRADICTIONS = {
     "codes": (lambda: make(sizes=dataclasses.replace(SIZES, image_codes=15)), "15 image_codes of the vocabulary but 16 codes"),
     "codes an image": (lambda: make(sizes=dataclasses.replace(SIZES, codes_per_image=9)), "9 codes_per_image .* but 16"),
