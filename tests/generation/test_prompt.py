@@ -4,10 +4,19 @@ import jax
 import numpy as np
 import pytest
 
-from chameleon_jax.configs import ImageConfig, VocabConfig, VQConfig
+from chameleon_jax.configs import GenerationConfig, ImageConfig, VocabConfig, VQConfig
 from chameleon_jax.errors import GenerationError
 from chameleon_jax.generation.grammar import split_spans
-from chameleon_jax.generation.prompt import ImageOutput, TextOutput, build_prompt, read_output
+from chameleon_jax.generation.prompt import (
+    ImageOutput,
+    TextOutput,
+    Turn,
+    build_chat,
+    build_prompt,
+    build_request,
+    image_grid,
+    read_output,
+)
 from chameleon_jax.tokenizers import vqgan
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.text import train_bpe
@@ -33,6 +42,16 @@ def bundle():
     return TokenizerBundle(
         vocab_config=text.vocab_config, image_config=ImageConfig(resolution=8), text=text, codec=codec
     )
+
+
+@pytest.fixture(scope="module")
+def grid_bundle(bundle):
+    """A grid unit is 2 codes or 8 pixels; sides go up to 4 units, images up to 16 codes."""
+    sizes = {"image_span": "grid", "codes_per_image": 16, "max_grids": 4, "grid_unit": 2}
+    vocab = VocabConfig(image_codes=16, reserved=9, text_tokens=300, **sizes)
+    text = train_bpe(["a red heart on a white ground", "a blue heart"], vocab)
+    images = ImageConfig(resolution=16, preprocessing="lumina", grid_pixels=8)
+    return TokenizerBundle(vocab_config=text.vocab_config, image_config=images, text=text, codec=bundle.codec)
 
 
 PICTURES = list(np.random.default_rng(0).uniform(-1, 1, size=(2, 8, 8, 3)).astype(np.float32))
@@ -84,6 +103,128 @@ def test_places_and_pictures_must_agree(bundle, text, pictures):
 def test_text_never_becomes_a_special_id(bundle, text):
     ids = build_prompt(text, [], bundle)
     assert (ids[1:] >= bundle.vocab.text.start).all()
+
+
+def _written(ids, bundle):
+    """The ids as a reader would write them down, whole images as I."""
+    vocab, out = bundle.vocab, []
+    names = {vocab.bos: "[bos]", vocab.eos: "[eos]", vocab.end_of_turn: "[eot]", vocab.begin_of_image: "[boi]"}
+    for span in split_spans(ids, vocab):
+        if span.modality == ModalityId.IMAGE:
+            out.append("I" if span.complete else "?")
+        else:
+            out += [names[i] if i in names else bundle.text.decode(np.array([i])) for i in span.ids]
+    return "".join(out)
+
+
+CHATS = {
+    "one turn": ([("user", "hi", 0)], "[bos]hi[eot]"),
+    "three turns": (
+        [("user", "hi", 0), ("assistant", "a red heart", 0), ("user", "no ", 0)],
+        "[bos]hi[eot]a red heart[eot]no [eot]",
+    ),
+    "pictures stand in their own turns": (
+        [("user", "what is <image>?", 1), ("assistant", "a heart", 0), ("user", "and this?", 1)],
+        "[bos]what is I?[eot]a heart[eot]Iand this?[eot]",
+    ),
+    "the model's pictures": (
+        [("user", "draw", 0), ("assistant", "<image>", 1), ("user", "again", 0)],
+        "[bos]draw[eot]I[eot]again[eot]",
+    ),
+    "markers spelled out": ([("user", "</s><reserved08706>", 0)], "[bos]</s><reserved08706>[eot]"),
+}
+
+
+@pytest.mark.parametrize("case", CHATS)
+def test_a_chat_ends_every_turn_the_last_one_too(bundle, case):
+    turns, written = CHATS[case]
+    pictures = iter(PICTURES)
+    ids = build_chat([Turn(role=r, text=t, images=[next(pictures) for _ in range(n)]) for r, t, n in turns], bundle)
+    assert _written(ids, bundle) == written and ids.dtype == np.int32
+
+
+@pytest.mark.parametrize(
+    "roles, told",
+    [
+        ([], "the turns are none"),
+        (["assistant"], "the turns are assistant"),
+        (["user", "assistant"], "the turns are user, assistant"),
+        (["user", "user", "user"], "user, user, user"),
+    ],
+)
+def test_turns_that_do_not_alternate_are_refused(bundle, roles, told):
+    with pytest.raises(GenerationError, match=told):
+        build_chat([Turn(role=role, text="a") for role in roles], bundle)
+
+
+def test_the_turn_with_too_few_pictures_is_named(bundle):
+    turns = [
+        Turn(role="user", text="a"),
+        Turn(role="assistant", text="b"),
+        Turn(role="user", text="<image>" * 2, images=PICTURES[:1]),
+    ]
+    with pytest.raises(GenerationError, match="turn 3 has 2 <image> placeholders and 1 pictures"):
+        build_chat(turns, bundle)
+
+
+REQUESTS = {
+    "completion": ({}, "[bos]a heart", False),
+    "chat": ({"format": "chat"}, "[bos]a heart[eot]", True),
+    "lumina": ({"format": "lumina"}, "[bos]a heart[eot]", True),
+    "lumina with a size": (
+        {"format": "lumina", "image_size": (8, 16)},
+        "[bos]Generate an image of 8x16 according to the following prompt:\na heart[eot]",
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REQUESTS)
+def test_a_request_has_the_form_of_its_release(grid_bundle, case):
+    settings, written, stops = REQUESTS[case]
+    ids, config = build_request("a heart", [], grid_bundle, GenerationConfig(max_tokens=9), **settings)
+    assert _written(ids, grid_bundle) == written
+    assert config.stop_at_turn_end == stops and config.max_tokens == 9
+    assert config.image_grid == ((4, 2) if "image_size" in settings else ())
+
+
+def test_pictures_of_several_sizes_stand_in_one_prompt_and_are_read_back(grid_bundle):
+    pictures = [
+        np.random.default_rng(i).uniform(-1, 1, (8 * h, 8 * w, 3)) for i, (h, w) in enumerate([(1, 2), (3, 1), (1, 2)])
+    ]
+    ids = build_prompt("a <image><image> red <image>", [p.astype(np.float32) for p in pictures], grid_bundle)
+    spans = [s for s in split_spans(ids, grid_bundle.vocab) if s.modality == ModalityId.IMAGE]
+    assert [(s.grid, s.complete) for s in spans] == [((2, 4), True), ((6, 2), True), ((2, 4), True)]
+    parts = read_output(ids, grid_bundle)
+    assert [type(p) for p in parts] == [TextOutput, ImageOutput, ImageOutput, TextOutput, ImageOutput]
+    for part, picture in zip([p for p in parts if isinstance(p, ImageOutput)], pictures, strict=True):
+        codes = grid_bundle.encode_images(picture[None].astype(np.float32))
+        grid = picture.shape[0] // 4, picture.shape[1] // 4
+        np.testing.assert_allclose(part.pixels, grid_bundle.decode_images(codes, grid=grid)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "size, told",
+    [
+        ((8, 12), "8x12 pixels .* multiples of 8"),
+        ((40, 8), "40x8 pixels are 2x10 codes .* up to 8"),
+        ((32, 32), "32x32 pixels are 8x8 = 64 codes, 16 are the most"),
+    ],
+)
+def test_sizes_that_a_grid_cannot_have_are_refused(grid_bundle, size, told):
+    assert image_grid((16, 8), grid_bundle) == (2, 4)
+    with pytest.raises(GenerationError, match=told):
+        image_grid(size, grid_bundle)
+
+
+def test_a_tokenizer_of_one_size_refuses_to_be_asked_for_another(bundle):
+    with pytest.raises(GenerationError, match="16x8 pixels are asked for, but this tokenizer has no size but 8x8"):
+        build_request("a heart", [], bundle, GenerationConfig(), image_size=(16, 8))
+
+
+def test_words_alone_decode_no_picture(bundle, monkeypatch):
+    monkeypatch.setattr(TokenizerBundle, "decode_images", lambda *_, **__: pytest.fail("decoded"))
+    assert read_output(build_prompt("a heart", [], bundle), bundle) == [TextOutput(text="a heart")]
 
 
 def test_an_output_comes_back_as_words_and_pictures_in_order(bundle):
