@@ -76,8 +76,13 @@ def build_request(
     where with `image_size` (width, height in pixels) the words describe the picture to draw. `image_size` is that of every picture
     that comes out, in all formats.
 
-    Raises GenerationError as `build_prompt` and `image_grid` do.
+    Raises GenerationError as `build_prompt` and `image_grid` do, and when the mode asks for pictures that nothing can decode.
     """
+    if config.mode != "text" and not (bundle.codec and bundle.codec.has_decoder):
+        raise GenerationError(
+            f"mode '{config.mode}' may draw pictures, but this tokenizer has no decoder for them: use mode 'text', or add one with"
+            "  python -m experiments.convert ... --vqgan FILE"
+        )
     if image_size:
         config = dataclasses.replace(config, image_grid=image_grid(image_size, bundle))
     if format == "completion":

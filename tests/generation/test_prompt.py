@@ -1,5 +1,7 @@
 """Prompts and outputs with a real, small tokenizer bundle."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -220,6 +222,16 @@ def test_sizes_that_a_grid_cannot_have_are_refused(grid_bundle, size, told):
 def test_a_tokenizer_of_one_size_refuses_to_be_asked_for_another(bundle):
     with pytest.raises(GenerationError, match="16x8 pixels are asked for, but this tokenizer has no size but 8x8"):
         build_request("a heart", [], bundle, GenerationConfig(), image_size=(16, 8))
+
+
+@pytest.mark.parametrize("mode", ["image", "interleaved"])
+def test_pictures_that_nothing_can_decode_are_refused_before_they_are_drawn(bundle, mode):
+    halves = {name: part for name, part in bundle.codec.params.items() if "encoder" in name or "quant" in name}
+    for codec in (None, vqgan.Codec(params=halves, config=VQ)):
+        blind = dataclasses.replace(bundle, codec=codec)
+        build_request("a heart", [], blind, GenerationConfig(mode="text"))
+        with pytest.raises(GenerationError, match=f"mode '{mode}' .* no decoder"):
+            build_request("a heart", [], blind, GenerationConfig(mode=mode))
 
 
 def test_words_alone_decode_no_picture(bundle, monkeypatch):
