@@ -21,7 +21,7 @@ def main(config: CaptionEvalConfig, args) -> None:
 
     loaded = run.load(args.workdir)
     data = captions.read_captioned(config.source, loaded.bundle, config.pictures)
-    model = (loaded.params, loaded.config.model, loaded.bundle, data)
+    model = (loaded.params, loaded.model, loaded.bundle, data)
     choice = captions.choose_captions(*model, choices=config.choices, seed=config.seed)
     gain = captions.picture_gain(*model, seed=config.seed)
     numbers = {

@@ -29,7 +29,8 @@ _SINGLE = ("model.safetensors", "pytorch_model.bin")
 
 
 class HFWeights:
-    """A folder of Hugging Face's layout as a `WeightSource`; `codec` are the tensors of its VQ model, if it has one.
+    """A folder of Hugging Face's layout as a `WeightSource`; `codec` are those of its VQ model, if it has one, by bare name
+    with file and key.
 
     Raises ConvertError, naming file, key, expected and found, for tensors that are missing, of another shape or dtype, or of no
     name that the family has.
@@ -41,7 +42,9 @@ class HFWeights:
         self.values = read_config(folder)
         self._files = _weight_files(folder)
         self.codec = {
-            key.removeprefix(CODEC_PREFIX): file for key, file in self._files.items() if key.startswith(CODEC_PREFIX)
+            key.removeprefix(CODEC_PREFIX): (file, key)
+            for key, file in self._files.items()
+            if key.startswith(CODEC_PREFIX)
         }
         self._interleaved = False
         self.config = self._config(source.norm_order(self.values, self._where, norm_order))

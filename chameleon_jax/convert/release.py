@@ -7,7 +7,7 @@ writer takes every source: Meta to ours, ours to Hugging Face, Hugging Face to M
 from __future__ import annotations
 
 import dataclasses
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,10 +115,10 @@ def _open_foreign(folder: Path, options: Options) -> tuple[WeightSource, Codec |
         opened = HFWeights(folder, options.norm_order)
         weights, stored = opened, None
         if opened.codec and options.vqgan is None:
-            stored = _codec(opened.codec, opened.values.get("vq_config") or {}, "hf", folder, opened.report)
-        elif opened.codec:
-            for key, file in opened.codec.items():
-                opened.report.drop(file, hf.CODEC_PREFIX + key, f"the codec comes from {options.vqgan}")
+            shape = codec_names.config_from_hf(opened.values.get("vq_config") or {}, str(folder / hf.CONFIG))
+            stored = _codec(opened.codec, shape, folder, opened.report)
+        for file, key in opened.codec.values() if stored is None else ():
+            opened.report.drop(file, key, f"the codec comes from {options.vqgan}")
     place = options.vqgan or _beside(folder, (_CODEC,))
     if stored is None and place is not None:
         stored = _codec_at(place, weights.report)
@@ -187,22 +187,33 @@ def _codec_at(path: Path, report: source.Report) -> Codec:
             raise ConvertError(f"{path} has none of {', '.join(names)}")
         path = found
     file = open_tensors(path)
-    tensors = codec_names.strip_prefix(dict.fromkeys(file.tensors, file))
+    tensors = codec_names.strip_prefix({key: (file, key) for key in file.tensors})
+    if not tensors:
+        raise ConvertError(f"{path} has no image codec: no tensor encoder.conv_in.weight or the like")
     yaml_file = next((p for p in (path.with_suffix(".yaml"), path.parent / _CODEC_CONFIG) if p.is_file()), None)
     if yaml_file is not None:
-        return _codec(tensors, _read_yaml(yaml_file), "yaml", path, report)
+        return _codec(tensors, codec_names.config_from_yaml(_read_yaml(yaml_file), str(yaml_file)), path, report)
     config = path.parent / hf.CONFIG
     if path.suffix == ".safetensors" and config.is_file():
-        values = json.loads(config.read_text(encoding="utf-8"))
-        return _codec(tensors, values.get("vq_config", values), "hf", path, report)
+        values = hf.read_config(path.parent)
+        return _codec(tensors, codec_names.config_from_hf(values.get("vq_config", values), str(config)), path, report)
     report.note(f"{path} has no {_CODEC_CONFIG} beside it: took the shape of Chameleon's codec")
-    return _codec(tensors, {}, "yaml", path, report)
+    return _codec(tensors, VQConfig(), path, report)
 
 
 def _codec(
-    tensors: dict[str, TensorFile], values: dict[str, Any], kind: str, where: Path, report: source.Report
+    tensors: Mapping[str, tuple[TensorFile, str]], config: VQConfig, where: Path, report: source.Report
 ) -> Codec:
-    raise NotImplementedError
+    ignored = codec_names.ignored(tensors)
+    arrays = {}
+    for name, (file, key) in tensors.items():
+        if name in ignored:
+            report.drop(file, key, ignored[name])
+        else:
+            source.check_float(file, key)
+            arrays[name] = file.read(key)
+            report.use(file, key)
+    return Codec(params=codec_names.from_torch(arrays, config, str(where)), config=config)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

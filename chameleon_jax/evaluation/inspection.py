@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from chameleon_jax.configs import TransformerConfig
+from chameleon_jax.configs import CheckpointConfig, TransformerConfig
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.models import params, transformer
 from chameleon_jax.models.params import ParamSpec
@@ -78,7 +78,7 @@ def _print_bundle(folder: Path) -> None:
     from chameleon_jax.tokenizers.bundle import TokenizerBundle
 
     bundle = TokenizerBundle.load(folder)
-    vocab, codec = bundle.vocab, bundle.codec.config
+    vocab = bundle.vocab
     table = Table("tokenizer", str(folder))
     table.add_row("fingerprint", bundle.fingerprint())
     table.add_row("ids", f"{vocab.size:,}")
@@ -86,15 +86,26 @@ def _print_bundle(folder: Path) -> None:
         table.add_row(f"{modality.name} ids", f"{modality.start:,} to {modality.stop - 1:,}, {modality.grammar}")
     special = ("bos", "pad", "eos", "unk", "end_of_image", "begin_of_image", "end_of_turn", "image_placeholder")
     table.add_row("special ids", ", ".join(f"{name} {getattr(vocab, name)}" for name in special))
-    table.add_row("pictures", f"{codec.resolution} x {codec.resolution} pixels to {codec.grid} x {codec.grid} codes")
+    if bundle.codec is None:
+        pictures = "no codec: neither read nor written"
+    elif bundle.vocab_config.image_span == "grid":
+        pictures = f"any size, a code for each {bundle.codec.config.downsampling} pixels"
+    else:
+        codec = bundle.codec.config
+        pictures = f"{codec.resolution} x {codec.resolution} pixels to {codec.grid} x {codec.grid} codes"
+    if bundle.codec is not None and not bundle.codec.has_decoder:
+        pictures += "; no decoder: they are read, not written"
+    table.add_row("pictures", pictures)
     _print(table)
 
 
 def _print_run(folder: Path, verify: bool) -> None:
-    from chameleon_jax.configs import PretrainConfig
+    from chameleon_jax.training.checkpoint import Checkpointer
 
-    config = PretrainConfig.from_dict(json.loads((folder / "config.json").read_text()))
-    print_parameters(config.model)
+    # A converted model has no config.json, a run that has just begun no checkpoint.
+    saved = Checkpointer(folder / "checkpoints", CheckpointConfig()).metadata()
+    config = saved["config"] if saved else json.loads((folder / "config.json").read_text())
+    print_parameters(TransformerConfig.from_dict(config["model"]))
     lines = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").exists() else []
     if lines:
         last = json.loads(lines[-1])

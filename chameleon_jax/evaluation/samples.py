@@ -25,7 +25,7 @@ def write_captions(run: Run, codes: Int[np.ndarray, "n C"], *, max_tokens: int =
     prompts = [
         np.array([vocab.bos, vocab.begin_of_image, *vocab.codes_to_ids(c), vocab.end_of_image], np.int32) for c in codes
     ]
-    outputs = generate(run.params, run.config.model, vocab, prompts, config)
+    outputs = generate(run.params, run.model, vocab, prompts, config)
     return [
         "".join(part.text for part in read_output(o.ids, run.bundle) if isinstance(part, TextOutput)) for o in outputs
     ]
@@ -38,7 +38,7 @@ def draw_pictures(
     room = run.bundle.vocab_config.codes_per_image + 2
     config = GenerationConfig(mode="image", max_tokens=room, max_images=1, image=sampling, seed=seed)
     prompts = [build_prompt(caption, [], run.bundle) for caption in captions]
-    outputs = generate(run.params, run.config.model, run.bundle.vocab, prompts, config)
+    outputs = generate(run.params, run.model, run.bundle.vocab, prompts, config)
     parts = [read_output(o.ids, run.bundle) for o in outputs]
     return np.stack([next(p.pixels for p in part if isinstance(p, ImageOutput)) for part in parts])
 

@@ -1,11 +1,11 @@
-"""A trained run as generation needs it: weights, config and tokenizer bundle from one workdir."""
+"""A trained or converted model as generation needs it: weights, config and tokenizer bundle from one workdir."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 
-from chameleon_jax.configs import PretrainConfig
+from chameleon_jax.configs import TransformerConfig
 from chameleon_jax.data.store_format import TOKENIZER
 from chameleon_jax.models.transformer import Params
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
@@ -18,18 +18,18 @@ class Run:
     """`params` of the newest verified checkpoint, its step, and what they belong to."""
 
     params: Params
-    config: PretrainConfig
+    model: TransformerConfig
     bundle: TokenizerBundle
     step: int
 
 
 def load(workdir: str | Path) -> Run:
-    """Load a pretraining workdir. Raises CheckpointError or TokenizerError, naming what is missing or damaged."""
+    """Load the workdir of `experiments.pretrain` or `experiments.convert`. Raises CheckpointError or TokenizerError, naming what is missing or damaged."""
     workdir = Path(workdir)
     restored = restore_subtree(workdir / CHECKPOINTS, "params")
     return Run(
         params=restored.state,
-        config=PretrainConfig.from_dict(restored.metadata["config"]),
+        model=TransformerConfig.from_dict(restored.metadata["config"]["model"]),
         bundle=TokenizerBundle.load(workdir / TOKENIZER),
         step=restored.step,
     )

@@ -26,6 +26,7 @@ from chameleon_jax.training import checkpoint_manifest as manifests
 from chameleon_jax.training.checkpoint import ARRAYS, SAVING, brief, numbered_steps
 from chameleon_jax.training.checkpoint_manifest import MANIFEST, Leaf, Manifest, Region
 
+WHOLE_BYTES = 32 << 20  # a stacked leaf of no more, norms above all, is written at once
 CHUNK_BYTES = 64 << 20  # of an array on disk: a few for a layer, so that many hosts can read parts of it
 _VERIFY_BYTES = 64 << 20  # read at one time to sum up
 
@@ -52,14 +53,21 @@ class LeafStream:
     def nbytes(self) -> int:
         return self.size * self.dtype.itemsize
 
+    @property
+    def by_layers(self) -> bool:
+        """Whether it is written layer by layer, not at once."""
+        return self.stacked and self.nbytes > WHOLE_BYTES
+
     def blocks(self) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
         """(where, values) in order; each is read when it is asked for."""
-        rest = tuple(slice(0, n) for n in self.shape[1:])
-        if not self.stacked:
-            yield tuple(slice(0, n) for n in self.shape), self.read(None)
-            return
-        for i in range(self.shape[0]):
-            yield (slice(i, i + 1), *rest), self.read(i)[None]
+        whole = tuple(slice(0, n) for n in self.shape)
+        if self.by_layers:
+            for i in range(self.shape[0]):
+                yield (slice(i, i + 1), *whole[1:]), self.read(i)[None]
+        elif self.stacked:
+            yield whole, np.stack([self.read(i) for i in range(self.shape[0])])
+        else:
+            yield whole, self.read(None)
 
 
 def save_stream(
@@ -82,7 +90,13 @@ def save_stream(
         (LeafStream, handler), (jax.Array, ocp.type_handlers.ArrayHandler())
     )
     tree = manifests.nest(leaves)
-    chunks = {path: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,)) for path in leaves}
+    # A chunk is never more than a block: writing a part of one would mean reading and writing the rest again.
+    chunks = {
+        path: ocp.SaveArgs(chunk_byte_size=min(CHUNK_BYTES, leaf.nbytes // leaf.shape[0]), shard_axes=(0,))
+        if leaf.by_layers
+        else ocp.SaveArgs()
+        for path, leaf in leaves.items()
+    }
     try:
         folder.mkdir(parents=True)
         with ocp.Checkpointer(

@@ -1,7 +1,7 @@
 """Meta's layout in torch, for tests: random shards as published, and the forward pass that they mean.
 
-Written from the published description of facebookresearch/chameleon `inference/{transformer,loader}.py` (names, cuts, interleaved RoPE,
-LayerNorm of queries and keys per rank); nothing of the package under test is used.
+Written from the published description of facebookresearch/chameleon `inference/{transformer,loader}.py` (names, cuts,
+interleaved RoPE, LayerNorm of queries and keys per rank); nothing of the package under test is used.
 """
 
 import dataclasses
