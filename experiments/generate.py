@@ -3,14 +3,19 @@
 Examples:
   python -m experiments.generate --workdir=runs/emoji/model --prompt="a red heart" --mode=image --out=out
   python -m experiments.generate --workdir=runs/emoji/model --image=heart.png --mode=text --count=4 --out=out
-  python -m experiments.generate --workdir=runs/emoji/model --prompt="<image> and <image> differ:" --image=a.png --image=b.png \
+  python -m experiments.generate --workdir=runs/emoji/model --prompt="<image> and <image> differ:" --image=a.png --image=b.png \\
       --temperature=0 --gin.GenerationConfig.max_tokens=200 --out=out
+  python -m experiments.generate --workdir=runs/chameleon --format=chat --image=a.png --prompt="What is this?" --mode=text --out=out
+  python -m experiments.generate --workdir=runs/lumina --format=lumina --image_size=768x512 --prompt="A red fox." --mode=image \\
+      --max_images=1 --temperature=1 --top_p=1 --out=out
 
 Every --image takes the place of an <image> of the prompt, in order; without such places the pictures come first. The workdir is
 that of `experiments.pretrain`; its newest checkpoint that verifies is used. Writes OUT/KK.txt (the words, with the names of the
 pictures where they came) and OUT/KK-N.png for each of --count outputs. docs/generate.md has all settings.
 """
 
+import argparse
+import contextlib
 import dataclasses
 import logging
 from pathlib import Path
@@ -20,17 +25,35 @@ from chameleon_jax.configs import GenerationConfig, SamplingConfig
 from chameleon_jax.errors import GenerationError
 
 SETTINGS = {"mode": str, "max_tokens": int, "max_images": int, "seed": int}  # flags that set a field of the config
+FORMATS = {
+    "completion": "the prompt is continued",
+    "chat": "it is a user's turn and is answered",
+    "lumina": "chat, and with --image_size it describes the picture to draw",
+}
 
 
 def _flags(parser):
     parser.add_argument("--prompt", default="", help="words; each <image> in them is one of the --image pictures")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may be given again")
+    parser.add_argument(
+        "--format", choices=FORMATS, default="completion", help="; ".join(map(": ".join, FORMATS.items()))
+    )
+    parser.add_argument(
+        "--image_size", type=_size, metavar="WxH", help="of every picture, in pixels; grid vocabularies only"
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="where text and PNG files are written")
     parser.add_argument("--count", type=int, default=1, help="outputs, each with its own draws")
     for name, kind in SETTINGS.items():
         parser.add_argument(f"--{name}", type=kind, help=f"same as --gin.GenerationConfig.{name}")
     parser.add_argument("--temperature", type=float, help="of text and images; 0 takes the most likely")
     parser.add_argument("--top_p", type=float, help="of text and images")
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"'{text}' is no width and height in pixels like 768x512")
+    return int(width), int(height)
 
 
 def _with_flags(config: GenerationConfig, args) -> GenerationConfig:
@@ -45,26 +68,28 @@ def _with_flags(config: GenerationConfig, args) -> GenerationConfig:
 def main(config: GenerationConfig, args) -> None:
     from chameleon_jax.generation import run as run_lib
     from chameleon_jax.generation.engine import generate
-    from chameleon_jax.generation.prompt import TextOutput, build_prompt, read_output
+    from chameleon_jax.generation.prompt import TextOutput, build_request, read_output
     from chameleon_jax.tokenizers import images
 
-    config = _with_flags(config, args)
     if args.count < 1:
         raise GenerationError(f"--count is {args.count}; ask for at least 1 output")
     folder = Path(args.out)
-    try:
+    with _files(f"--out {folder} cannot be made"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise GenerationError(f"--out {folder} cannot be made: {error.strerror}") from error
     run = run_lib.load(args.workdir)
-    pictures = [images.load_pixels(_read(name), run.bundle.image_config) for name in args.image]
-    prompt = build_prompt(args.prompt, pictures, run.bundle)
+    pictures = []
+    for name in args.image:
+        with _files(f"--image {name} cannot be read"):
+            pictures.append(images.load_pixels(Path(name).read_bytes(), run.bundle.image_config))
+    prompt, config = build_request(
+        args.prompt, pictures, run.bundle, _with_flags(config, args), format=args.format, image_size=args.image_size
+    )
     logging.info("step %d of %s, prompt of %d ids", run.step, args.workdir, len(prompt))
-    outputs = generate(run.params, run.config.model, run.bundle.vocab, [prompt] * args.count, config)
+    outputs = generate(run.params, run.model, run.bundle.vocab, [prompt] * args.count, config)
 
-    try:
-        for number, output in enumerate(outputs):
-            words, drawn = [], 0
+    for number, output in enumerate(outputs):
+        words, drawn, path = [], 0, folder / f"{number:02d}.txt"
+        with _files(f"--out {folder} cannot be written"):
             for part in read_output(output.ids, run.bundle):
                 if isinstance(part, TextOutput):
                     words.append(part.text)
@@ -73,20 +98,16 @@ def main(config: GenerationConfig, args) -> None:
                     images.to_image(part.pixels).save(folder / name)
                     words.append(f"[{name}]")
                     drawn += 1
-            path = folder / f"{number:02d}.txt"
             path.write_text("".join(words) + "\n", encoding="utf-8")
-            print(
-                f"{path} ({drawn} pictures, {len(output.ids)} ids, stopped by {output.finish_reason}): {''.join(words)}"
-            )
-    except OSError as error:
-        raise GenerationError(f"--out {folder} cannot be written: {error.strerror}") from error
+        print(f"{path} ({drawn} pictures, {len(output.ids)} ids, stopped by {output.finish_reason}): {''.join(words)}")
 
 
-def _read(name: str) -> bytes:
+@contextlib.contextmanager
+def _files(what: str):
     try:
-        return Path(name).read_bytes()
+        yield
     except OSError as error:
-        raise GenerationError(f"--image {name} cannot be read: {error.strerror}") from error
+        raise GenerationError(f"{what}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

@@ -1,0 +1,122 @@
+"""experiments.generate from its flags to the files it writes, on a tiny random model."""
+
+import argparse
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from chameleon_jax.configs import GenerationConfig, ImageConfig, TransformerConfig, VocabConfig, VQConfig
+from chameleon_jax.errors import ChameleonError, GenerationError
+from chameleon_jax.generation import engine, run
+from chameleon_jax.models import transformer
+from chameleon_jax.models.params import map_specs
+from chameleon_jax.tokenizers import vqgan
+from chameleon_jax.tokenizers.bundle import TokenizerBundle
+from chameleon_jax.tokenizers.text import train_bpe
+from experiments import generate
+
+VQ = VQConfig(
+    resolution=16,
+    patch_size=4,
+    channels=8,
+    channel_multipliers=(1,),
+    res_blocks=1,
+    latent_channels=8,
+    embed_dim=8,
+    codes=16,
+    norm_groups=4,
+)
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    """A run with pictures of up to 16 codes of 4x4 pixels, sides in units of 8 pixels."""
+    grid = {"image_span": "grid", "codes_per_image": 16, "max_grids": 4, "grid_unit": 2}
+    text = train_bpe(["a red heart", "words"], VocabConfig(image_codes=16, reserved=9, text_tokens=270, **grid))
+    bundle = TokenizerBundle(
+        vocab_config=text.vocab_config,
+        image_config=ImageConfig(resolution=16, preprocessing="lumina", grid_pixels=8),
+        text=text,
+        codec=vqgan.Codec(params=vqgan.init(jax.random.key(0), VQ), config=VQ),
+    )
+    shape = {"d_model": 16, "n_layers": 1, "n_heads": 2, "n_kv_heads": 2, "head_dim": 8, "d_ff": 16, "max_seq_len": 192}
+    model = TransformerConfig(vocab_size=bundle.vocab.size, compute_dtype="float32", **shape)
+    rng = np.random.default_rng(0)
+    params = map_specs(
+        lambda spec: jnp.asarray(rng.normal(size=spec.shape), spec.dtype), transformer.param_specs(model)
+    )
+    return types.SimpleNamespace(params=params, model=model, bundle=bundle, step=3)
+
+
+@pytest.fixture
+def command(loaded, monkeypatch, tmp_path):
+    """command(*flags) -> prompts that the engine was given; files go to tmp_path/out."""
+    monkeypatch.setattr(run, "load", lambda workdir: loaded)
+    prompts, generate_ids = [], engine.generate
+
+    def spy(params, model, vocab, given, config):
+        prompts.extend(given)
+        return generate_ids(params, model, vocab, given, config)
+
+    monkeypatch.setattr(engine, "generate", spy)
+
+    def call(*flags):
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--workdir", default="run")
+        generate._flags(parser)
+        generate.main(GenerationConfig(), parser.parse_args([*flags, f"--out={tmp_path / 'out'}"]))
+        return prompts
+
+    return call
+
+
+def test_a_picture_of_the_size_asked_for_is_written(command, loaded, tmp_path):
+    flags = ["--format=lumina", "--image_size=8x24", "--mode=image", "--max_images=1", "--prompt=a heart", "--count=2"]
+    first, second = command(*flags)
+    assert first[-1] == loaded.bundle.vocab.end_of_turn and np.array_equal(first, second)
+    assert loaded.bundle.text.decode(first) == ("Generate an image of 8x24 according to the following prompt:\na heart")
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["00-0.png", "00.txt", "01-0.png", "01.txt"]
+    assert Image.open(tmp_path / "out" / "00-0.png").size == (8, 24)
+    assert (tmp_path / "out" / "00.txt").read_text() == "[00-0.png]\n"
+
+
+def test_pictures_of_any_shape_go_into_a_chat(command, loaded, tmp_path):
+    for name, size in (("a.png", (40, 20)), ("b.png", (9, 30))):
+        Image.new("RGB", size, "red").save(tmp_path / name)
+    images = [f"--image={tmp_path / name}" for name in ("a.png", "b.png")]
+    (ids,) = command("--format=chat", "--mode=text", "--prompt=<image> or <image>?", "--max_tokens=5", *images)
+    vocab = loaded.bundle.vocab
+    assert (ids == vocab.begin_of_image).sum() == 2 and ids[-1] == vocab.end_of_turn
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["00.txt"]
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        (["--count=0"], "--count is 0"),
+        (["--image=missing.png"], "--image missing.png cannot be read: No such file"),
+        (["--image_size=8x12"], "8x12 pixels .* multiples of 8"),
+        (["--temperature=-1"], "temperature must be finite and >= 0"),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_one_line(command, flags, told):
+    with pytest.raises(ChameleonError, match=told) as error:
+        command(*flags)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_cannot_be_made_is_named(command, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(GenerationError, match="cannot be made: File exists"):
+        command()
+
+
+@pytest.mark.parametrize("text", ["768", "768x", "x512", "768x-5", "axb"])
+def test_a_size_is_two_numbers(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="no width and height in pixels like 768x512"):
+        generate._size(text)
