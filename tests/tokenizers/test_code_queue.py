@@ -1,9 +1,12 @@
 """Pictures of several sizes, encoded in batches of one size, come back as codes in their order."""
 
+import types
+
 import numpy as np
 import pytest
 
-from chameleon_jax.configs import ImageConfig, VocabConfig
+from chameleon_jax.configs import ImageConfig, VocabConfig, VQConfig
+from chameleon_jax.errors import TokenizerError
 from chameleon_jax.tokenizers.code_queue import CodeQueue
 from chameleon_jax.vocab import Vocab
 
@@ -25,6 +28,7 @@ class Encoder:
         )
     )
     image_config = ImageConfig(preprocessing="lumina", resolution=16, grid_pixels=8)
+    codec = types.SimpleNamespace(config=VQConfig(resolution=16, channel_multipliers=(1, 1, 1)))
 
     def __init__(self):
         self.calls = []
@@ -37,6 +41,7 @@ class Encoder:
 
 class Fixed(Encoder):
     vocab = Vocab.from_config(VocabConfig(image_codes=256, reserved=9, text_tokens=256, codes_per_image=4))
+    image_config = ImageConfig(resolution=8)
 
 
 def pictures(count, seed=0):
@@ -102,3 +107,22 @@ def test_fixed_vocabularies_give_flat_codes():
     queue = CodeQueue(Fixed(), 4)
     queue.add([np.full((8, 8, 3), 7, np.float32)])
     assert [code.tolist() for code in queue.finish()] == [[7, 7, 7, 7]]
+
+
+@pytest.mark.parametrize(
+    "base, images, told",
+    [
+        (Encoder, ImageConfig(resolution=16), "prepared as 'meta', a vocabulary of grid spans needs lumina"),
+        (Fixed, Encoder.image_config, "prepared as 'lumina', a vocabulary of fixed spans needs meta or hf"),
+        (
+            Encoder,
+            ImageConfig(preprocessing="lumina", resolution=16, grid_pixels=16),
+            "grid_pixels is 16, but 2 codes of 4 pixels, the unit of the grid, are 8",
+        ),
+    ],
+)
+def test_pictures_prepared_for_another_vocabulary_are_refused(base, images, told):
+    bundle = base()
+    bundle.image_config = images
+    with pytest.raises(TokenizerError, match=told):
+        CodeQueue(bundle, 1)
