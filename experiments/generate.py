@@ -15,7 +15,6 @@ pictures where they came) and OUT/KK-N.png for each of --count outputs. docs/gen
 """
 
 import argparse
-import contextlib
 import dataclasses
 import logging
 from pathlib import Path
@@ -68,46 +67,30 @@ def _with_flags(config: GenerationConfig, args) -> GenerationConfig:
 def main(config: GenerationConfig, args) -> None:
     from chameleon_jax.generation import run as run_lib
     from chameleon_jax.generation.engine import generate
-    from chameleon_jax.generation.prompt import TextOutput, build_request, read_output
-    from chameleon_jax.tokenizers import images
+    from chameleon_jax.generation.output_files import make_folder, write_output
+    from chameleon_jax.generation.prompt import build_request, read_output
+    from chameleon_jax.tokenizers.images import load_pixels
 
     if args.count < 1:
         raise GenerationError(f"--count is {args.count}; ask for at least 1 output")
-    folder = Path(args.out)
-    with _files(f"--out {folder} cannot be made"):
-        folder.mkdir(parents=True, exist_ok=True)
+    folder, config = Path(args.out), _with_flags(config, args)
+    make_folder(folder)
     run = run_lib.load(args.workdir)
-    pictures = []
-    for name in args.image:
-        with _files(f"--image {name} cannot be read"):
-            pictures.append(images.load_pixels(Path(name).read_bytes(), run.bundle.image_config))
-    prompt, config = build_request(
-        args.prompt, pictures, run.bundle, _with_flags(config, args), format=args.format, image_size=args.image_size
-    )
+    pictures = [load_pixels(_read(name), run.bundle.image_config) for name in args.image]
+    form = {"format": args.format, "image_size": args.image_size}
+    prompt, config = build_request(args.prompt, pictures, run.bundle, config, **form)
     logging.info("step %d of %s, prompt of %d ids", run.step, args.workdir, len(prompt))
     outputs = generate(run.params, run.model, run.bundle.vocab, [prompt] * args.count, config)
-
     for number, output in enumerate(outputs):
-        words, drawn, path = [], 0, folder / f"{number:02d}.txt"
-        with _files(f"--out {folder} cannot be written"):
-            for part in read_output(output.ids, run.bundle):
-                if isinstance(part, TextOutput):
-                    words.append(part.text)
-                else:
-                    name = f"{number:02d}-{drawn}.png"
-                    images.to_image(part.pixels).save(folder / name)
-                    words.append(f"[{name}]")
-                    drawn += 1
-            path.write_text("".join(words) + "\n", encoding="utf-8")
-        print(f"{path} ({drawn} pictures, {len(output.ids)} ids, stopped by {output.finish_reason}): {''.join(words)}")
+        words = write_output(read_output(output.ids, run.bundle), folder, number)
+        print(f"{folder}/{number:02d}.txt ({len(output.ids)} ids, stopped by {output.finish_reason}): {words}")
 
 
-@contextlib.contextmanager
-def _files(what: str):
+def _read(name: str) -> bytes:
     try:
-        yield
+        return Path(name).read_bytes()
     except OSError as error:
-        raise GenerationError(f"{what}: {error.strerror}") from error
+        raise GenerationError(f"--image {name} cannot be read: {error.strerror}") from error
 
 
 if __name__ == "__main__":
