@@ -1,4 +1,4 @@
-"""Generated outputs as files: the words of output K in KK.txt, with `[KK-N.png]` where a picture came, and the pictures beside it."""
+"""Generated outputs as files: the words of output K in KK.txt, with `[KK-N.png]` where a picture came, and KK-N.png."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ def make_folder(folder: Path) -> None:
 
 
 def write_output(parts: list[TextOutput | ImageOutput], folder: Path, number: int) -> str:
-    """Write the parts of one output, all pictures whole. Returns its words; raises GenerationError when a file cannot be written."""
+    """Write one output, all pictures of it whole, and return its words.
+
+    Raises GenerationError when a file cannot be written.
+    """
     words, drawn = [], 0
     try:
         for part in parts:
