@@ -121,8 +121,9 @@ class HFWeights:
     def _flavour(self) -> str:
         if self._interleaved:
             return "anole-fork"
-        names = " ".join(self.values.get("architectures") or [])
-        return "lumina" if "XLLMX" in names.upper() or "mask_image_logits" in self.values else "hf"
+        names = " ".join(self.values.get("architectures") or []).upper()
+        a_row_a_shard = self.config.qk_norm_groups < self.config.n_heads
+        return "lumina" if "XLLMX" in names or "mask_image_logits" in self.values or a_row_a_shard else "hf"
 
     def _check(self) -> None:
         wanted = set()

@@ -171,7 +171,9 @@ def _bundle(
 def _image_config(vocab: VocabConfig, codec: Codec | None, options: Options) -> ImageConfig:
     known = release(options.preset).image if options.preset else ImageConfig()
     if vocab.image_span == "grid":
-        return dataclasses.replace(known, preprocessing="lumina", resolution=options.resolution or known.resolution)
+        pixels = vocab.grid_unit * codec.config.downsampling if codec else known.grid_pixels
+        side = options.resolution or known.resolution
+        return dataclasses.replace(known, preprocessing="lumina", resolution=side, grid_pixels=pixels)
     return dataclasses.replace(known, resolution=codec.config.resolution if codec else known.resolution)
 
 

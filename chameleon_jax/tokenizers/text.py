@@ -90,7 +90,11 @@ class TextTokenizer:
                 f"tokenizer file {path} has no model.vocab and model.merges: it is not a BPE file"
             ) from error
         config = _derive_config(vocab, spans, str(path))
-        content["model"]["merges"] = _text_merges(merges, vocab, Vocab.from_config(config).text.start)
+        layout = Vocab.from_config(config)
+        # Hugging Face gives one reserved id a name of its own; the same ids are the same tokenizer.
+        numbered = layout.special_names()[layout.image_placeholder]
+        content["model"]["vocab"] = {numbered if name == "<image>" else name: i for name, i in vocab.items()}
+        content["model"]["merges"] = _text_merges(merges, vocab, layout.text.start)
         # A whole word that is found in the vocabulary would skip the merges, special names included.
         content["model"]["ignore_merges"] = False
         content |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}

@@ -1,0 +1,176 @@
+"""Whole releases through the command: Meta's tree to a workdir, to Transformers, to Meta's again; Anole and Lumina-mGPT."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from chameleon_jax.configs import GenerationConfig
+from chameleon_jax.errors import TokenizerError
+from chameleon_jax.generation import run as run_lib
+from chameleon_jax.generation.engine import generate
+from chameleon_jax.generation.prompt import build_prompt, build_request, read_output
+from chameleon_jax.models import transformer
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+from tests.convert import meta_reference  # noqa: E402
+
+TOKENS = np.random.default_rng(5).integers(40, 300, 24)
+
+
+def logits_of(run):
+    tokens = jax.numpy.asarray(TOKENS)[None]
+    positions, segments = jax.numpy.arange(len(TOKENS))[None], jax.numpy.ones_like(tokens)
+    hidden = transformer.forward(run.params, tokens, positions, segments, run.model).hidden
+    return np.asarray(transformer.logits(run.params, hidden, run.model)[0])
+
+
+def assert_same_run(a, b):
+    assert a.model == b.model
+    for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True):
+        assert np.array_equal(np.asarray(x), np.asarray(y))
+    assert a.bundle.fingerprint() == b.bundle.fingerprint()
+
+
+def picture(width=20, height=16):
+    pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def test_a_release_of_meta_becomes_a_workdir_that_computes_and_generates(
+    tmp_path, release_tree, release_sizes, release_parts
+):
+    (sizes, _), (shards, vqgan) = release_sizes, release_parts
+    command = [sys.executable, "-m", "experiments.convert", f"--source={release_tree}", f"--output={tmp_path / 'run'}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "dropped" in done.stdout and "rope.freqs and 3 more" in done.stdout and "loss.logvar" in done.stdout
+    run = run_lib.load(tmp_path / "run")
+    expected = meta_reference.forward(sizes, shards, torch.from_numpy(TOKENS)).numpy()
+    np.testing.assert_allclose(logits_of(run), expected, atol=2e-4)
+
+    pixels = np.asarray(picture(16, 16), np.float32) / 127.5 - 1
+    codes = run.bundle.encode_images(pixels[None])
+    with torch.no_grad():
+        theirs = vqgan.encode(torch.from_numpy(pixels.transpose(2, 0, 1))[None]).flatten().numpy()
+    assert np.array_equal(codes[0], theirs)
+
+    prompt = build_prompt("a red fox", [], run.bundle)
+    config = GenerationConfig(mode="image", max_images=1)
+    [output] = generate(run.params, run.model, run.bundle.vocab, [prompt], config)
+    [drawn] = read_output(output.ids, run.bundle)
+    assert drawn.pixels.shape == (16, 16, 3)
+
+    report = json.loads((tmp_path / "run" / "convert.json").read_text())
+    listed = sum(len(keys) for keys in report["used"].values()) + len(report["dropped"])
+    assert listed == sum(len(state) for state in shards) + len(vqgan.state_dict()) + 1
+
+
+def test_every_layout_leads_back_to_the_same_model(tmp_path, release_tree, convert):
+    """Meta -> ours -> Hugging Face -> Meta -> ours, and Transformers runs the export."""
+    for number, (source, layout) in enumerate(
+        [(release_tree, "jax"), ("0", "hf"), ("1", "meta"), ("2", "jax"), ("1", "jax")]
+    ):
+        flags = ("--shards=4",) if layout == "meta" else ("--max_shard_gb=0.0001",)
+        code, out, err = convert(f"--source={tmp_path / source}", f"--output={tmp_path / str(number)}", f"--to={layout}", *flags)  # fmt: skip
+        assert code == 0, err
+    first = run_lib.load(tmp_path / "0")
+    assert_same_run(first, run_lib.load(tmp_path / "3"))
+    assert_same_run(first, run_lib.load(tmp_path / "4"))
+
+    folder = tmp_path / "1"
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    model = transformers.ChameleonForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        hidden = model.model(input_ids=torch.from_numpy(TOKENS)[None], use_cache=False).last_hidden_state
+        theirs = model.lm_head(hidden)[0].numpy()
+    np.testing.assert_allclose(logits_of(first), theirs, atol=2e-4)
+
+    processor = transformers.ChameleonProcessor.from_pretrained(folder)
+    text = "a red fox"
+    batch = processor(text=f"<image>{text}", images=picture(16, 16), return_tensors="pt")
+    vocab = first.bundle.vocab
+    ids = batch["input_ids"][0].numpy()
+    assert list(ids[:2]) == [vocab.bos, vocab.begin_of_image] and ids[-1] == vocab.end_of_turn
+    assert list(ids[2:18]) == [vocab.image_placeholder] * 16 and ids[18] == vocab.end_of_image
+    assert list(ids[19:-1]) == list(first.bundle.text.encode(text))
+    with torch.no_grad():
+        codes = model.model.get_image_tokens(batch["pixel_values"]).flatten().numpy()
+    ours = first.bundle.encode_images(batch["pixel_values"].numpy().transpose(0, 2, 3, 1))
+    assert np.array_equal(vocab.codes_to_ids(ours[0]), codes)
+
+
+def test_hugging_faces_codec_has_no_decoder_until_one_is_given(tmp_path, release_tree, convert):
+    assert convert(f"--source={release_tree}", f"--output={tmp_path / 'run'}")[0] == 0
+    assert convert(f"--source={tmp_path / 'run'}", f"--output={tmp_path / 'hf'}", "--to=hf")[0] == 0
+    file = tmp_path / "hf" / "model.safetensors"
+    save_file({k: v for k, v in load_file(file).items() if "decoder" not in k}, file)
+    code, out, _ = convert(f"--source={tmp_path / 'hf'}", f"--output={tmp_path / 'half'}")
+    assert code == 0 and "no decoder: pictures can be read, not written; give --vqgan" in out
+    half = run_lib.load(tmp_path / "half")
+    assert half.bundle.encode_images(np.zeros((1, 16, 16, 3), np.float32)).shape == (1, 16)
+    with pytest.raises(TokenizerError, match="no decoder"):
+        half.bundle.decode_images(np.zeros((1, 16), int))
+    vqgan = release_tree / "tokenizer" / "vqgan.ckpt"
+    assert convert(f"--source={tmp_path / 'hf'}", f"--output={tmp_path / 'whole'}", f"--vqgan={vqgan}")[0] == 0
+    assert_same_run(run_lib.load(tmp_path / "whole"), run_lib.load(tmp_path / "run"))
+
+
+def test_lumina_has_no_codec_of_its_own_and_draws_pictures_of_any_size(tmp_path, release_tree, convert):
+    assert convert(f"--source={release_tree}", f"--output={tmp_path / 'run'}")[0] == 0
+    assert convert(f"--source={tmp_path / 'run'}", f"--output={tmp_path / 'hf'}", "--to=hf")[0] == 0
+    file = tmp_path / "hf" / "model.safetensors"
+    save_file({k: v for k, v in load_file(file).items() if "vqmodel" not in k}, file)
+    values = json.loads((tmp_path / "hf" / "config.json").read_text())
+    del values["vq_config"]
+    values |= {"architectures": ["ChameleonXLLMXForConditionalGeneration"], "mask_image_logits": False}
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(values))
+    code, out, err = convert(f"--source={tmp_path / 'hf'}", f"--output={tmp_path / 'words'}")
+    assert code == 0 and "from lumina layout" in out and "no image codec found: give --vqgan" in out, err
+    codec = release_tree / "tokenizer" / "vqgan.ckpt"
+    flags = (f"--vqgan={codec}", "--resolution=64", f"--output={tmp_path / 'lumina'}")
+    assert convert(f"--source={tmp_path / 'hf'}", *flags)[0] == 0
+    run = run_lib.load(tmp_path / "lumina")
+    assert (run.bundle.vocab_config.image_span, run.bundle.image_config.resolution) == ("grid", 64)
+    np.testing.assert_array_equal(logits_of(run), logits_of(run_lib.load(tmp_path / "run")))
+    config = GenerationConfig(mode="image", max_images=1)
+    prompt, config = build_request("a red fox", [], run.bundle, config, format="lumina", image_size=(24, 16))
+    [output] = generate(run.params, run.model, run.bundle.vocab, [prompt], config)
+    [drawn] = read_output(output.ids, run.bundle)
+    assert drawn.pixels.shape == (16, 24, 3)
+    # and out again, as the same flavour
+    assert convert(f"--source={tmp_path / 'lumina'}", f"--output={tmp_path / 'out'}", "--to=hf")[0] == 0
+    assert convert(f"--source={tmp_path / 'out'}", f"--output={tmp_path / 'back'}", "--resolution=64")[0] == 0
+    assert_same_run(run, run_lib.load(tmp_path / "back"))
+
+
+def test_a_workdir_without_a_codec_still_writes_words(tmp_path, release_tree, convert):
+    for name in ("vqgan.ckpt", "vqgan.yaml"):
+        (release_tree / "tokenizer" / name).unlink()
+    code, out, _ = convert(f"--source={release_tree / 'models' / '30b'}", f"--output={tmp_path / 'run'}")
+    assert code == 0 and "no image codec found" in out
+    run = run_lib.load(tmp_path / "run")
+    assert run.bundle.codec is None
+    prompt = build_prompt("a red fox", [], run.bundle)
+    [output] = generate(run.params, run.model, run.bundle.vocab, [prompt], GenerationConfig(mode="text", max_tokens=4))
+    assert len(output.ids) and all(hasattr(part, "text") for part in read_output(output.ids, run.bundle))
+
+
+def test_dtype_rounds_and_says_so(tmp_path, release_tree, convert):
+    code, out, _ = convert(f"--source={release_tree}", f"--output={tmp_path / 'run'}", "--dtype=bfloat16")
+    assert code == 0 and "rounded from float32 to bfloat16" in out
+    run = run_lib.load(tmp_path / "run")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(run.params)} == {"bfloat16"}
+    assert (run.model.param_dtype, run.model.compute_dtype) == ("bfloat16", "bfloat16")
+
+
+def test_numerics_of_a_release_are_asked_for_by_name(tmp_path, release_tree, convert):
+    assert convert(f"--source={release_tree}", f"--output={tmp_path / 'run'}", "--numerics=hf")[0] == 0
+    numerics = run_lib.load(tmp_path / "run").model.numerics
+    assert numerics.round_logits and numerics.round_norms and numerics.masked_ids == (4, 20)
