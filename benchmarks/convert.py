@@ -87,8 +87,12 @@ def main():
         subprocess.run(["cp", "-r", str(made), str(root / "copy")], check=True)
         subprocess.run(["sync", "-f", str(root / "copy")], check=True)
         copy = time.monotonic() - started
-    print(f"import {seconds:.0f} s, {size / 1e6 / seconds:.0f} MB/s; cp and sync of the same bytes {size / 1e6 / copy:.0f} MB/s")
-    print(f"peak memory {peak / 2**30:.2f} GiB, allowed {allowed / 2**30:.2f} GiB (largest tensor {largest / 2**20:.0f} MiB)")
+    print(
+        f"import {seconds:.0f} s, {size / 1e6 / seconds:.0f} MB/s; cp and sync of the same bytes {size / 1e6 / copy:.0f} MB/s"
+    )
+    print(
+        f"peak memory {peak / 2**30:.2f} GiB, allowed {allowed / 2**30:.2f} GiB (largest tensor {largest / 2**20:.0f} MiB)"
+    )
 
 
 if __name__ == "__main__":

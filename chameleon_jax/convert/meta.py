@@ -81,10 +81,11 @@ class MetaWeights:
             raise ConvertError(f"{file.path} has no matrix tok_embeddings.weight: it is not of Meta's layout")
         try:
             dim, heads = int(values["dim"]), int(values["n_heads"])
-            if embed.shape[1] * ranks != dim and dim % embed.shape[1] == 0 and dim // embed.shape[1] > ranks:
+            if embed.shape[1] * ranks != dim:
+                missing = "" if embed.shape[1] * ranks > dim else f"consolidated.{ranks:02}.pth is missing, or "
                 raise ConvertError(
-                    f"{file.path.parent} has {ranks} of {dim // embed.shape[1]} shards: tok_embeddings.weight is {embed}, "
-                    f"{PARAMS} says dim {dim}; fetch the missing consolidated.NN.pth"
+                    f"{file.path.parent}: tok_embeddings.weight is {embed} in each of {ranks} shards, {PARAMS} says dim {dim}: "
+                    f"{missing}the weights are of a model of another size"
                 )
             kv_heads = values.get("n_kv_heads")
             multiplier = values.get("ffn_dim_multiplier")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from chameleon_jax.configs import ImageConfig, VocabConfig
+from chameleon_jax.configs import ImageConfig, VocabConfig, VQConfig
 from chameleon_jax.convert import hf, meta, source
 from chameleon_jax.convert import vqgan as codec_names
 from chameleon_jax.convert.hf import HFWeights

@@ -24,7 +24,10 @@ class Run:
 
 
 def load(workdir: str | Path) -> Run:
-    """Load the workdir of `experiments.pretrain` or `experiments.convert`. Raises CheckpointError or TokenizerError, naming what is missing or damaged."""
+    """Load the workdir of `experiments.pretrain` or `experiments.convert`.
+
+    Raises CheckpointError or TokenizerError, naming what is missing or damaged.
+    """
     workdir = Path(workdir)
     restored = restore_subtree(workdir / CHECKPOINTS, "params")
     return Run(

@@ -78,7 +78,8 @@ def test_every_layout_leads_back_to_the_same_model(tmp_path, release_tree, conve
         [(release_tree, "jax"), ("0", "hf"), ("1", "meta"), ("2", "jax"), ("1", "jax")]
     ):
         flags = ("--shards=4",) if layout == "meta" else ("--max_shard_gb=0.0001",)
-        code, out, err = convert(f"--source={tmp_path / source}", f"--output={tmp_path / str(number)}", f"--to={layout}", *flags)  # fmt: skip
+        places = (f"--source={tmp_path / source}", f"--output={tmp_path / str(number)}")
+        code, _, err = convert(*places, f"--to={layout}", *flags)
         assert code == 0, err
     first = run_lib.load(tmp_path / "0")
     assert_same_run(first, run_lib.load(tmp_path / "3"))
