@@ -9,9 +9,10 @@ from chameleon_jax.configs import DataConfig, PretrainConfig, StoreConfig, Train
 from chameleon_jax.data.batch import Batch
 from chameleon_jax.errors import ConfigError
 from chameleon_jax.models import params, transformer
-from chameleon_jax.models.presets import PRESETS, preset
+from chameleon_jax.models.presets import PRESETS, RELEASES, preset
 from chameleon_jax.parallel import mesh as mesh_lib
 from chameleon_jax.training import state, step
+from chameleon_jax.vocab import Vocab
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,9 @@ from chameleon_jax.training import state, step
         # matrices and RMSNorms, and QK-norm: layers x (q and k) x (scale and bias) x groups x head size
         ("chameleon-7b", 7_013_142_528 + 32 * 2 * 2 * 128),
         ("chameleon-34b", 34_293_424_128 + 48 * 2 * 2 * 4 * 128),
+        ("anole-7b", 7_013_142_528 + 32 * 2 * 2 * 128),
+        ("lumina-mgpt-7b", 7_013_142_528 + 32 * 2 * 2 * 128),
+        ("lumina-mgpt-34b", 34_293_424_128 + 48 * 2 * 2 * 4 * 128),
     ],
 )
 def test_parameter_counts(name, count):
@@ -35,6 +39,41 @@ def test_small_presets_have_the_size_of_their_name(name, low, high):
 def test_an_unknown_preset_is_refused_with_the_nearest_name():
     with pytest.raises(ConfigError, match="no model preset 'Chameleon-7B' \\(did you mean 'chameleon-7b'"):
         preset("Chameleon-7B")
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_a_release_compiles_on_a_cpu_without_allocating(name):
+    config = PRESETS[name]
+    weights = params.abstract(transformer.param_specs(config))
+    ids = jax.ShapeDtypeStruct((1, 64), jnp.int32)
+
+    def forward(weights, tokens, positions, segments):
+        hidden = transformer.forward(weights, tokens, positions, segments, config).hidden
+        return transformer.logits(weights, hidden, config)
+
+    compiled = jax.jit(forward).lower(weights, ids, ids, ids).compile()
+    assert compiled.memory_analysis().argument_size_in_bytes >= 4 * params.count(transformer.param_specs(config))
+    assert compiled.out_info.shape == (1, 64, 65536)
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_the_ids_of_a_release_are_those_of_its_tokenizer_file(name):
+    known = RELEASES[name]
+    vocab = Vocab.from_config(known.vocab)
+    assert (vocab.size, vocab.bos, vocab.pad, vocab.eos) == (known.model.vocab_size, 0, 1, 2)
+    assert (vocab.end_of_image, vocab.begin_of_image, vocab.end_of_turn, vocab.image_placeholder) == (
+        8196,
+        8197,
+        8710,
+        8711,
+    )
+    assert (vocab.image.start, vocab.image.stop) == (4, 8196)
+    if "lumina" in name:
+        grammar = vocab.image.grammar
+        assert (grammar.newline, grammar.size_base) == (8803, 8804)
+        assert [grammar.length(side, side) for side in (32, 48, 64)] == [1060, 2356, 4164]
+    else:
+        assert vocab.image.grammar.length == 1024
 
 
 @pytest.mark.parametrize("name", ["chameleon-7b", "chameleon-34b"])
