@@ -1,9 +1,8 @@
-"""Convert checkpoints of the family: Meta's files, Hugging Face's (Chameleon, Anole, Lumina-mGPT) and workdirs of ours, each to
-each.
+"""Convert checkpoints between Meta's layout, Hugging Face's (Chameleon, Anole, Lumina-mGPT) and workdirs of ours.
 
 Examples:
   python -m experiments.convert --source data/models/7b --output runs/chameleon-7b
-  python -m experiments.convert --source facebook/chameleon-7b --vqgan vqgan.ckpt --output runs/chameleon-7b --preset chameleon-7b
+  python -m experiments.convert --source chameleon-7b-hf --vqgan vqgan.ckpt --output runs/chameleon-7b --preset chameleon-7b
   python -m experiments.convert --source Lumina-mGPT-7B-768 --vqgan vqgan.ckpt --resolution 768 --output runs/lumina
   python -m experiments.convert --source runs/emoji/model --to hf --dtype bfloat16 --output emoji-hf
   python -m experiments.convert --source runs/chameleon-34b --to meta --shards 4 --output chameleon-34b-meta
