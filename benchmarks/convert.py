@@ -10,8 +10,9 @@ memory below 4 x the largest tensor + 2 GiB, at least 100 MB/s.
 import argparse
 import dataclasses
 import json
+import multiprocessing
 import pathlib
-import resource
+import re
 import shutil
 import subprocess
 import sys
@@ -54,6 +55,15 @@ def make(folder: pathlib.Path, config, kind: str) -> None:
     hf.write_weights(weights, folder, {}, SHARD_BYTES)
 
 
+def peak_memory(pid: int) -> int:
+    """Bytes of the largest resident set that a process has had."""
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", pathlib.Path(f"/proc/{pid}/status").read_text())
+    except OSError:
+        return 0
+    return int(found[1]) * 1024 if found else 0
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=tuple(RELEASES), default="chameleon-7b")
@@ -70,15 +80,24 @@ def main():
         made = root / "source"
         made.mkdir()
         started = time.monotonic()
-        make(made, config, args.layout)
+        maker = multiprocessing.get_context("spawn").Process(target=make, args=(made, config, args.layout))
+        maker.start()
+        maker.join()
         size = sum(path.stat().st_size for path in made.iterdir())
         print(f"made {size / 1e9:.1f} GB in {time.monotonic() - started:.0f} s", flush=True)
 
         started = time.monotonic()
         command = ["experiments.convert", f"--source={made}", f"--output={root / 'run'}"]
-        subprocess.run([sys.executable, "-m", *command], check=True)
+        converter = subprocess.Popen([sys.executable, "-m", *command])
+        peak = 0
+        while (
+            converter.poll() is None
+        ):  # the kernel's own peak (VmHWM): that of getrusage includes the process that made it
+            peak = max(peak, peak_memory(converter.pid))
+            time.sleep(0.2)
         seconds = time.monotonic() - started
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+        if converter.returncode:
+            sys.exit(converter.returncode)
         largest = max(piece[2] for piece in source.pieces(config))
         allowed = 4 * largest + (2 << 30)
         shutil.rmtree(root / "run")

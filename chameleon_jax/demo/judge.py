@@ -41,7 +41,7 @@ def examine(run: Run, page_path: str | Path, *, subtitle: str = "", seed: int = 
     labels = np.repeat(np.arange(10), DRAWN_OF_EACH)
     prompts = [digits.caption(int(label), i) for i, label in enumerate(labels)]
     drawn = samples.draw_pictures(run, prompts, sampling=DRAWING, seed=seed)
-    seen = digits.recognise(digits.classifier(), drawn)
+    seen = digits.recognise(digits.classifier(), np.stack(drawn))
     recognised = float(np.mean(seen == labels))
 
     rebuilt = run.bundle.decode_images(run.bundle.encode_images(pictures[:SHOWN]))

@@ -17,6 +17,7 @@ from chameleon_jax.data.sources import Reject, read_documents
 from chameleon_jax.errors import DataError
 from chameleon_jax.evaluation import likelihood
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
+from chameleon_jax.tokenizers.code_queue import CodeQueue
 from chameleon_jax.tokenizers.documents import ImageSegment, TextSegment
 from chameleon_jax.tokenizers.images import load_pixels
 
@@ -27,7 +28,7 @@ ENCODED_AT_ONCE = 64
 class Captioned:
     """Pictures of a source as codes, with their captions."""
 
-    codes: Int[np.ndarray, "n C"]
+    codes: list[Int[np.ndarray, "C"] | Int[np.ndarray, "h w"]]  # flat for fixed spans
     captions: list[str]
 
 
@@ -48,12 +49,10 @@ def read_captioned(source: SourceConfig, bundle: TokenizerBundle, count: int) ->
             f"source '{source.name}' has {len(pairs)} documents of one picture and one text; 2 are the least"
         )
     chosen = [pairs[i] for i in np.linspace(0, len(pairs) - 1, min(count, len(pairs))).astype(int)]
-    codes = []
-    for begin in range(0, len(chosen), ENCODED_AT_ONCE):
-        part = [load_pixels(image.data, bundle.image_config) for image, _ in chosen[begin : begin + ENCODED_AT_ONCE]]
-        padding = [part[-1]] * (ENCODED_AT_ONCE - len(part))
-        codes.append(bundle.encode_images(np.stack(part + padding))[: len(part)])
-    return Captioned(codes=np.concatenate(codes), captions=[text for _, text in chosen])
+    queue = CodeQueue(bundle, ENCODED_AT_ONCE)
+    for image, _ in chosen:
+        queue.add([load_pixels(image.data, bundle.image_config)])
+    return Captioned(codes=queue.finish(), captions=[text for _, text in chosen])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +122,8 @@ def picture_gain(
     return PictureGain(nats=float(gain.mean()), standard_error=float(gain.std(ddof=1) / np.sqrt(count)))
 
 
-def _captioned(bundle: TokenizerBundle, codes: Int[np.ndarray, "C"], caption: str) -> tuple[np.ndarray, int]:
+def _captioned(bundle: TokenizerBundle, codes: Int[np.ndarray, "..."], caption: str) -> tuple[np.ndarray, int]:
     """Ids of picture, caption and end, and where the caption begins."""
     vocab = bundle.vocab
-    picture = [vocab.bos, vocab.begin_of_image, *vocab.codes_to_ids(codes), vocab.end_of_image]
+    picture = [vocab.bos, *vocab.image_span(codes)]
     return np.array([*picture, *bundle.text.encode(caption), vocab.eos], np.int32), len(picture)

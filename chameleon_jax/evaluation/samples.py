@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +15,16 @@ from chameleon_jax.generation.engine import generate
 from chameleon_jax.generation.prompt import ImageOutput, TextOutput, build_prompt, read_output
 from chameleon_jax.generation.run import Run
 from chameleon_jax.tokenizers.images import to_image
+from chameleon_jax.vocab import FixedSpan
 
 DRAWING = SamplingConfig(temperature=0.7, top_p=0.9)  # Meta's settings for images
 
 
-def write_captions(run: Run, codes: Int[np.ndarray, "n C"], *, max_tokens: int = 32) -> list[str]:
+def write_captions(run: Run, codes: Sequence[Int[np.ndarray, "..."]], *, max_tokens: int = 32) -> list[str]:
     """The most likely text after each picture, word by word (greedy)."""
     vocab = run.bundle.vocab
     config = GenerationConfig(mode="text", max_tokens=max_tokens, text=SamplingConfig(temperature=0.0))
-    prompts = [
-        np.array([vocab.bos, vocab.begin_of_image, *vocab.codes_to_ids(c), vocab.end_of_image], np.int32) for c in codes
-    ]
+    prompts = [np.array([vocab.bos, *vocab.image_span(c)], np.int32) for c in codes]
     outputs = generate(run.params, run.model, vocab, prompts, config)
     return [
         "".join(part.text for part in read_output(o.ids, run.bundle) if isinstance(part, TextOutput)) for o in outputs
@@ -33,21 +33,26 @@ def write_captions(run: Run, codes: Int[np.ndarray, "n C"], *, max_tokens: int =
 
 def draw_pictures(
     run: Run, captions: list[str], *, sampling: SamplingConfig = DRAWING, seed: int
-) -> Float[np.ndarray, "n R R 3"]:
+) -> list[Float[np.ndarray, "H W 3"]]:
     """One picture in [-1, 1] for each caption."""
-    room = run.bundle.vocab_config.codes_per_image + 2
+    grammar = run.bundle.vocab.image.grammar
+    room = grammar.length + 2 if isinstance(grammar, FixedSpan) else run.model.max_seq_len
     config = GenerationConfig(mode="image", max_tokens=room, max_images=1, image=sampling, seed=seed)
     prompts = [build_prompt(caption, [], run.bundle) for caption in captions]
     outputs = generate(run.params, run.model, run.bundle.vocab, prompts, config)
-    parts = [read_output(o.ids, run.bundle) for o in outputs]
-    return np.stack([next(p.pixels for p in part if isinstance(p, ImageOutput)) for part in parts])
+    return [_first_picture(run, o.ids) for o in outputs]
+
+
+def _first_picture(run: Run, ids: Int[np.ndarray, "n"]) -> Float[np.ndarray, "H W 3"]:
+    return next(part.pixels for part in read_output(ids, run.bundle) if isinstance(part, ImageOutput))
 
 
 def draw_page(run: Run, data: Captioned, path: str | Path, *, title: str, subtitle: str, seed: int) -> None:
     """A page of held-out pictures with the captions that the model gives them, and of pictures drawn from captions."""
     shown = np.linspace(0, len(data.captions) - 1, 12).astype(int)
-    pictures = run.bundle.decode_images(data.codes[shown])
-    written = write_captions(run, data.codes[shown])
+    codes = [data.codes[i] for i in shown]
+    pictures = [_first_picture(run, run.bundle.vocab.image_span(c)) for c in codes]
+    written = write_captions(run, codes)
     prompts = [data.captions[i] for i in shown[::2]]
     drawn = draw_pictures(run, [prompt for prompt in prompts for _ in range(len(shown))], seed=seed)
     rows = [

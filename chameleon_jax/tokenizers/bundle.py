@@ -114,6 +114,25 @@ class TokenizerBundle:
                 )
         if different := vocab.diff(self.text.vocab_config):
             raise TokenizerError(f"tokenizer bundle: vocab.json and tokenizer.json differ in {different}")
+        self._check_pictures()
+
+    def _check_pictures(self) -> None:
+        """Pictures come in the sizes that the vocabulary has spans for."""
+        images, vocab = self.image_config, self.vocab_config
+        is_grid = vocab.image_span == "grid"
+        if is_grid != (images.preprocessing == "lumina"):
+            wanted = "lumina" if is_grid else "meta or hf"
+            raise TokenizerError(
+                f"tokenizer bundle: pictures are prepared as '{images.preprocessing}', a vocabulary of {vocab.image_span} spans "
+                f"needs {wanted}"
+            )
+        if is_grid and self.codec is not None:
+            step = self.codec.config.downsampling
+            if images.grid_pixels != vocab.grid_unit * step:
+                raise TokenizerError(
+                    f"tokenizer bundle: grid_pixels is {images.grid_pixels}, but {vocab.grid_unit} codes of {step} pixels, the unit "
+                    f"of the grid, are {vocab.grid_unit * step}"
+                )
 
     def fingerprint(self) -> str:
         """First 16 hexadecimal digits of the sha256 over all that decides how documents become ids."""

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Float, Int
 
-from chameleon_jax.errors import TokenizerError
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.vocab import GridSpan
 
@@ -23,12 +22,9 @@ class CodeQueue:
     """Encodes pictures in batches of `batch`, the last of each size padded; a picture that comes again is encoded once.
 
     Several captions of one picture are usual, and encoding is nearly all of the work of tokenising.
-
-    Raises TokenizerError for a bundle that prepares pictures in another way than its vocabulary needs.
     """
 
     def __init__(self, bundle: TokenizerBundle, batch: int):
-        _check(bundle)
         self._bundle, self._batch = bundle, batch
         self._waiting: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}  # by shape: place and picture
         self._codes: dict[int, np.ndarray] = {}
@@ -66,20 +62,3 @@ class CodeQueue:
             code_pixels = self._bundle.image_config.grid_pixels // grammar.unit
             codes = codes.reshape(len(codes), shape[0] // code_pixels, shape[1] // code_pixels)
         self._codes.update((place, code) for (place, _), code in zip(waiting, codes, strict=False))
-
-
-def _check(bundle: TokenizerBundle) -> None:
-    images, grammar = bundle.image_config, bundle.vocab.image.grammar
-    is_grid = isinstance(grammar, GridSpan)
-    if is_grid != (images.preprocessing == "lumina"):
-        kind, wanted = ("grid", "lumina") if is_grid else ("fixed", "meta or hf")
-        raise TokenizerError(
-            f"pictures are prepared as '{images.preprocessing}', a vocabulary of {kind} spans needs {wanted}"
-        )
-    if is_grid and bundle.codec is not None:
-        unit = grammar.unit * bundle.codec.config.downsampling
-        if images.grid_pixels != unit:
-            raise TokenizerError(
-                f"grid_pixels is {images.grid_pixels}, but {grammar.unit} codes of {bundle.codec.config.downsampling} pixels, "
-                f"the unit of the grid, are {unit}"
-            )

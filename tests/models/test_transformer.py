@@ -122,7 +122,9 @@ def test_hidden_states_equal_the_numpy_implementation(norm_order, qk_norm):
     expected, _ = oracle(weights, np.asarray(tokens), config)
     np.testing.assert_allclose(out.hidden[0], expected, atol=2e-5)
     np.testing.assert_allclose(
-        transformer.logits(weights, out.hidden, config)[0], expected @ np.asarray(weights["head"], np.float64), atol=1e-4
+        transformer.logits(weights, out.hidden, config)[0],
+        expected @ np.asarray(weights["head"], np.float64),
+        atol=1e-4,
     )
 
 

@@ -25,6 +25,8 @@ CODEC = VQConfig(
 )
 SIZES = VocabConfig(image_codes=16, reserved=4, text_tokens=300, codes_per_image=16)
 
+GRIDS = dataclasses.replace(SIZES, image_span="grid", codes_per_image=40, reserved=100)
+
 
 def random_codec(config, seed):
     """A codec of random weights, without compiling the initialisers."""
@@ -142,7 +144,7 @@ def test_an_encoder_alone_reads_pictures_and_does_not_write_them(bundle, pixels,
 
 def test_grids_are_encoded_and_decoded_at_their_own_size():
     bundle = make(
-        sizes=dataclasses.replace(SIZES, image_span="grid", codes_per_image=40, reserved=100),
+        sizes=GRIDS,
         image=ImageConfig(resolution=16),  # not the codec's 8: that binds fixed spans only
     )
     wide = np.random.default_rng(0).uniform(-1, 1, (2, 8, 16, 3)).astype(np.float32)
@@ -180,6 +182,15 @@ CONTRADICTIONS = {
             vocab_config=VocabConfig(image_codes=16, reserved=4, text_tokens=256, codes_per_image=16),
         ),
         "vocab.json and tokenizer.json differ",
+    ),
+    "squares for grids": (lambda: make(sizes=GRIDS), "prepared as 'meta', a vocabulary of grid spans needs lumina"),
+    "many sizes for squares": (
+        lambda: make(image=ImageConfig(preprocessing="lumina", resolution=8, grid_pixels=4)),
+        "prepared as 'lumina', a vocabulary of fixed spans needs meta or hf",
+    ),
+    "the unit of the grid": (
+        lambda: make(sizes=GRIDS, image=ImageConfig(preprocessing="lumina", resolution=16, grid_pixels=16)),
+        "grid_pixels is 16, but 2 codes of 2 pixels, the unit of the grid, are 4",
     ),
 }  # fmt: skip
 

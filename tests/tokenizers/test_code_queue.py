@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from chameleon_jax.configs import ImageConfig, VocabConfig, VQConfig
-from chameleon_jax.errors import TokenizerError
 from chameleon_jax.tokenizers.code_queue import CodeQueue
 from chameleon_jax.vocab import Vocab
 
@@ -107,22 +106,3 @@ def test_fixed_vocabularies_give_flat_codes():
     queue = CodeQueue(Fixed(), 4)
     queue.add([np.full((8, 8, 3), 7, np.float32)])
     assert [code.tolist() for code in queue.finish()] == [[7, 7, 7, 7]]
-
-
-@pytest.mark.parametrize(
-    "base, images, told",
-    [
-        (Encoder, ImageConfig(resolution=16), "prepared as 'meta', a vocabulary of grid spans needs lumina"),
-        (Fixed, Encoder.image_config, "prepared as 'lumina', a vocabulary of fixed spans needs meta or hf"),
-        (
-            Encoder,
-            ImageConfig(preprocessing="lumina", resolution=16, grid_pixels=16),
-            "grid_pixels is 16, but 2 codes of 4 pixels, the unit of the grid, are 8",
-        ),
-    ],
-)
-def test_pictures_prepared_for_another_vocabulary_are_refused(base, images, told):
-    bundle = base()
-    bundle.image_config = images
-    with pytest.raises(TokenizerError, match=told):
-        CodeQueue(bundle, 1)
