@@ -39,6 +39,7 @@ def _flags(parser):
     parser.add_argument(
         "--vqgan", metavar="PATH", help="image codec to add: vqgan.ckpt, safetensors, or a folder of either"
     )
+    parser.add_argument("--without_codec", action="store_true", help="leave the image codec out")
     parser.add_argument(
         "--tokenizer", metavar="PATH", help="text_tokenizer.json or tokenizer.json, if it is not beside the weights"
     )
@@ -64,6 +65,7 @@ def main(args) -> None:
         dtype=args.dtype,
         numerics=args.numerics,
         resolution=args.resolution,
+        without_codec=args.without_codec,
     )
     opened = open_release(Path(args.source), options)
     written = write(opened, Path(args.output), args.to, shards=args.shards, shard_bytes=int(args.max_shard_gb * 2**30))

@@ -259,6 +259,7 @@ def write_weights(
         if number == len(groups):
             tensors |= extra
         save_file(tensors, folder / name, metadata={"format": "pt"})
+        (folder / name).chmod(0o644)  # the library gives it to its owner alone
         weight_map |= dict.fromkeys(tensors, name)
     if len(groups) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}

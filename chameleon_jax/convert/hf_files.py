@@ -12,6 +12,7 @@ from chameleon_jax.tokenizers.text import TextTokenizer
 from chameleon_jax.vocab import Vocab
 
 PLACEHOLDER = "<image>"
+_PROCESSOR, _SEQUENCE = "processor_config.json", "image_seq_length"
 
 
 def tokenizer_json(text: TextTokenizer, *, placeholder: str | None = None) -> str:
@@ -38,6 +39,15 @@ def tokenizer_json(text: TextTokenizer, *, placeholder: str | None = None) -> st
 def vocabulary_map(text: TextTokenizer) -> dict[str, int]:
     """Every name with its id, as config.json has them: Transformers finds image codes by it."""
     return json.loads(tokenizer_json(text, placeholder=PLACEHOLDER))["model"]["vocab"]
+
+
+def codes_per_image(folder: Path) -> int | None:
+    """How many codes an image has, as the processor's file says; None without one."""
+    try:
+        count = json.loads((folder / _PROCESSOR).read_text(encoding="utf-8"))[_SEQUENCE]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return count if isinstance(count, int) and count > 0 else None
 
 
 def write(folder: Path, bundle: TokenizerBundle, config: TransformerConfig) -> None:
@@ -89,9 +99,9 @@ def write(folder: Path, bundle: TokenizerBundle, config: TransformerConfig) -> N
             "clean_up_tokenization_spaces": False,
         },
         "preprocessor_config.json": {"processor_class": "ChameleonProcessor", **image_processor},
-        "processor_config.json": {
+        _PROCESSOR: {
             "processor_class": "ChameleonProcessor",
-            "image_seq_length": bundle.vocab_config.codes_per_image,
+            _SEQUENCE: bundle.vocab_config.codes_per_image,
             "image_token": PLACEHOLDER,
         },
         "generation_config.json": {

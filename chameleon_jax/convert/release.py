@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from chameleon_jax.configs import ImageConfig, VocabConfig, VQConfig
-from chameleon_jax.convert import hf, meta, source
+from chameleon_jax.convert import hf, hf_files, meta, source
 from chameleon_jax.convert import vqgan as codec_names
 from chameleon_jax.convert.hf import HFWeights
 from chameleon_jax.convert.layout import Parameter
@@ -38,7 +38,7 @@ class Options:
     """What a user may say of a source beyond its folder; None means what the files say.
 
     `preset` is the release that it must be, `vqgan` and `tokenizer` are files or folders to take these parts from, `dtype` and
-    `numerics` change the model, `resolution` is the side of pictures.
+    `numerics` change the model, `resolution` is the side of pictures; `without_codec` leaves the codec of the source out.
     """
 
     preset: str | None = None
@@ -48,6 +48,7 @@ class Options:
     dtype: str | None = None
     numerics: str | None = None
     resolution: int | None = None
+    without_codec: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,10 +80,14 @@ def open_release(path: Path, options: Options) -> OpenedRelease:
         weights, codec = _open_foreign(folder, options)
         bundle, text = None, _text_tokenizer(folder, options, weights, codec)
     source.check_release(weights.config, folder, options.preset)
+    if options.without_codec:
+        codec = None
     bundle = _bundle(bundle, text, codec, weights, options) if text is not None else None
     if text is None:
         weights.report.note("no text tokenizer found: give --tokenizer FILE to generate from words")
-    if codec is None:
+    if options.without_codec:
+        weights.report.note("the image codec was left out, as asked: pictures are neither read nor written")
+    elif codec is None:
         weights.report.note("no image codec found: give --vqgan vqgan.ckpt to read and write pictures")
     elif not codec.has_decoder:
         weights.report.note(
@@ -139,15 +144,16 @@ def _text_tokenizer(folder: Path, options: Options, weights: WeightSource, codec
     if path is None:
         return None
     weights.report.note(f"text tokenizer: {path}")
-    return TextTokenizer.load(path, _spans(weights, codec, options))
+    return TextTokenizer.load(path, _spans(folder, weights, codec, options))
 
 
-def _spans(weights: WeightSource, codec: Codec | None, options: Options) -> VocabConfig:
+def _spans(folder: Path, weights: WeightSource, codec: Codec | None, options: Options) -> VocabConfig:
     """How images lie in the id space of this release."""
     known = release(options.preset or ("lumina-mgpt-7b" if weights.flavour == "lumina" else "chameleon-7b")).vocab
-    if codec is None or known.image_span == "grid":
+    if known.image_span == "grid":
         return known
-    return dataclasses.replace(known, codes_per_image=codec.config.codes_per_image)
+    codes = codec.config.codes_per_image if codec else hf_files.codes_per_image(folder)
+    return dataclasses.replace(known, codes_per_image=codes or known.codes_per_image)
 
 
 def _bundle(

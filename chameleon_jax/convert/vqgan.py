@@ -222,7 +222,8 @@ def _config(values: dict[str, Any], where: str) -> VQConfig:
 def _check_foreign(config: VQConfig) -> None:
     if config.patch_size > 1:
         raise ConvertError(
-            f"a codec with patch_size {config.patch_size} cannot be exported: other programs fold no pixels"
+            f"a codec with patch_size {config.patch_size} cannot be exported, since other programs fold no pixels: "
+            "--without_codec leaves it out"
         )
     if config.norm_groups != NORM_GROUPS:
         raise ConvertError(

@@ -48,7 +48,7 @@ def print_path(path: str, *, verify: bool) -> None:
     folder = Path(path)
     if not folder.is_dir():
         raise ChameleonError(f"{path} is not a folder")
-    if (folder / "vqgan.json").exists() and (folder / "vocab.json").exists():
+    if (folder / "vocab.json").exists() and (folder / "tokenizer.json").exists():
         _print_bundle(folder)
     elif (folder / "commits").is_dir():
         _print_store(folder, verify)

@@ -130,8 +130,8 @@ class TokenizerBundle:
             step = self.codec.config.downsampling
             if images.grid_pixels != vocab.grid_unit * step:
                 raise TokenizerError(
-                    f"tokenizer bundle: grid_pixels is {images.grid_pixels}, but {vocab.grid_unit} codes of {step} pixels, the unit "
-                    f"of the grid, are {vocab.grid_unit * step}"
+                    f"tokenizer bundle: grid_pixels is {images.grid_pixels}, but {vocab.grid_unit} codes of {step} pixels, the "
+                    f"unit of the grid, are {vocab.grid_unit * step}"
                 )
 
     def fingerprint(self) -> str:

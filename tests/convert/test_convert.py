@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from chameleon_jax.configs import GenerationConfig
 from chameleon_jax.errors import TokenizerError
+from chameleon_jax.evaluation.inspection import print_path
 from chameleon_jax.generation import run as run_lib
 from chameleon_jax.generation.engine import generate
 from chameleon_jax.generation.prompt import build_prompt, build_request, read_output
@@ -161,6 +162,18 @@ def test_a_workdir_without_a_codec_still_writes_words(tmp_path, release_tree, co
     prompt = build_prompt("a red fox", [], run.bundle)
     [output] = generate(run.params, run.model, run.bundle.vocab, [prompt], GenerationConfig(mode="text", max_tokens=4))
     assert len(output.ids) and all(hasattr(part, "text") for part in read_output(output.ids, run.bundle))
+
+
+def test_the_codec_is_left_out_on_request(tmp_path, release_tree, convert, capsys):
+    assert convert(f"--source={release_tree}", f"--output={tmp_path / 'run'}")[0] == 0
+    flags = ("--to=hf", "--without_codec")
+    assert convert(f"--source={tmp_path / 'run'}", f"--output={tmp_path / 'hf'}", *flags)[0] == 0
+    assert not [key for key in load_file(tmp_path / "hf" / "model.safetensors") if "vqmodel" in key]
+    assert convert(f"--source={tmp_path / 'hf'}", f"--output={tmp_path / 'back'}")[0] == 0
+    back = run_lib.load(tmp_path / "back").bundle
+    assert back.codec is None and back.vocab_config.codes_per_image == 16
+    print_path(str(tmp_path / "back" / "tokenizer"), verify=False)
+    assert "neither read nor written" in capsys.readouterr().out
 
 
 def test_dtype_rounds_and_says_so(tmp_path, release_tree, convert):
