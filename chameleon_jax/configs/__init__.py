@@ -13,8 +13,11 @@ from chameleon_jax.configs.data import (
     TrainTokenizerConfig,
 )
 from chameleon_jax.configs.generation import (
+    MAX_STOP_IDS,
+    SAMPLING_PRESETS,
     CaptionEvalConfig,
     GenerationConfig,
+    GuidanceConfig,
     SamplingConfig,
 )
 from chameleon_jax.configs.model import (
@@ -37,10 +40,13 @@ from chameleon_jax.configs.training import (
 )
 
 __all__ = [
+    "MAX_STOP_IDS",
+    "SAMPLING_PRESETS",
     "CaptionEvalConfig",
     "CheckpointConfig",
     "DataConfig",
     "GenerationConfig",
+    "GuidanceConfig",
     "ImageConfig",
     "LossConfig",
     "MeshConfig",

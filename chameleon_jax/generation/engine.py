@@ -16,13 +16,13 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Int, Key
 
 from chameleon_jax.configs import GenerationConfig, TransformerConfig
 from chameleon_jax.errors import GenerationError
 from chameleon_jax.generation import grammar
 from chameleon_jax.generation.grammar import MODES, OUTSIDE, FinishReason, GrammarState, TokenSpan
-from chameleon_jax.generation.sampling import sample
+from chameleon_jax.generation.sampling import Settings, sample, seen_ids
 from chameleon_jax.models import kv_cache, transformer
 from chameleon_jax.models.kv_cache import KVCache
 from chameleon_jax.models.params import map_specs
@@ -48,10 +48,11 @@ class Generated:
 
 @flax.struct.dataclass
 class DecodeState:
-    """Everything that a decoded token changes or needs, beside the weights; S cache slots, M modalities.
+    """Everything that a decoded token changes or needs, beside the weights; S cache slots.
 
-    `ids` holds prompt and output, `length` counts both; the last id has not been through the model yet. `finite` turns False
-    where the model gave logits that are not numbers.
+    `ids` holds prompt and output, `length` counts both; the last id has not been through the model yet. `settings` are those of
+    every modality, `seen` marks the ids of prompt and output. `finite` turns False where the model gave logits that are not
+    numbers.
     """
 
     cache: KVCache
@@ -59,8 +60,8 @@ class DecodeState:
     ids: Int[Array, "B S"]
     length: Int[Array, "B"]
     keys: Key[Array, "B"]
-    temperature: Float[Array, "B M"]
-    top_p: Float[Array, "B M"]
+    settings: Settings
+    seen: Bool[Array, "B V"]
     finite: Bool[Array, "B"]
 
 
@@ -235,12 +236,6 @@ def _start(
         row[: len(prompt)] = prompt
     lengths = jnp.asarray([len(prompt) for prompt in prompts], jnp.int32)
     seed = jax.random.key(config.seed)
-    settings = [getattr(config, name) for name in MODALITY_NAMES]
-
-    def by_modality(name: str) -> Float[Array, "B M"]:
-        values = np.array([getattr(setting, name) for setting in settings], np.float32)
-        return jnp.asarray(np.tile(values, (len(prompts), 1)))
-
     return DecodeState(
         cache=_prefill(weights, jnp.asarray(ids[:, :width]), lengths, slots, model_config),
         grammar=grammar.start(
@@ -253,8 +248,8 @@ def _start(
         ids=jnp.asarray(ids),
         length=lengths,
         keys=jax.vmap(lambda row: jax.random.fold_in(seed, row))(jnp.asarray(row_ids, jnp.uint32)),
-        temperature=by_modality("temperature"),
-        top_p=by_modality("top_p"),
+        settings=Settings.of([config] * len(prompts)),
+        seen=seen_ids(jnp.asarray(ids), lengths, model_config.vocab_size),
         finite=jnp.ones(len(prompts), bool),
     )
 
@@ -306,12 +301,11 @@ def _decode_one(weights: Params, state: DecodeState, config: TransformerConfig, 
     out = transformer.forward(weights, last, position, segments, config, cache=state.cache)
     logits = transformer.logits(weights, out.hidden, config)[:, 0]
 
-    modality = state.grammar.modality
     token = sample(
         jnp.nan_to_num(logits),
         grammar.allowed(state.grammar, vocab, config.vocab_size),
-        state.temperature[rows, modality],
-        state.top_p[rows, modality],
+        state.settings.at(state.grammar.modality),
+        state.seen,
         jax.vmap(jax.random.fold_in)(state.keys, state.length),
     )
     # A finished row writes beyond the end, where writes are dropped.
@@ -321,5 +315,6 @@ def _decode_one(weights: Params, state: DecodeState, config: TransformerConfig, 
         grammar=grammar.advance(state.grammar, token, vocab),
         ids=state.ids.at[rows, slot].set(token, mode="drop"),
         length=state.length + running,
+        seen=state.seen.at[rows, token].set(True),
         finite=state.finite & (jnp.isfinite(logits).all(axis=-1) | ~running),
     )
