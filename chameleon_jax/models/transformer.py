@@ -111,13 +111,15 @@ def forward(
     *,
     dropout_key: jax.Array | None = None,
     cache: KVCache | None = None,
+    visible: int | None = None,
     statistics: bool = False,
     tap_layers: tuple[int, ...] = (),
 ) -> ForwardOutput:
     """Run the decoder.
 
     Without `cache`, a token sees the earlier tokens of its own segment. With it, `positions` are also cache slots, the new keys
-    and values are written there, and a token sees every filled slot up to its own; a token of segment 0 (padding) is not written.
+    and values are written there, and a token sees every slot up to its own, which must have been filled; a token of segment 0
+    (padding) is not written. No token may lie at slot `visible` or behind: the rest of the cache is not looked at.
     `statistics` adds per-layer norms and the largest attention logit; `tap_layers` returns the raw activations of those layers.
     Dropout is applied only when `dropout_key` is given. `logits` maps the hidden states to the vocabulary.
     """
@@ -125,38 +127,39 @@ def forward(
     table = constrain(weights["embed"].astype(config.compute_dtype), "V D")
     x = constrain(table[tokens], "B T D")
     layers = {"weights": weights["layers"], "index": jnp.arange(config.n_layers)}
-    slots = filled = None
+    slots = None
     mask = MaskSpec(query_segments=segment_ids, key_segments=segment_ids)
     if cache is not None:
-        slots = jnp.where(segment_ids > 0, positions, cache.segments.shape[1])
-        filled = cache.segments.at[jnp.arange(tokens.shape[0])[:, None], slots].set(1, mode="drop")
-        mask = MaskSpec(query_segments=jnp.ones_like(segment_ids), key_segments=filled, query_slots=positions)
-        layers |= {"keys": cache.keys, "values": cache.values}
+        visible = cache.slots if visible is None else min(visible, cache.slots)
+        slots = jnp.where(segment_ids > 0, positions, cache.slots)
+        seen = jnp.ones((tokens.shape[0], visible), segment_ids.dtype)
+        mask = MaskSpec(query_segments=jnp.ones_like(segment_ids), key_segments=seen, query_slots=positions)
     cos, sin = rotary_angles(positions, config.head_dim, config.rope_theta)
     real = (segment_ids > 0).astype(jnp.float32)
     stream = _Stream(
         cos=cos, sin=sin, mask=mask, slots=slots, real=real, dropout_key=dropout_key, statistics=statistics
     )
-    block = _rematerialised(lambda x, layer: _block(x, layer, stream, config), config.remat)
+    block = _rematerialised(lambda x, cache, layer: _block(x, cache, layer, stream, config), config.remat)
 
     # A chosen layer has a place in the tap buffers, the others one beyond their end, where writes are dropped.
     places = [tap_layers.index(i) if i in tap_layers else len(tap_layers) for i in range(config.n_layers)]
     taps = {name: jnp.zeros((len(tap_layers), *x.shape), x.dtype) for name in ACTIVATIONS} if tap_layers else {}
 
-    def step(carry: tuple[Array, dict[str, Array]], layer: dict[str, Any]) -> tuple[Any, Any]:
-        x, taps = carry
-        out = block(x, layer)
+    # The cache is carried from layer to layer and written in place; as an input and output of the scan it would be copied.
+    def step(carry: tuple[Array, KVCache | None, dict[str, Array]], layer: dict[str, Any]) -> tuple[Any, Any]:
+        x, cache, taps = carry
+        out = block(x, cache, layer)
         if taps:
             place = jnp.asarray(places)[layer["index"]]
             taps = {name: tap.at[place].set(getattr(out, name), mode="drop") for name, tap in taps.items()}
-        return (out.residual, taps), (out.statistics, out.keys, out.values)
+        return (out.residual, out.cache, taps), out.statistics
 
-    (x, taps), (stats, keys, values) = jax.lax.scan(step, (x, taps), layers, unroll=config.scan_unroll)
+    (x, cache, taps), stats = jax.lax.scan(step, (x, cache, taps), layers, unroll=config.scan_unroll)
     return ForwardOutput(
         hidden=_rms_norm(x, weights["norm"], config),
         statistics=stats,
         activations=taps,
-        cache=None if cache is None else KVCache(keys=keys, values=values, segments=filled),
+        cache=cache,
     )
 
 
@@ -166,11 +169,12 @@ class _BlockOutput:
     mlp_out: Float[Array, "B T D"]
     residual: Float[Array, "B T D"]
     statistics: dict[str, Float[Array, ""]]
-    keys: Float[Array, "B S K H"] | None
-    values: Float[Array, "B S K H"] | None
+    cache: KVCache | None
 
 
-def _block(x: Float[Array, "B T D"], layer: dict[str, Any], stream: _Stream, config: TransformerConfig) -> _BlockOutput:
+def _block(
+    x: Float[Array, "B T D"], cache: KVCache | None, layer: dict[str, Any], stream: _Stream, config: TransformerConfig
+) -> _BlockOutput:
     weights = layer["weights"]
     drop_keys = (None, None)
     if stream.dropout_key is not None:
@@ -184,8 +188,8 @@ def _block(x: Float[Array, "B T D"], layer: dict[str, Any], stream: _Stream, con
         out, extra = function(x)
         return _rms_norm(out, scale, config), extra
 
-    attention_out, (stats, keys, values) = normed(
-        lambda y: _attention(y, layer, stream, config), x, weights["attn_norm"]
+    attention_out, (stats, cache) = normed(
+        lambda y: _attention(y, cache, layer, stream, config), x, weights["attn_norm"]
     )
     x = x + dropout(attention_out, config.dropout, drop_keys[0])
     mlp_out, _ = normed(lambda y: (swiglu(y, weights["mlp"]), None), x, weights["mlp_norm"])
@@ -194,7 +198,7 @@ def _block(x: Float[Array, "B T D"], layer: dict[str, Any], stream: _Stream, con
         named = (("attention_out", attention_out), ("mlp_out", mlp_out), ("residual", x))
         stats |= {f"{name}_rms": rms(value, stream.real) for name, value in named}
     return _BlockOutput(
-        attention_out=attention_out, mlp_out=mlp_out, residual=x, statistics=stats, keys=keys, values=values
+        attention_out=attention_out, mlp_out=mlp_out, residual=x, statistics=stats, cache=cache
     )
 
 
@@ -203,9 +207,9 @@ def _rms_norm(x: Float[Array, "B T D"], scale: Float[Array, "D"], config: Transf
 
 
 def _attention(
-    x: Float[Array, "B T D"], layer: dict[str, Any], stream: _Stream, config: TransformerConfig
-) -> tuple[Float[Array, "B T D"], tuple[dict[str, Array], Array | None, Array | None]]:
-    """Output projection of attention, and (statistics, cache keys, cache values)."""
+    x: Float[Array, "B T D"], cache: KVCache | None, layer: dict[str, Any], stream: _Stream, config: TransformerConfig
+) -> tuple[Float[Array, "B T D"], tuple[dict[str, Array], KVCache | None]]:
+    """Output projection of attention, and (statistics, the cache with this layer's keys and values)."""
     weights, stats = layer["weights"]["attn"], {}
     q = constrain(linear(x, weights["wq"]), "B T N H")
     k = constrain(linear(x, weights["wk"]), "B T K H")
@@ -216,16 +220,18 @@ def _attention(
         q = qk_norm(q, **weights["q_norm"], round_early=config.numerics.round_norms)
         k = qk_norm(k, **weights["k_norm"], round_early=config.numerics.round_norms)
     q, k = apply_rotary(q, stream.cos, stream.sin), apply_rotary(k, stream.cos, stream.sin)
-    cached = (None, None)
-    if stream.slots is not None:
-        k = kv_cache.write(layer["keys"], k, stream.slots)
-        v = kv_cache.write(layer["values"], v, stream.slots)
-        cached = (k, v)
+    if cache is not None:
+        index, visible = layer["index"], stream.mask.key_segments.shape[1]
+        keys, values = (
+            kv_cache.write(whole, new, index, stream.slots) for whole, new in ((cache.keys, k), (cache.values, v))
+        )
+        cache = KVCache(keys=keys, values=values)
+        k, v = kv_cache.read(keys, index, visible), kv_cache.read(values, index, visible)
     out = attention(q, k, v, stream.mask, backend=config.attention, chunk=config.attention_chunk)
     if stream.statistics:
         stats["max_attention_logit"] = out.max_logit
     values = checkpoint_name(out.values, SAVED_NAME)
-    return constrain(linear(values, weights["wo"]), "B T D"), (stats, *cached)
+    return constrain(linear(values, weights["wo"]), "B T D"), (stats, cache)
 
 
 def logits(weights: Params, hidden: Float[Array, "B T D"], config: TransformerConfig) -> Float[Array, "B T V"]:
