@@ -2,8 +2,10 @@
 
 The one idea: the rules are read off the table of vocab.py. A FreeSpan's ids may come anywhere outside of marked spans; a marked
 span (FixedSpan, GridSpan) is its begin marker, what its grammar says, its end marker, and begins only where all of it fits. What
-a request wants (mode, number and size of images, length) is data in the state, so one compiled program serves every request, and
-a further modality is a further row of the table.
+a request wants (mode, number and size of images, length, ids to stop at) is data in the state, so one compiled program serves
+every request, each row of a batch its own, and a further modality is a further row of the table.
+
+A row of mode "unrestricted" has no spans: whatever it writes, it stands outside.
 
 `split_spans` is the same grammar on the host, for reading what came out.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Sequence
 
 import flax.struct
 import jax
@@ -19,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from chameleon_jax.configs import GenerationConfig
+from chameleon_jax.configs import MAX_STOP_IDS, GenerationConfig
 from chameleon_jax.vocab import FreeSpan, GridSpan, Modality, ModalityId, Vocab
 
 OUTSIDE = -1  # of every marked span
@@ -29,6 +32,7 @@ MODES = {
     "text": (ModalityId.TEXT,),
     "image": (ModalityId.IMAGE,),
     "interleaved": (ModalityId.TEXT, ModalityId.IMAGE),
+    "unrestricted": (ModalityId.TEXT, ModalityId.IMAGE),
 }
 
 
@@ -36,7 +40,7 @@ class FinishReason(enum.IntEnum):
     """Why a row stopped; RUNNING while it has not."""
 
     RUNNING = 0
-    EOS = 1
+    EOS = 1  # end of sequence, or of the turn, or an id that the request stops at
     LENGTH = 2  # no positions left, or none left for what the mode would have to write
     IMAGES = 3  # all images that were asked for are there
 
@@ -49,7 +53,8 @@ class GrammarState:
     behind its begin marker, and `grid` is its height and width, 0 while not yet said. `wanted` is the height and width that every
     grid must have, 0 where the model chooses.
     `begins_left` is how many more spans of a marked modality may begin, `writes` which free modalities may be written, `may_end`
-    and `may_end_turn` whether end of sequence and end of turn may come. `remaining` counts the ids that may still come.
+    and `may_end_turn` whether end of sequence and end of turn may come; in `unrestricted` rows every id may. `stop_ids` end the
+    row where they come outside of marked spans; -1 fills them up. `remaining` counts the ids that may still come.
     """
 
     open: Int[Array, "B"]
@@ -60,6 +65,8 @@ class GrammarState:
     writes: Bool[Array, "B M"]
     may_end: Bool[Array, "B"]
     may_end_turn: Bool[Array, "B"]
+    unrestricted: Bool[Array, "B"]
+    stop_ids: Int[Array, "B I"]
     remaining: Int[Array, "B"]
     finish: Int[Array, "B"]
 
@@ -85,35 +92,43 @@ def marked_rows(vocab: Vocab) -> list[tuple[int, Modality]]:
 
 def start(
     vocab: Vocab,
-    config: GenerationConfig,
+    configs: GenerationConfig | Sequence[GenerationConfig],
     remaining: Int[np.ndarray, "B"],
     opened: Int[np.ndarray, "B"],
     grid: Int[np.ndarray, "B 2"] | None = None,
 ) -> GrammarState:
-    """The state behind the prompts. `opened` is the ModalityId of a marked span that a prompt has just begun, or OUTSIDE.
+    """The state behind the prompts. `configs` is one for each row, or the one of all.
 
-    `grid` is the height and width that such a prompt has said, 0 where it has not. The begun span counts as one of `max_images`.
-    A row without remaining ids is finished from the start.
+    `opened` is the ModalityId of a marked span that a prompt has just begun, or OUTSIDE. `grid` is the height and width that such
+    a prompt has said, 0 where it has not. The begun span counts as one of `max_images`. A row without remaining ids is finished
+    from the start.
     """
-    rows, marked = len(remaining), dict(marked_rows(vocab))
-    grid = np.zeros((rows, 2), np.int32) if grid is None else np.asarray(grid, np.int32)
-    begins_left = np.zeros((rows, len(vocab.modalities)), np.int32)
-    writes = np.zeros((rows, len(vocab.modalities)), bool)
-    for modality in MODES[config.mode]:
-        if modality in marked:
-            begins_left[:, modality] = config.max_images - (opened == modality)
-        else:
-            writes[:, modality] = True
+    rows, modalities, marked = len(remaining), len(vocab.modalities), dict(marked_rows(vocab))
+    configs = [configs] * rows if isinstance(configs, GenerationConfig) else configs
+    unrestricted = np.array([config.mode == "unrestricted" for config in configs])
+    opened = np.where(unrestricted, OUTSIDE, opened)
+    grid = np.zeros((rows, 2), np.int32) if grid is None else np.where(unrestricted[:, None], 0, grid)
+    begins_left, writes = np.zeros((rows, modalities), np.int32), np.zeros((rows, modalities), bool)
+    stop_ids = np.full((rows, MAX_STOP_IDS), -1, np.int32)
+    for row, config in enumerate(configs):
+        for modality in MODES[config.mode]:
+            if modality in marked:
+                begins_left[row, modality] = config.max_images - (opened[row] == modality)
+            else:
+                writes[row, modality] = True
+        stop_ids[row, : len(config.stop_ids)] = config.stop_ids
     may_end = writes.any(axis=1)
     return GrammarState(
         open=jnp.asarray(opened, jnp.int32),
         emitted=jnp.asarray(np.count_nonzero(grid, axis=1), jnp.int32),
-        grid=jnp.asarray(grid),
-        wanted=jnp.tile(jnp.asarray(config.image_grid or (0, 0), jnp.int32), (rows, 1)),
+        grid=jnp.asarray(grid, jnp.int32),
+        wanted=jnp.asarray([config.image_grid or (0, 0) for config in configs], jnp.int32),
         begins_left=jnp.asarray(begins_left),
         writes=jnp.asarray(writes),
         may_end=jnp.asarray(may_end),
-        may_end_turn=jnp.asarray(may_end & config.stop_at_turn_end),
+        may_end_turn=jnp.asarray(may_end & [config.stop_at_turn_end for config in configs]),
+        unrestricted=jnp.asarray(unrestricted),
+        stop_ids=jnp.asarray(stop_ids),
         remaining=jnp.asarray(remaining, jnp.int32),
         finish=jnp.where(jnp.asarray(remaining) > 0, int(FinishReason.RUNNING), int(FinishReason.LENGTH)),
     )
@@ -132,6 +147,7 @@ def allowed(state: GrammarState, vocab: Vocab, width: int) -> Bool[Array, "B V"]
             inside = _inside_grid if isinstance(modality.grammar, GridSpan) else _inside_fixed
             mask |= (state.open == row)[:, None] & inside(state, modality, ids)
             mask |= _may_begin(state, row, modality)[:, None] & (ids == modality.begin_marker)
+    mask |= state.unrestricted[:, None] & (ids < vocab.size) & (ids != vocab.pad)
     running = state.finish == FinishReason.RUNNING
     return jnp.where(running[:, None], mask, ids == vocab.pad)
 
@@ -184,7 +200,7 @@ def advance(state: GrammarState, tokens: Int[Array, "B"], vocab: Vocab) -> Gramm
     is_open, emitted, grid = state.open, state.emitted + ~outside, state.grid
     begins_left = state.begins_left
     for row, modality in marked_rows(vocab):
-        begins = outside & (tokens == modality.begin_marker)
+        begins = outside & ~state.unrestricted & (tokens == modality.begin_marker)
         ends = (state.open == row) & (tokens == modality.end_marker)
         is_open = jnp.where(begins, row, jnp.where(ends, OUTSIDE, is_open))
         emitted = jnp.where(begins | ends, 0, emitted)
@@ -203,6 +219,7 @@ def advance(state: GrammarState, tokens: Int[Array, "B"], vocab: Vocab) -> Gramm
         can_begin |= _may_begin(moved, row, modality)
     stuck = outside & ~moved.may_end & ~moved.writes.any(axis=1) & ~can_begin
     is_end = (tokens == vocab.eos) | (state.may_end_turn & (tokens == vocab.end_of_turn))
+    is_end |= (tokens[:, None] == state.stop_ids).any(axis=1)
     reasons = (
         ((state.open == OUTSIDE) & is_end, FinishReason.EOS),
         (stuck & (begins_left <= 0).all(axis=1), FinishReason.IMAGES),

@@ -1,14 +1,17 @@
 """The modality grammar, driven by random choices among what it allows."""
 
 import dataclasses
+import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chameleon_jax.configs import GenerationConfig, VocabConfig
+from chameleon_jax.configs import GenerationConfig, SamplingConfig, VocabConfig
 from chameleon_jax.generation import grammar
 from chameleon_jax.generation.grammar import OUTSIDE, FinishReason, split_spans
+from chameleon_jax.generation.sampling import Settings, sample
 from chameleon_jax.vocab import FixedSpan, Modality, ModalityId, Vocab
 
 CODES = 4
@@ -130,6 +133,219 @@ def test_every_walk_gives_whole_images_within_the_length(mode, opened):
         assert sum(span.modality == IMAGE for span in spans) <= 2
         assert (VOCAB.eos in ids) == (why == FinishReason.EOS)
         assert why != FinishReason.LENGTH or mode == "image" or len(ids) == remaining
+
+
+def _choices(state):
+    return _ids(_allowed(state)[0])
+
+
+def _after(state, *tokens):
+    for token in tokens:
+        state = advance(state, np.array([token]), VOCAB)
+    return state
+
+
+def test_unrestricted_rows_may_write_every_id_but_padding_and_open_no_spans():
+    state = _start("unrestricted", 100, max_images=1)
+    every = set(range(VOCAB.size)) - {VOCAB.pad}
+    assert _ids(np.asarray(allowed(state, VOCAB, VOCAB.size + 7))[0]) == every
+    for token in (BOI, BOI, EOI, VOCAB.image.start, VOCAB.bos, VOCAB.end_of_turn):
+        state = _after(state, token)
+        assert _choices(state) == every and state.modality[0] == TEXT
+
+
+def test_unrestricted_rows_begin_outside_of_what_their_prompt_has_begun():
+    state = _start("unrestricted", 100, opened=IMAGE, grid=(4, 0))
+    jax.tree.map(np.testing.assert_array_equal, state, _start("unrestricted", 100))
+
+
+def test_unrestricted_rows_end_at_end_of_sequence_at_stop_ids_and_at_length():
+    config = {"stop_ids": (EOI, WORD), "stop_at_turn_end": True}
+    for token in (VOCAB.eos, EOI, WORD, VOCAB.end_of_turn):
+        assert _after(_start("unrestricted", 9, **config), BOI, token).finish[0] == FinishReason.EOS
+    assert _after(_start("unrestricted", 9), VOCAB.end_of_turn, EOI, WORD).finish[0] == FinishReason.RUNNING
+    assert _after(_start("unrestricted", 2), WORD, WORD).finish[0] == FinishReason.LENGTH
+
+
+def test_a_stop_id_ends_the_row_outside_of_images_only():
+    stops = (VOCAB.image.start, EOI, WORD)
+    state = _start("interleaved", 100, stop_ids=stops)
+    state = _after(state, *_image())
+    assert state.finish[0] == FinishReason.RUNNING
+    assert _after(state, WORD + 1).finish[0] == FinishReason.RUNNING
+    assert _after(state, WORD).finish[0] == FinishReason.EOS
+
+
+def test_the_begin_marker_of_an_image_may_be_a_stop_id():
+    for mode in ("interleaved", "image"):
+        assert _after(_start(mode, 100, stop_ids=(BOI,)), BOI).finish[0] == FinishReason.EOS
+
+
+@pytest.mark.parametrize("mode", ["text", "image", "interleaved"])
+def test_stop_ids_allow_nothing_that_the_mode_does_not(mode):
+    stops = (BOI, EOI, VOCAB.bos, VOCAB.pad, VOCAB.end_of_turn, VOCAB.eos, WORD, VOCAB.image.start)
+    assert _choices(_start(mode, 100, stop_ids=stops)) == _choices(_start(mode, 100))
+
+
+def test_a_row_can_be_started_alone_and_put_among_others():
+    configs = [
+        GenerationConfig(mode="image", max_images=1),
+        GenerationConfig(mode="text", stop_ids=(WORD,)),
+        GenerationConfig(mode="unrestricted", stop_at_turn_end=True),
+    ]
+    remaining, opened = np.array([30, 20, 10]), np.array([IMAGE, OUTSIDE, OUTSIDE])
+    together = grammar.start(VOCAB, configs, remaining, opened)
+    slots = _start("interleaved", np.array([5, 6, 7]))
+    for i, config in enumerate(configs):
+        row = grammar.start(VOCAB, [config], remaining[i : i + 1], opened[i : i + 1])
+        slots = jax.tree.map(lambda batch, one, i=i: batch.at[i].set(one[0]), slots, row)
+    jax.tree.map(np.testing.assert_array_equal, slots, together)
+
+
+GRIDS = Vocab.from_config(
+    VocabConfig(
+        image_codes=8, reserved=9, text_tokens=256, image_span="grid", codes_per_image=12, max_grids=3, grid_unit=2
+    )
+)
+SIDES = [(h, w) for h in (2, 4, 6) for w in (2, 4, 6) if h * w <= 12]
+
+
+def _span_length(vocab, size):
+    return 4 + size[0] * (size[1] + 1) if vocab is GRIDS else CODES + 2
+
+
+@dataclasses.dataclass
+class _Row:
+    config: GenerationConfig
+    remaining: int
+    opened: int = OUTSIDE
+    said: tuple[int, int] = (0, 0)
+
+
+def _random_row(rng, vocab, cuts):
+    """A request that the engine takes: what it must write fits. Ids are cut in some of the rows, or in none, which is faster."""
+
+    def sampling():
+        return SamplingConfig(
+            temperature=float(rng.choice([0.0, 0.7, 1.0, 3.0])),
+            top_p=float(rng.choice([0.5, 0.9, 1.0])) if cuts else 1.0,
+            top_k=int(rng.choice([0, 3, 50])) if cuts else 0,
+            repetition_penalty=float(rng.choice([1.0, 1.2])),
+        )
+
+    mode = str(rng.choice(["text", "image", "interleaved", "unrestricted"]))
+    size = SIDES[rng.integers(len(SIDES))] if vocab is GRIDS and rng.random() < 0.5 else ()
+    opened = IMAGE if mode != "text" and rng.random() < 0.4 else OUTSIDE
+    said = (0, 0)
+    if vocab is GRIDS and opened == IMAGE:
+        height, width = size or SIDES[rng.integers(len(SIDES))]
+        said = [(0, 0), (height, 0), (height, width)][rng.integers(3)]
+    least = 1
+    if mode == "image" or opened == IMAGE:
+        first = tuple(s or w for s, w in zip(said, size or (2, 2), strict=True))
+        least = _span_length(vocab, first) - (opened == IMAGE) - np.count_nonzero(said)
+    config = GenerationConfig(
+        mode=mode,
+        max_images=int(rng.integers(1, 4)),
+        image_grid=size,
+        stop_at_turn_end=bool(rng.random() < 0.5),
+        stop_ids=tuple(rng.integers(0, vocab.size, rng.choice([0, 1, 8])).tolist()),
+        text=sampling(),
+        image=sampling(),
+    )
+    return _Row(config, int(rng.integers(least, 61)), opened, said)
+
+
+@functools.partial(jax.jit, static_argnames=("vocab",))
+def _write(state, settings, key, vocab):
+    """61 ids a row from random logits, in which markers and ends are likelier than other ids, and the state behind them."""
+    likely = jnp.zeros(vocab.size).at[jnp.array([vocab.begin_of_image, vocab.end_of_image])].set(3.0)
+    likely = likely.at[jnp.array([vocab.eos, vocab.end_of_turn])].set(1.0)
+
+    def step(carry, key):
+        state, seen = carry
+        logits = likely + 3 * jax.random.normal(key, seen.shape)
+        mask = grammar.allowed(state, vocab, vocab.size)
+        tokens = sample(logits, mask, settings.at(state.modality), seen, jax.random.split(key, len(seen)))
+        seen = seen.at[jnp.arange(len(seen)), tokens].set(True)
+        return (grammar.advance(state, tokens, vocab), seen), tokens
+
+    seen = jnp.zeros((len(state.open), vocab.size), bool)
+    (state, _), tokens = jax.lax.scan(step, (state, seen), jax.random.split(key, 61))
+    return state, tokens.T
+
+
+def _read_image(vocab, ids, said, wanted):
+    """Read the rest of an image off the front of `ids`, a list; returns its size."""
+    size = ()
+    if vocab is GRIDS:
+        grid = vocab.image.grammar
+        size = tuple(side or (ids.pop(0) - grid.size_base) * grid.unit for side in said)
+        assert size in SIDES and size == (wanted or size)
+    rows, columns = size or (1, CODES)
+    for _ in range(rows):
+        assert all(vocab.image.start <= ids.pop(0) < vocab.image.stop for _ in range(columns))
+        assert not size or ids.pop(0) == vocab.image.grammar.newline
+    assert ids.pop(0) == vocab.end_of_image
+    return size
+
+
+def _check(vocab, row, ids, why):
+    """Read the ids one after the other by the rules of the request; an IndexError is an image that was cut."""
+    config, ids, count, images = row.config, list(ids), len(ids), 0
+    ends = {vocab.eos, *config.stop_ids} | ({vocab.end_of_turn} if config.stop_at_turn_end else set())
+    writes, draws, free = config.mode != "image", config.mode != "text", config.mode == "unrestricted"
+    assert count <= row.remaining and vocab.pad not in ids
+    ended = False
+    if row.opened == IMAGE and not free:
+        _read_image(vocab, ids, row.said, config.image_grid)
+        images = 1
+    while ids:
+        assert not ended
+        token = ids.pop(0)
+        ended = token in ends
+        if free:
+            assert 0 <= token < vocab.size
+        elif token == vocab.begin_of_image:
+            images += 1
+            assert draws and images <= config.max_images
+            assert ended or _read_image(vocab, ids, (0, 0), config.image_grid) is not None
+        else:
+            turn = {vocab.end_of_turn} if config.stop_at_turn_end else set()
+            assert writes and (vocab.text.start <= token < vocab.text.stop or token in {vocab.eos} | turn)
+    if ended:
+        assert why == FinishReason.EOS
+    elif writes:
+        assert why == FinishReason.LENGTH and count == row.remaining
+    else:
+        assert why == (FinishReason.IMAGES if images == config.max_images else FinishReason.LENGTH)
+        room = row.remaining - count
+        assert images == config.max_images or room < _span_length(vocab, config.image_grid or (2, 2))
+    return images
+
+
+@pytest.mark.parametrize("vocab", [VOCAB, GRIDS], ids=["fixed", "grid"])
+def test_thousands_of_mixed_rows_from_random_logits_never_leave_the_grammar(vocab):
+    rng, reasons, images = np.random.default_rng(7), set(), 0
+    for batch in range(8):
+        rows = [_random_row(rng, vocab, cuts=batch == 0) for _ in range(256)]
+        state = grammar.start(
+            vocab,
+            [row.config for row in rows],
+            np.array([row.remaining for row in rows]),
+            np.array([row.opened for row in rows]),
+            np.array([row.said for row in rows]),
+        )
+        state, tokens = _write(state, Settings.of([row.config for row in rows]), jax.random.key(batch), vocab)
+        counts = [row.remaining - int(left) for row, left in zip(rows, state.remaining, strict=True)]
+        for row, ids, count, why in zip(rows, tokens.tolist(), counts, state.finish.tolist(), strict=True):
+            images += _check(vocab, row, ids[:count], why)
+            assert set(ids[count:]) <= {vocab.pad}
+            reasons.add((row.config.mode, FinishReason(why).name))
+    assert images > 1000
+    assert reasons == {(mode, why) for mode in ("text", "interleaved", "unrestricted") for why in ("EOS", "LENGTH")} | {
+        ("image", why) for why in ("EOS", "LENGTH", "IMAGES")
+    }
 
 
 def test_a_further_fixed_modality_is_a_further_row_of_the_table(monkeypatch):
