@@ -16,6 +16,7 @@ from chameleon_jax.configs.generation import (
     MAX_STOP_IDS,
     SAMPLING_PRESETS,
     CaptionEvalConfig,
+    EngineConfig,
     GenerationConfig,
     GuidanceConfig,
     SamplingConfig,
@@ -25,6 +26,7 @@ from chameleon_jax.configs.model import (
     NumericsConfig,
     TransformerConfig,
 )
+from chameleon_jax.configs.serving import ServeConfig
 from chameleon_jax.configs.tokenizers import (
     ImageConfig,
     VocabConfig,
@@ -45,6 +47,7 @@ __all__ = [
     "CaptionEvalConfig",
     "CheckpointConfig",
     "DataConfig",
+    "EngineConfig",
     "GenerationConfig",
     "GuidanceConfig",
     "ImageConfig",
@@ -54,6 +57,7 @@ __all__ = [
     "OptimConfig",
     "PretrainConfig",
     "SamplingConfig",
+    "ServeConfig",
     "SourceConfig",
     "StoreConfig",
     "TokenizeConfig",

@@ -130,3 +130,20 @@ class GenerationConfig(Config):
         if isinstance(guidance := values.get("guidance"), dict):
             values = values | {"guidance": GuidanceConfig.from_dict(guidance)}
         return super().from_dict(values)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineConfig(Config):
+    """How much an engine runs at a time. A request takes one slot, with guidance of pictures two or three."""
+
+    slots: int = 8
+    context: int = 0  # ids of one slot, prompt and output; 0 = the model's context
+    block: int = 16  # ids that every request gets before the host looks: more is faster, fewer come sooner
+    max_queued: int = 32
+    weights: Literal["as they are", "bfloat16", "int8"] = "as they are"
+
+    def validate(self):
+        for name in ("slots", "block"):
+            self.require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("context", "max_queued"):
+            self.require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")

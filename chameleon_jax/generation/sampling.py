@@ -67,9 +67,12 @@ def sample(
     and key alone. Order of processors: Chameleon's (facebookresearch/chameleon, `inference/chameleon.py`), with top-k where
     transformers has it. The logits must be finite.
     """
-    sampled = settings.temperature > 0
+    has_choice = jnp.sum(mask, axis=-1) > 1  # a forced id costs nothing, nor does a finished row
+    sampled = has_choice & (settings.temperature > 0)
     logits = logits.astype(jnp.float32)
-    logits = _where_needed(settings.repetition_penalty != 1, lambda: _penalised(logits, seen, settings), logits)
+    logits = _where_needed(
+        has_choice & (settings.repetition_penalty != 1), lambda: _penalised(logits, seen, settings), logits
+    )
     logits = jnp.where(mask, logits, -jnp.inf)
     greedy = jnp.argmax(logits, axis=-1)
 

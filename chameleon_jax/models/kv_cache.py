@@ -30,8 +30,8 @@ class KVCache:
 def create(config: TransformerConfig, batch: int, slots: int) -> KVCache:
     """An empty cache in the compute dtype."""
     shape = (config.n_layers, batch, slots, config.n_kv_heads, config.head_dim)
-    empty = constrain(jnp.zeros(shape, config.compute_dtype), "L B S K H")
-    return KVCache(keys=empty, values=empty)
+    keys, values = (constrain(jnp.zeros(shape, config.compute_dtype), "L B S K H") for _ in range(2))
+    return KVCache(keys=keys, values=values)
 
 
 def write(

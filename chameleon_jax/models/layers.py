@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from chameleon_jax.models.quantize import Int8Matrix
 from chameleon_jax.parallel.mesh import constrain
 
 QK_NORM_EPS = 1e-5  # fixed in the released models, independent of the RMSNorm epsilon
@@ -65,12 +66,17 @@ def apply_rotary(
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def linear(x: Float[Array, "B T *inputs"], kernel: Float[Array, "*inputs *outputs"]) -> Float[Array, "B T *outputs"]:
+def linear(
+    x: Float[Array, "B T *inputs"], kernel: Float[Array, "*inputs *outputs"] | Int8Matrix
+) -> Float[Array, "B T *outputs"]:
     """Contract all feature dimensions of `x` with the first ones of `kernel`, which is cast to the dtype of `x`.
 
     Written as one product of two matrices: with the tokens in one dimension XLA's CPU backend takes the operands of the weight
     gradient as they lie; with two it transposes them in memory first, which costs as much as the product.
     """
+    if isinstance(kernel, Int8Matrix):
+        # The scale belongs to an output: after the product it touches one number a token, not one a weight.
+        return linear(x, kernel.values) * kernel.scale.astype(x.dtype)
     inputs = x.ndim - 2
     width = math.prod(kernel.shape[:inputs])
     product = x.reshape(-1, width) @ kernel.astype(x.dtype).reshape(width, -1)

@@ -24,6 +24,7 @@ from chameleon_jax.models.attention import SAVED_NAME, MaskSpec, attention
 from chameleon_jax.models.kv_cache import KVCache
 from chameleon_jax.models.layers import apply_rotary, dropout, linear, qk_norm, rms, rms_norm, rotary_angles, swiglu
 from chameleon_jax.models.params import ParamSpec
+from chameleon_jax.models.quantize import Int8Matrix
 from chameleon_jax.parallel.mesh import constrain
 
 Params = dict[str, Any]
@@ -197,9 +198,7 @@ def _block(
     if stream.statistics:
         named = (("attention_out", attention_out), ("mlp_out", mlp_out), ("residual", x))
         stats |= {f"{name}_rms": rms(value, stream.real) for name, value in named}
-    return _BlockOutput(
-        attention_out=attention_out, mlp_out=mlp_out, residual=x, statistics=stats, cache=cache
-    )
+    return _BlockOutput(attention_out=attention_out, mlp_out=mlp_out, residual=x, statistics=stats, cache=cache)
 
 
 def _rms_norm(x: Float[Array, "B T D"], scale: Float[Array, "D"], config: TransformerConfig) -> Float[Array, "B T D"]:
@@ -240,8 +239,11 @@ def logits(weights: Params, hidden: Float[Array, "B T D"], config: TransformerCo
     `config.numerics` says whether they are rounded and masked as released codes do; the training loss never does either.
     """
     numerics = config.numerics
-    head = weights["head"].astype(hidden.dtype)
-    out = jnp.einsum("btd,dv->btv", hidden, head, preferred_element_type=jnp.float32)
+    head = weights["head"]
+    if isinstance(head, Int8Matrix):
+        out = linear(hidden, head).astype(jnp.float32)
+    else:
+        out = jnp.einsum("btd,dv->btv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
     if numerics.round_logits:
         out = out.astype(hidden.dtype).astype(jnp.float32)
     if numerics.masked_ids:

@@ -9,7 +9,7 @@ import pytest
 
 from chameleon_jax.configs import GenerationConfig, MeshConfig, SamplingConfig, TransformerConfig, VocabConfig
 from chameleon_jax.errors import GenerationError
-from chameleon_jax.generation import engine, grammar
+from chameleon_jax.generation import engine, grammar, lanes
 from chameleon_jax.generation.engine import generate
 from chameleon_jax.generation.grammar import OUTSIDE, split_spans
 from chameleon_jax.models import transformer
@@ -222,10 +222,10 @@ def test_bfloat16_and_chunked_attention_obey_the_grammar(weights):
 
 def test_modes_lengths_and_settings_share_one_compiled_loop(weights):
     _run(weights, PROMPTS[:3], _config("text"))
-    before = engine._decode._cache_size()
+    before = lanes.run_block._cache_size()
     for mode, max_tokens in (("text", 30), ("image", 33), ("interleaved", 39)):
         _run(weights, PROMPTS[:3], _config(mode, GREEDY, max_tokens=max_tokens, seed=max_tokens))
-    assert engine._decode._cache_size() == before
+    assert lanes.run_block._cache_size() == before
 
 
 @pytest.mark.skipif(jax.device_count() < 2, reason="needs several devices")
@@ -277,5 +277,5 @@ def test_a_model_smaller_than_the_vocabulary_is_refused(weights):
 
 def test_damaged_weights_are_reported_by_the_prompt_they_struck(weights):
     head = weights["head"].at[0, 0].set(jnp.nan)
-    with pytest.raises(GenerationError, match="not finite for prompt 0"):
+    with pytest.raises(GenerationError, match="prompt 0: the model gave logits that are not finite"):
         _run(weights | {"head": head}, PROMPTS, _config())

@@ -1,0 +1,269 @@
+"""The state of all running sequences on the device, and the compiled functions that move it on.
+
+The one idea: a lane is one sequence with its own cache row, and guidance is lanes that follow another. A follower holds the context
+without words (`PICTURES`) or without anything but the image under way (`BARE`); it takes the ids that its leader draws and gives
+logits that are mixed into the leader's. As contexts of pictures only ever grow with the leader, and a bare one begins anew by going
+back to its first slot, no switch between words and pictures needs a prefill, a copy or a word from the host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from chameleon_jax.configs import TransformerConfig
+from chameleon_jax.generation import grammar
+from chameleon_jax.generation.grammar import OUTSIDE, FinishReason, GrammarState
+from chameleon_jax.generation.sampling import Settings, sample, seen_ids
+from chameleon_jax.models import kv_cache, transformer
+from chameleon_jax.models.kv_cache import KVCache
+from chameleon_jax.models.transformer import Params
+from chameleon_jax.vocab import ModalityId, Vocab
+
+
+class Role(enum.IntEnum):
+    """What a lane's context holds."""
+
+    LEADER = 0  # everything
+    PICTURES = 1  # bos and image spans
+    BARE = 2  # the image under way, behind bos or nothing
+
+
+@flax.struct.dataclass
+class Rows:
+    """Everything of N lanes but their caches; S slots.
+
+    `ids` holds prompt and output, `length` counts both, `fed` how many have been through the model. `leader` is the lane that a
+    lane follows, itself for a leader; `pictures` and `bare` are the lanes that guide a leader, itself without. Image ids are
+    guided from `guided_from` ids behind the begin marker on; a bare lane keeps `kept` ids before that marker. `finite` turns False
+    where the model gave logits that are not numbers.
+    """
+
+    ids: Int[Array, "N S"]
+    length: Int[Array, "N"]
+    fed: Int[Array, "N"]
+    role: Int[Array, "N"]
+    leader: Int[Array, "N"]
+    pictures: Int[Array, "N"]
+    bare: Int[Array, "N"]
+    scale_text: Float[Array, "N"]
+    scale_image: Float[Array, "N"]
+    guided_from: Int[Array, "N"]
+    kept: Int[Array, "N"]
+    grammar: GrammarState
+    settings: Settings
+    seen: Bool[Array, "N V"]
+    keys: Key[Array, "N"]
+    finite: Bool[Array, "N"]
+
+
+@flax.struct.dataclass
+class Lanes:
+    """All lanes of an engine."""
+
+    cache: KVCache
+    rows: Rows
+
+
+@flax.struct.dataclass
+class Progress:
+    """What a block did, for the host: `new[n, :length[n] - before[n]]` are the ids that lane n took."""
+
+    before: Int[Array, "N"]
+    length: Int[Array, "N"]
+    new: Int[Array, "N K"]
+    finish: Int[Array, "N"]
+    finite: Bool[Array, "N"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """What a compiled function depends on beside its arguments."""
+
+    model: TransformerConfig
+    vocab: Vocab
+
+
+def empty(shapes: Shapes, rows: Rows) -> Lanes:
+    """Lanes with nothing in them; `rows` (see `scheduler.idle_rows`) gives their number and slots."""
+    lanes, slots = rows.ids.shape
+    # Copies: what is donated later must not be memory that NumPy, or another leaf, holds as well.
+    rows = jax.tree.map(lambda leaf: leaf.copy(), rows)
+    return Lanes(cache=kv_cache.create(shapes.model, lanes, slots), rows=rows)
+
+
+@functools.partial(jax.jit, static_argnames=("shapes", "width"), donate_argnames=("lanes",))
+def admit(weights: Params, lanes: Lanes, places: Int[Array, "b"], rows: Rows, shapes: Shapes, width: int) -> Lanes:
+    """Put `rows` into lanes `places` (one beyond the last is dropped), keys and values of all their ids but the last.
+
+    `width` is how many ids are run, at least the longest row less one.
+    """
+    count = rows.ids.shape[0]
+    positions = jnp.broadcast_to(jnp.arange(width), (count, width))
+    segments = (positions < rows.fed[:, None]).astype(jnp.int32)
+    filled = kv_cache.create(shapes.model, count, width)
+    filled = transformer.forward(weights, rows.ids[:, :width], positions, segments, shapes.model, cache=filled).cache
+
+    def put(whole: Array, part: Array) -> Array:
+        return whole.at[places].set(part, mode="drop")
+
+    def put_cache(whole: Array, part: Array) -> Array:
+        return whole.at[:, places, :width].set(part, mode="drop")
+
+    return Lanes(cache=jax.tree.map(put_cache, lanes.cache, filled), rows=jax.tree.map(put, lanes.rows, rows))
+
+
+@functools.partial(jax.jit, donate_argnames=("lanes",))
+def stop(lanes: Lanes, stopped: Bool[Array, "N"]) -> Lanes:
+    """Let the marked leaders write no more."""
+    state = lanes.rows.grammar
+    finish = jnp.where(stopped, jnp.int32(FinishReason.LENGTH), state.finish)
+    return lanes.replace(rows=lanes.rows.replace(grammar=state.replace(finish=finish)))
+
+
+@functools.partial(jax.jit, static_argnames=("shapes", "steps", "visible"), donate_argnames=("lanes",))
+def run_block(weights: Params, lanes: Lanes, shapes: Shapes, steps: int, visible: int) -> tuple[Lanes, Progress]:
+    """Up to `steps` more ids for every running leader, without a word to the host; stops early when none runs.
+
+    No lane may come to slot `visible`: the caches behind it are not looked at.
+    """
+
+    def unfinished(carry: tuple[Array, Lanes]) -> Bool[Array, ""]:
+        step, lanes = carry
+        return (step < steps) & jnp.any(_running(lanes.rows))
+
+    def step_on(carry: tuple[Array, Lanes]) -> tuple[Array, Lanes]:
+        step, lanes = carry
+        return step + 1, _step(weights, lanes, shapes, visible)
+
+    before = lanes.rows.length
+    _, lanes = jax.lax.while_loop(unfinished, step_on, (jnp.int32(0), lanes))
+    rows = lanes.rows
+    places = jnp.minimum(before[:, None] + jnp.arange(steps), rows.ids.shape[1] - 1)
+    progress = Progress(
+        before=before,
+        length=rows.length,
+        new=jnp.take_along_axis(rows.ids, places, axis=1),
+        finish=rows.grammar.finish,
+        finite=rows.finite,
+    )
+    return lanes, progress
+
+
+def _running(rows: Rows) -> Bool[Array, "N"]:
+    return (rows.grammar.finish == FinishReason.RUNNING) & (rows.role == Role.LEADER)
+
+
+def _step(weights: Params, lanes: Lanes, shapes: Shapes, visible: int) -> Lanes:
+    """Every lane that has an id for the model feeds it; every leader that has fed all draws the next."""
+    rows = lanes.rows
+    lane = jnp.arange(rows.length.shape[0])
+    # A leader has always one id that the model has not seen, a follower one or none: nobody takes two in a step.
+    feeds = _running(rows)[rows.leader] & (rows.fed < rows.length)
+
+    place = jnp.clip(rows.fed, 0, rows.length - 1)
+    out = transformer.forward(
+        weights,
+        rows.ids[lane, place][:, None],
+        place[:, None],
+        feeds.astype(jnp.int32)[:, None],
+        shapes.model,
+        cache=lanes.cache,
+        visible=visible,
+    )
+    logits = transformer.logits(weights, out.hidden, shapes.model)[:, 0]
+    draws = feeds & (rows.role == Role.LEADER)
+    finite = rows.finite & (~draws | jnp.isfinite(logits).all(axis=-1))
+    logits = _guided(jnp.nan_to_num(logits), rows, draws)
+
+    state = rows.grammar
+    token = sample(
+        logits,
+        grammar.allowed(state, shapes.vocab, shapes.model.vocab_size),
+        rows.settings.at(state.modality),
+        rows.seen,
+        jax.vmap(jax.random.fold_in)(rows.keys, rows.length),
+    )
+    moved = grammar.advance(state, token, shapes.vocab)
+    moved = jax.tree.map(lambda new, old: jnp.where(_like(draws, new), new, old), moved, state)
+    rows = rows.replace(fed=rows.fed + feeds, grammar=moved, finite=finite)
+    rows = _take(rows, token, draws, was_open=state.open, vocab=shapes.vocab)
+    return Lanes(cache=out.cache, rows=rows)
+
+
+def _guided(logits: Float[Array, "N V"], rows: Rows, draws: Bool[Array, "N"]) -> Float[Array, "N V"]:
+    """Classifier-free guidance, fp32, before any mask: u + g_image (i - u) + g_text (f - i); see `GuidanceConfig`."""
+    state = rows.grammar
+    inside = (state.open == int(ModalityId.IMAGE)) & (state.emitted >= rows.guided_from)
+    guided = draws & inside & (rows.bare != jnp.arange(len(rows.length)))
+
+    def mixed() -> Array:
+        bare, pictures = logits[rows.bare], logits[rows.pictures]
+        text, image = rows.scale_text[:, None], rows.scale_image[:, None]
+        mix = bare + image * (pictures - bare) + text * (logits - pictures)
+        return jnp.where(guided[:, None], mix, logits)
+
+    return jax.lax.cond(jnp.any(guided), mixed, lambda: logits)
+
+
+def _take(
+    rows: Rows, token: Int[Array, "N"], draws: Bool[Array, "N"], *, was_open: Int[Array, "N"], vocab: Vocab
+) -> Rows:
+    """Leaders take what they drew; followers what of it belongs to their contexts."""
+    lane = jnp.arange(len(rows.length))
+    seen = rows.seen.at[lane, token].max(draws)
+    token, draws, was_open = token[rows.leader], draws[rows.leader], was_open[rows.leader]
+    restricted = ~rows.grammar.unrestricted[rows.leader]
+    begins = restricted & (was_open == OUTSIDE) & (token == vocab.begin_of_image)
+    inside = was_open == int(ModalityId.IMAGE)
+    takes = draws & jnp.select(
+        [rows.role == Role.LEADER, rows.role == Role.PICTURES],
+        [jnp.ones_like(draws), begins | inside],
+        begins | (inside & (token != vocab.end_of_image)),
+    )
+    anew = draws & begins & (rows.role == Role.BARE)
+    length = jnp.where(anew, rows.kept, rows.length)
+    fed = jnp.where(anew, jnp.minimum(rows.fed, rows.kept), rows.fed)
+    slot = jnp.where(takes, length, rows.ids.shape[1])
+    return rows.replace(ids=rows.ids.at[lane, slot].set(token, mode="drop"), length=length + takes, fed=fed, seen=seen)
+
+
+def _like(mask: Bool[Array, "N"], array: Array) -> Array:
+    return mask.reshape(-1, *[1] * (array.ndim - 1))
+
+
+def make_rows(
+    contexts: Sequence[np.ndarray],
+    slots: int,
+    shapes: Shapes,
+    *,
+    grammar_state: GrammarState,
+    settings: Settings,
+    keys: Key[Array, "b"],
+    **fields: np.ndarray,
+) -> Rows:
+    """Rows of `b` contexts, all ids but the last to be fed by `admit`; `fields` are the other fields of `Rows`."""
+    ids = np.full((len(contexts), slots), shapes.vocab.pad, np.int32)
+    for row, context in zip(ids, contexts, strict=True):
+        row[: len(context)] = context
+    lengths = np.array([len(context) for context in contexts], np.int32)
+    ids, lengths = jnp.asarray(ids), jnp.asarray(lengths)
+    return Rows(
+        ids=ids,
+        length=lengths,
+        fed=jnp.maximum(lengths - 1, 0),
+        grammar=grammar_state,
+        settings=settings,
+        seen=seen_ids(ids, lengths, shapes.model.vocab_size),
+        keys=keys,
+        finite=jnp.ones(len(contexts), bool),
+        **{name: jnp.asarray(values) for name, values in fields.items()},
+    )

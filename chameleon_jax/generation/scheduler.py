@@ -1,0 +1,270 @@
+"""Which request runs in which lanes: continuous batching on the host, a block of tokens at a time.
+
+The one idea: the host looks at a block only after it has sent off the next one. So it hands out ids, frees lanes and takes new
+requests while the device works, and a lane is used again one block after its request has ended.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from chameleon_jax.configs import GenerationConfig
+from chameleon_jax.errors import GenerationError
+from chameleon_jax.generation import grammar, lanes
+from chameleon_jax.generation.checks import Checked, check_grid, check_prompt
+from chameleon_jax.generation.grammar import OUTSIDE, FinishReason
+from chameleon_jax.generation.lanes import Progress, Role, Rows, Shapes
+from chameleon_jax.generation.requests import Generated, Request
+from chameleon_jax.generation.sampling import Settings
+from chameleon_jax.models.transformer import Params
+from chameleon_jax.parallel.mesh import batch_shards
+from chameleon_jax.vocab import GridSpan, ModalityId
+
+PREFILL_GROUP = 16  # prompts that are run together; one alone is run alone
+SMALLEST_BUCKET = 32  # ids of a prefill and slots looked at are powers of two from here
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+    """A request on its way. `on_ids` gets new ids, `on_end` the whole output or an error; both are called by the scheduler."""
+
+    request: Request
+    checked: Checked
+    contexts: list[tuple[Role, np.ndarray]]  # of its lanes, the leader's first
+    on_ids: Callable[[np.ndarray], None] = lambda ids: None
+    on_end: Callable[[Generated | GenerationError], None] = lambda result: None
+    cancelled: bool = False
+    ended: bool = False
+    places: list[int] = dataclasses.field(default_factory=list)
+    pieces: list[np.ndarray] = dataclasses.field(default_factory=list)
+
+
+class Scheduler:
+    """Runs jobs in `count` lanes of `slots` ids each. Not for use from several threads."""
+
+    def __init__(self, weights: Params, shapes: Shapes, *, count: int, slots: int, block: int):
+        count += -count % batch_shards()
+        self._weights, self._shapes, self._block = weights, shapes, block
+        self._lanes = lanes.empty(shapes, _idle_rows(count, slots, shapes))
+        self._slots, self._free = slots, list(range(count))[::-1]
+        self._count = count
+        self._queue: collections.deque[Job] = collections.deque()
+        self._running: dict[int, Job] = {}  # by leader's lane
+        self._sent: tuple[Progress, dict[int, Job]] | None = None
+
+    @property
+    def queued(self) -> int:
+        return len(self._queue)
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    @property
+    def cache_bytes(self) -> int:
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self._lanes.cache))
+
+    @property
+    def lanes(self) -> int:
+        return self._count
+
+    @property
+    def idle(self) -> bool:
+        """Whether a request that needs one lane would run at once."""
+        return bool(self._free) and not self._queue
+
+    @staticmethod
+    def job(shapes: Shapes, request: Request, context: int, where: str = "the prompt") -> Job:
+        """Check a request (its prompt called `where`) against lanes of `context` ids. Raises GenerationError."""
+        vocab, config = shapes.vocab, request.config
+        prompt = np.asarray(request.prompt)
+        check_grid(vocab, config)
+        checked = check_prompt(where, prompt, vocab, context, config)
+        return Job(request, checked, _contexts(prompt.astype(np.int32), checked, config, shapes))
+
+    def submit(self, job: Job) -> None:
+        self._queue.append(job)
+
+    def step(self) -> bool:
+        """Take what fits, send off a block, hand out what the block before gave. False when there is nothing left to do."""
+        self._drop_cancelled()
+        self._take_in()
+        sent = None
+        if self._running:
+            self._lanes, progress = lanes.run_block(
+                self._weights, self._lanes, self._shapes, self._block, self._visible()
+            )
+            sent = (progress, dict(self._running))
+        if self._sent is not None:
+            self._hand_out(*self._sent)
+        self._sent = sent
+        return bool(self._running or self._queue or self._sent)
+
+    def _visible(self) -> int:
+        """Slots that no lane leaves in this block: what the host knows of lengths may be one block old."""
+        longest = max(len(job.request.prompt) + sum(map(len, job.pieces)) for job in self._running.values())
+        return min(_bucket(longest + 2 * self._block), self._slots)
+
+    def _drop_cancelled(self) -> None:
+        for job in [job for job in self._queue if job.cancelled]:
+            self._queue.remove(job)
+            self._end(job, "cancelled")
+        stopped = [lane for lane, job in self._running.items() if job.cancelled]
+        if stopped:
+            mask = np.zeros(self._count, bool)
+            mask[stopped] = True
+            self._lanes = lanes.stop(self._lanes, mask)
+
+    def _take_in(self) -> None:
+        new: list[tuple[int, Role, np.ndarray, Job]] = []
+        while self._queue and len(self._queue[0].contexts) <= len(self._free):
+            job = self._queue.popleft()
+            job.places = [self._free.pop() for _ in job.contexts]
+            self._running[job.places[0]] = job
+            new += [(place, role, ids, job) for place, (role, ids) in zip(job.places, job.contexts, strict=True)]
+        by_bucket: dict[int, list] = collections.defaultdict(list)
+        for row in new:
+            by_bucket[min(_bucket(max(len(row[2]) - 1, 1)), self._slots)].append(row)
+        shards = batch_shards()
+        for width, rows in sorted(by_bucket.items()):
+            size = shards if len(rows) <= shards else PREFILL_GROUP + -PREFILL_GROUP % shards
+            for start in range(0, len(rows), size):
+                self._admit(rows[start : start + size], size, width)
+
+    def _admit(self, rows: list[tuple[int, Role, np.ndarray, Job]], size: int, width: int) -> None:
+        # Rows that fill up the group go into no lane.
+        rows = [*rows, *[(self._count, *rows[0][1:])] * (size - len(rows))]
+        places = np.array([row[0] for row in rows], np.int32)
+        self._lanes = lanes.admit(self._weights, self._lanes, places, self._rows(rows), self._shapes, width)
+
+    def _rows(self, rows: Sequence[tuple[int, Role, np.ndarray, Job]]) -> Rows:
+        jobs = [job for *_, job in rows]
+        leads = np.array([role == Role.LEADER for _, role, _, _ in rows])
+        configs = [job.request.config for job in jobs]
+        guidance = [config.guidance for config in configs]
+        remaining = np.array([job.checked.remaining for job in jobs], np.int32)
+
+        def place(job: Job, role: Role) -> int:
+            found = [p for p, (r, _) in zip(job.places, job.contexts, strict=True) if r == role]
+            return found[0] if found else job.places[-1]  # without pictures the bare context stands for both
+
+        return lanes.make_rows(
+            [ids for _, _, ids, _ in rows],
+            self._slots,
+            self._shapes,
+            role=np.array([role for _, role, _, _ in rows], np.int32),
+            leader=np.array([job.places[0] for job in jobs], np.int32),
+            pictures=np.array([place(job, Role.PICTURES) for job in jobs], np.int32),
+            bare=np.array([place(job, Role.BARE) for job in jobs], np.int32),
+            scale_text=np.array([g.text if g else 1.0 for g in guidance], np.float32),
+            scale_image=np.array([g.image if g else 1.0 for g in guidance], np.float32),
+            guided_from=np.array([_guided_from(config, self._shapes) for config in configs], np.int32),
+            kept=np.array([_kept(config) for config in configs], np.int32),
+            grammar_state=grammar.start(
+                self._shapes.vocab,
+                configs,
+                np.where(leads, remaining, 0),
+                np.array([job.checked.opened for job in jobs], np.int32),
+                np.array([job.checked.grid for job in jobs], np.int32),
+            ),
+            settings=Settings.of(configs),
+            keys=_keys([config.seed for config in configs], [job.request.row_id for job in jobs]),
+        )
+
+    def _hand_out(self, progress: Progress, jobs: dict[int, Job]) -> None:
+        seen = jax.device_get(progress)
+        for lane, job in jobs.items():
+            if job.ended:
+                continue
+            ids = seen.new[lane, : seen.length[lane] - seen.before[lane]]
+            if len(ids):
+                job.pieces.append(ids)
+                job.on_ids(ids)
+            if not seen.finite[lane]:
+                self._free_lanes(job)
+                job.ended = True
+                job.on_end(
+                    GenerationError("the model gave logits that are not finite: its weights are damaged or diverged")
+                )
+            elif seen.finish[lane] != FinishReason.RUNNING:
+                self._free_lanes(job)
+                self._end(job, "cancelled" if job.cancelled else FinishReason(int(seen.finish[lane])).name.lower())
+
+    def _free_lanes(self, job: Job) -> None:
+        del self._running[job.places[0]]
+        self._free += job.places
+
+    def _end(self, job: Job, reason: str) -> None:
+        job.ended = True
+        ids = np.concatenate(job.pieces) if job.pieces else np.zeros(0, np.int32)
+        job.on_end(Generated(ids=ids, finish_reason=reason))
+
+
+def lanes_needed(config: GenerationConfig, has_pictures: bool) -> int:
+    """Lanes of a request: two where guidance compares with the bare image, three where there are pictures to keep apart."""
+    guidance = config.guidance
+    if guidance is None or config.mode in ("text", "unrestricted"):
+        return 1
+    return 3 if guidance.scheme == "meta" and (has_pictures or config.max_images > 1) else 2
+
+
+def _contexts(
+    prompt: np.ndarray, checked: Checked, config: GenerationConfig, shapes: Shapes
+) -> list[tuple[Role, np.ndarray]]:
+    vocab = shapes.vocab
+    is_picture = vocab.modality_of(prompt) == ModalityId.IMAGE
+    pictures = prompt[
+        is_picture | (prompt == vocab.bos) | (prompt == vocab.begin_of_image) | (prompt == vocab.end_of_image)
+    ]
+    begun = prompt[len(prompt) - 1 - np.count_nonzero(checked.grid) :] if checked.opened != OUTSIDE else prompt[:0]
+    bare = np.concatenate([np.array([vocab.bos][: _kept(config)], np.int32), begun])
+    roles = [(Role.LEADER, prompt), (Role.BARE, bare), (Role.PICTURES, pictures)]
+    return roles[: lanes_needed(config, bool(is_picture.any()))]
+
+
+def _kept(config: GenerationConfig) -> int:
+    """Ids before the begin marker in a bare context: bos, or nothing with Lumina-mGPT's guidance."""
+    return 0 if config.guidance is not None and config.guidance.scheme == "lumina" else 1
+
+
+def _guided_from(config: GenerationConfig, shapes: Shapes) -> int:
+    """With Lumina-mGPT's guidance the two sizes are not guided."""
+    sizes = isinstance(shapes.vocab.image.grammar, GridSpan)
+    return 2 if sizes and config.guidance is not None and config.guidance.scheme == "lumina" else 0
+
+
+def _keys(seeds: list[int], row_ids: list[int]) -> jax.Array:
+    make = jax.vmap(lambda seed, row: jax.random.fold_in(jax.random.key(seed), row))
+    return make(jnp.asarray(np.array(seeds, np.uint32)), jnp.asarray(np.array(row_ids, np.uint32)))
+
+
+def _idle_rows(count: int, slots: int, shapes: Shapes) -> Rows:
+    config = GenerationConfig()
+    own, none = np.arange(count, dtype=np.int32), np.zeros(count, np.int32)
+    return lanes.make_rows(
+        [np.zeros(0, np.int32)] * count,
+        slots,
+        shapes,
+        role=none,
+        leader=own,
+        pictures=own,
+        bare=own,
+        scale_text=np.ones(count, np.float32),
+        scale_image=np.ones(count, np.float32),
+        guided_from=none,
+        kept=none,
+        grammar_state=grammar.start(shapes.vocab, [config] * count, none, np.full(count, OUTSIDE), None),
+        settings=Settings.of([config] * count),
+        keys=_keys([0] * count, [0] * count),
+    )
+
+
+def _bucket(length: int) -> int:
+    """The power of two, from SMALLEST_BUCKET on, that holds `length`."""
+    return max(SMALLEST_BUCKET, 1 << (length - 1).bit_length())
