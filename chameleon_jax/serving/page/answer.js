@@ -1,0 +1,197 @@
+// One answer: its parts in order, grown from the chunks of a stream, and how they look.
+
+import { button, el } from "./dom.js";
+import { say, speak } from "./notices.js";
+import { download, isPictureUrl } from "./pictures.js";
+import { TokenView } from "./tokens.js";
+
+const ENDS = {
+  stop: "",
+  eos: "",
+  images: "",
+  length: "no room for more",
+  content_filter: "filtered",
+};
+
+export class Answer {
+  parts = []; // {type: "text", text} or {type: "image", index, url, partial, codes, of}
+  ids = [];
+  state = "waiting"; // then "running", then "done", "stopped" or "failed"
+  note = ""; // why it ended, where that is not plain
+  #settings;
+  #queue = null;
+  #usage = null;
+  #firstAt = null; // when the first ids came, and how many: the rate is that of those behind them
+  #firstCount = 0;
+  #lastAt = null;
+  #shown = []; // elements of the parts
+  #body = el("div", { className: "body" });
+  #meta = el("span", { className: "meta" });
+  #tools = el("span", { className: "tools" });
+  #tokens = new TokenView();
+
+  /** `settings` are those of the request; `actions` may hold `usePicture(url)`. */
+  constructor(settings, actions) {
+    this.#settings = settings;
+    this.actions = actions;
+    this.node = el("div", { className: "answer" }, this.#body, el("div", { className: "foot" }, this.#meta, this.#tools), this.#tokens.node);
+    const tokens = button("Tokens", () => {
+      this.#tokens.node.hidden = !this.#tokens.node.hidden;
+      tokens.ariaExpanded = String(!this.#tokens.node.hidden);
+      this.#tokens.update(this.ids);
+    });
+    tokens.ariaExpanded = "false";
+    tokens.setAttribute("aria-controls", this.#tokens.node.id);
+    this.#tools.append(button("Copy", (event) => this.#copy(event.target), { ariaLabel: "Copy the words" }), tokens);
+    this.refresh();
+  }
+
+  get settings() {
+    return this.#settings;
+  }
+
+  get isEmpty() {
+    return this.parts.length === 0;
+  }
+
+  get text() {
+    return this.parts.map((part) => (part.type === "text" ? part.text : "\n")).join("");
+  }
+
+  /** What is whole, as parts of a prompt. */
+  content() {
+    return this.parts
+      .filter((part) => part.type === "text" || (part.url && !part.partial))
+      .map((part) => (part.type === "text" ? { type: "text", text: part.text } : { type: "image", url: part.url, alt: "" }));
+  }
+
+  queue(length) {
+    this.#queue = length;
+    if (this.state === "waiting") this.refresh();
+  }
+
+  take(chunk) {
+    this.#usage = chunk.usage ?? this.#usage;
+    const choice = chunk.choices?.[0];
+    if (choice) {
+      const { content, images, token_ids: ids } = choice.delta ?? {};
+      if (content) this.#takeText(content);
+      for (const image of images ?? []) this.#takePicture(image);
+      if (ids?.length) this.#takeIds(ids);
+      if (choice.finish_reason) this.note = ENDS[choice.finish_reason] ?? choice.finish_reason;
+    }
+    this.refresh();
+  }
+
+  end(state, note = this.note) {
+    this.state = state;
+    this.note = note;
+    speak();
+    say({ done: "Answer complete. ", stopped: "Stopped. ", failed: "The answer failed. " }[state]);
+    this.refresh();
+  }
+
+  #takeText(text) {
+    this.#begin();
+    const last = this.parts.at(-1);
+    if (last?.type === "text") last.text += text;
+    else this.parts.push({ type: "text", text });
+    say(text);
+  }
+
+  #takePicture({ index, image_url: image, partial = false, codes, of }) {
+    this.#begin();
+    let part = this.parts.find((each) => each.type === "image" && each.index === index);
+    if (!part) {
+      part = { type: "image", index, url: null };
+      this.parts.push(part);
+      say(" A picture begins. ");
+    }
+    Object.assign(part, { partial, codes, of, ...(isPictureUrl(image?.url) && { url: image.url }) });
+    if (!partial) say(" The picture is complete. ");
+  }
+
+  #takeIds(ids) {
+    this.#begin();
+    this.ids.push(...ids);
+    this.#lastAt = performance.now();
+    if (this.#firstAt === null) [this.#firstAt, this.#firstCount] = [this.#lastAt, ids.length];
+    this.#tokens.update(this.ids);
+  }
+
+  #begin() {
+    if (this.state === "waiting") this.state = "running";
+  }
+
+  /** Tokens per second, as soon as that means something. */
+  get rate() {
+    const seconds = (this.#lastAt - this.#firstAt) / 1000;
+    return seconds > 0.05 ? (this.ids.length - this.#firstCount) / seconds : null;
+  }
+
+  refresh() {
+    for (const [i, part] of this.parts.entries()) {
+      this.#shown[i] ??= this.#body.appendChild(part.type === "text" ? el("div", { className: "text" }) : this.#figure(i));
+      if (part.type === "text") showText(this.#shown[i], part.text);
+      else this.#showPicture(this.#shown[i], part);
+    }
+    const isOpen = this.state === "waiting" || this.state === "running";
+    this.node.dataset.state = this.state;
+    this.#body.ariaBusy = String(isOpen);
+    this.#tools.hidden = isOpen && !this.ids.length;
+    this.#meta.textContent = this.#facts().join(" · ");
+  }
+
+  #facts() {
+    if (this.state === "waiting") return [this.#queue ? `Waiting; ${this.#queue} in the queue` : "Waiting for the first token"];
+    const count = this.#usage?.completion_tokens ?? this.ids.length;
+    return [
+      ...(this.state === "stopped" ? ["stopped"] : []),
+      ...(this.note ? [this.note] : []),
+      `${count.toLocaleString("en")} tokens`,
+      ...(this.rate ? [`${this.rate.toFixed(this.rate < 10 ? 1 : 0)} tokens/s`] : []),
+      `seed ${this.#settings.seed}`,
+    ];
+  }
+
+  #figure(i) {
+    const picture = el("img", { alt: `Picture ${this.#number(i)} of the answer`, hidden: true });
+    const bar = el("progress", { max: 1, value: 0, ariaLabel: `Codes of picture ${this.#number(i)}` });
+    const caption = el("figcaption", {}, el("span", { className: "progress" }), el("span", { className: "tools", hidden: true }));
+    caption.lastChild.append(
+      button("Download", () => download(this.parts[i].url, `chameleon-${this.#settings.seed}-${this.#number(i)}`)),
+      button("Use in prompt", () => this.actions.usePicture(this.parts[i].url)),
+    );
+    return el("figure", {}, el("div", { className: "frame" }, picture), bar, caption);
+  }
+
+  #number = (i) => this.parts.slice(0, i + 1).filter((part) => part.type === "image").length;
+
+  #showPicture(figure, { url, partial, codes, of }) {
+    const picture = figure.querySelector("img");
+    if (url && picture.src !== url) picture.src = url;
+    picture.hidden = !url;
+    figure.classList.toggle("partial", partial);
+    const bar = figure.querySelector("progress");
+    bar.hidden = !partial;
+    if (of) Object.assign(bar, { max: of, value: codes });
+    figure.querySelector(".progress").textContent = partial ? (of ? `${codes} of ${of} codes` : `${codes ?? "some"} codes`) : "";
+    figure.querySelector(".tools").hidden = partial || !url;
+  }
+
+  async #copy(control) {
+    try {
+      await navigator.clipboard.writeText(this.text);
+      control.textContent = "Copied";
+    } catch {
+      control.textContent = "Not allowed"; // browsers give the clipboard to https and localhost only
+    }
+    setTimeout(() => (control.textContent = "Copy"), 1500);
+  }
+}
+
+// Appended to and not replaced: a selection that someone is making stays.
+function showText(node, text) {
+  const shown = node.firstChild ?? node.appendChild(document.createTextNode(""));
+  if (text.length > shown.length) shown.appendData(text.slice(shown.length));
+}

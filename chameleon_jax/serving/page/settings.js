@@ -1,0 +1,232 @@
+// What a request asks for. An empty field leaves the matter to the server; only what a person changed is kept, in this browser.
+
+import { button, el } from "./dom.js";
+
+const KEY = "chameleon.settings";
+
+const CHOICES = {
+  mode: {
+    label: "Answer with",
+    fallback: "interleaved",
+    options: [
+      ["text", "Words", "Words only"],
+      ["image", "Pictures", "Pictures only"],
+      ["interleaved", "Both", "Words and pictures, each picture whole"],
+      ["unrestricted", "Anything", "Whatever the model chooses"],
+    ],
+  },
+  format: {
+    label: "Form of the prompt",
+    fallback: "chat",
+    options: [
+      ["chat", "Chat", "Turns; the model may end its own"],
+      ["completion", "Continue", "The prompt alone is continued; earlier turns are not sent"],
+      ["lumina", "Lumina", "Lumina-mGPT: words ask for a picture of the size given"],
+    ],
+  },
+};
+
+// name: [label, least, most, step, hint]. `modes` of a group are those in which it matters.
+const GROUPS = [
+  {
+    title: "Words",
+    modes: ["text", "interleaved", "unrestricted"],
+    fields: {
+      temperature: ["Temperature", 0, 10, "any", "0 takes the likeliest"],
+      top_p: ["Top p", 0.000001, 1, "any", "1 keeps all"],
+      top_k: ["Top k", 0, 1000000, 1, "0 keeps all"],
+      repetition_penalty: ["Repetition penalty", 0.01, 10, "any", "1 is none"],
+    },
+  },
+  {
+    title: "Pictures",
+    modes: ["image", "interleaved", "unrestricted"],
+    fields: {
+      image_temperature: ["Temperature", 0, 10, "any", "0 takes the likeliest"],
+      image_top_p: ["Top p", 0.000001, 1, "any", "1 keeps all"],
+      image_top_k: ["Top k", 0, 1000000, 1, "0 keeps all"],
+      guidance_text: ["Guidance by words", 0, 100, "any", "1 is none"],
+      guidance_image: ["Guidance by pictures", 0, 100, "any", "1 is none"],
+      max_images: ["Most pictures", 1, 1000, 1, ""],
+      partial_every: ["Preview every", 1, 100000, 1, "codes"],
+    },
+  },
+  {
+    title: "Length",
+    modes: ["text", "image", "interleaved", "unrestricted"],
+    fields: { max_tokens: ["Most tokens", 1, 10000000, 1, "words and codes"] },
+  },
+];
+
+const PICTURE_MODES = GROUPS[1].modes;
+const PREVIEW_EVERY = 64;
+const SEEDS = 2 ** 31;
+
+export class Settings {
+  #form;
+  #defaults = {}; // of fields, the words in one that is empty
+  #inputs = {}; // by name; of choices, the radio buttons
+
+  constructor(form) {
+    this.#form = form;
+    for (const [name, choice] of Object.entries(CHOICES)) form.append(this.#choice(name, choice));
+    const size = this.#input("image_size", { type: "text", pattern: "[1-9][0-9]*x[1-9][0-9]*", title: "as in 768x512" });
+    size.setAttribute("list", "sizes");
+    const seed = this.#input("seed", { type: "number", min: 0, max: SEEDS - 1, step: 1 });
+    const sizeField = field("Size of pictures", size, "width x height");
+    sizeField.dataset.modes = PICTURE_MODES.join(" ");
+    form.append(
+      el("div", { className: "fields" }, field("Seed", seed, "empty: always new"), sizeField),
+      el("datalist", { id: "sizes" }),
+    );
+    const advanced = el("details", { className: "advanced" }, el("summary", { textContent: "Advanced" }));
+    for (const group of GROUPS) advanced.append(this.#group(group));
+    form.append(advanced, button("Back to defaults", () => this.#reset(), { className: "quiet" }));
+    form.addEventListener("input", () => this.#save());
+    form.addEventListener("submit", (event) => event.preventDefault());
+    this.#load();
+  }
+
+  /** What the server does with a field that is empty, and the sizes of pictures that the model has. */
+  setDefaults(defaults = {}, sizes = []) {
+    this.#defaults = { seed: "random", image_size: "the model's", partial_every: PREVIEW_EVERY, ...defaults };
+    this.#form.querySelector("#sizes").replaceChildren(...sizes.map((value) => el("option", { value })));
+    this.#load();
+  }
+
+  set(name, value) {
+    if (name in CHOICES) for (const radio of this.#inputs[name]) radio.checked = radio.value === value;
+    else this.#inputs[name].value = value ?? "";
+    this.#save();
+  }
+
+  /** The fields of a request; a seed is always among them, so that an answer can be had again. Null, and shown, if one is wrong. */
+  request() {
+    const wrong = [...this.#form.elements].find((input) => !this.#idle(input) && !input.checkValidity());
+    if (wrong) {
+      this.#open(wrong);
+      wrong.reportValidity();
+      return null;
+    }
+    const request = { partial_every: this.#defaults.partial_every ?? PREVIEW_EVERY, seed: Math.floor(Math.random() * SEEDS) };
+    for (const [name, value] of Object.entries(this.#values())) {
+      if (value !== "" && !this.#idle([this.#inputs[name]].flat()[0])) request[name] = value;
+    }
+    return request;
+  }
+
+  /** Mark the field of which the server complained and go to it; false if there is none of that name. */
+  blame(name) {
+    const input = [this.#inputs[name] ?? []].flat()[0];
+    if (!input) return false;
+    input.setAttribute("aria-invalid", "true");
+    this.#open(input);
+    return true;
+  }
+
+  #open(input) {
+    for (let fold = input.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
+    input.focus();
+  }
+
+  #idle = (input) => Boolean(input.closest("[hidden]"));
+
+  #values() {
+    const values = {};
+    for (const [name, input] of Object.entries(this.#inputs)) {
+      if (name in CHOICES) values[name] = input.find((radio) => radio.checked).value;
+      else values[name] = input.type === "number" && input.value !== "" ? Number(input.value) : input.value.trim();
+    }
+    return values;
+  }
+
+  #save() {
+    for (const input of this.#form.querySelectorAll("[aria-invalid]")) input.removeAttribute("aria-invalid");
+    const values = this.#values();
+    const changed = Object.entries(values).filter(([name, value]) => value !== (name in CHOICES ? this.#default(name) : ""));
+    localStorage.setItem(KEY, JSON.stringify(Object.fromEntries(changed)));
+    this.#fit(values.mode);
+  }
+
+  #load() {
+    let kept = {};
+    try {
+      kept = JSON.parse(localStorage.getItem(KEY)) ?? {};
+    } catch {
+      localStorage.removeItem(KEY); // written by something else
+    }
+    for (const [name, input] of Object.entries(this.#inputs)) {
+      if (!(name in CHOICES)) input.value = kept[name] ?? "";
+      else {
+        const value = input.some((radio) => radio.value === kept[name]) ? kept[name] : this.#default(name);
+        for (const radio of input) radio.checked = radio.value === value;
+      }
+    }
+    this.#fit(this.#values().mode);
+  }
+
+  #reset() {
+    localStorage.removeItem(KEY);
+    this.#load();
+  }
+
+  #default = (name) => this.#defaults[name] ?? CHOICES[name].fallback;
+
+  // Groups that do not matter in this mode are hidden; under each choice stands what the chosen one means.
+  #fit(mode) {
+    for (const part of this.#form.querySelectorAll("[data-modes]")) part.hidden = !part.dataset.modes.split(" ").includes(mode);
+    for (const hint of this.#form.querySelectorAll("[data-hints]")) {
+      const chosen = this.#inputs[hint.dataset.hints].findIndex((radio) => radio.checked);
+      hint.textContent = CHOICES[hint.dataset.hints].options[chosen][2];
+    }
+    for (const [name, input] of Object.entries(this.#inputs)) {
+      // The server samples pictures as it was told to sample words, where it was told nothing about pictures.
+      const words = this.#inputs[name.replace(/^image_/, "")];
+      const shared = words && words !== input && !this.#idle(words) && words.value;
+      if (!(name in CHOICES)) input.placeholder = shared || (this.#defaults[name] ?? "default");
+    }
+  }
+
+  #choice(name, { label, options }) {
+    const hint = el("small", { className: "hint", dataset: { hints: name } });
+    const radios = options.map(([value, , title]) =>
+      el("input", { type: "radio", name, value, attributes: { "aria-description": title } }),
+    );
+    this.#inputs[name] = radios;
+    const buttons = options.map(([, text, title], i) => el("label", { title }, radios[i], el("span", { textContent: text })));
+    return el(
+      "fieldset",
+      { className: "choice" },
+      el("legend", { textContent: label }),
+      el("div", { className: "segments" }, ...buttons),
+      hint,
+    );
+  }
+
+  #group({ title, modes, fields }) {
+    const inputs = Object.entries(fields).map(([name, [label, min, max, step, hint]]) =>
+      field(label, this.#input(name, { type: "number", min, max, step }), hint),
+    );
+    return el(
+      "fieldset",
+      { dataset: { modes: modes.join(" ") } },
+      el("legend", { textContent: title }),
+      el("div", { className: "fields" }, ...inputs),
+    );
+  }
+
+  #input(name, properties) {
+    this.#inputs[name] = el("input", { name, autocomplete: "off", ...properties });
+    return this.#inputs[name];
+  }
+}
+
+function field(label, input, hint) {
+  return el(
+    "label",
+    { className: "field" },
+    el("span", { textContent: label }),
+    input,
+    ...(hint ? [el("small", { textContent: hint })] : []),
+  );
+}
