@@ -1,0 +1,341 @@
+"""The routes: OpenAI's, and what an operator and the page need."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import mimetypes
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.types import ASGIApp
+
+from chameleon_jax.errors import ChameleonError, did_you_mean
+from chameleon_jax.serving import schema
+from chameleon_jax.serving.errors import ApiError, bad_request
+from chameleon_jax.serving.limits import OPEN_PATHS, Guard, is_loopback, read_body
+from chameleon_jax.serving.replies import (
+    Choice,
+    Envelope,
+    Update,
+    chat_delta,
+    completion_delta,
+    event,
+)
+from chameleon_jax.serving.service import Plan, Service
+from chameleon_jax.serving.settings import can_draw, token_limit
+from chameleon_jax.serving.streams import EventStream, until_gone
+from chameleon_jax.tokenizers.images import grid_sizes
+from chameleon_jax.vocab import GridSpan
+
+PAGE = Path(__file__).parent / "page"
+
+# The page is whole in itself: whatever a model writes into it can neither load nor send anything elsewhere.
+_PAGE_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+def create_app(service: Service, *, api_key: str | None = None, insecure: bool = False) -> ASGIApp:
+    """The ASGI application. With `insecure` any host name is answered without a key."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(service.close)
+
+    app = FastAPI(title="chameleon_jax", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    _add_generation(app, service)
+    _add_information(app, service)
+    page_files = _add_page(app)
+    _add_errors(app)
+    paths = frozenset(route.path for route in app.routes)
+    check_host = api_key is None and not insecure and is_loopback(service.config.host)
+    public = frozenset({*OPEN_PATHS, *page_files})
+    app.add_middleware(
+        Guard,
+        config=service.config,
+        metrics=service.metrics,
+        api_key=api_key,
+        check_host=check_host,
+        public=public,
+        paths=paths,
+    )
+    return app
+
+
+def _add_generation(app: FastAPI, service: Service) -> None:
+    routes = {
+        "/v1/chat/completions": (schema.ChatRequest, _answer_text("chat.completion")),
+        "/v1/completions": (schema.CompletionRequest, _answer_text("text_completion")),
+        "/v1/images/generations": (schema.ImagesRequest, _answer_images),
+    }
+    for path, (kind, answer) in routes.items():
+        app.add_route(path, _generating(service, kind, answer), methods=["POST"])
+
+
+def _generating(service: Service, kind: type[schema.Settings], answer: Callable) -> ASGIApp:
+    """A route that holds a place from before the body is read until the answer is out."""
+
+    class Route:
+        async def __call__(self, scope, receive, send):
+            with service.admit():
+                body = await read_body(Request(scope, receive), service.config)
+                request = await service.on_worker(schema.parse, kind, body)
+                del body
+                with contextlib.ExitStack() as held:
+                    response = await until_gone(receive, self._respond(request, held))
+                    await response(scope, receive, send)
+
+        async def _respond(self, request: schema.Settings, held: contextlib.ExitStack) -> ASGIApp:
+            plan = await service.plan(request)
+            jobs = await service.start(plan)
+            held.callback(jobs.cancel)  # whatever happens: a generator that nobody began would not
+            return await answer(service, request, plan, service.updates(plan, jobs))
+
+    return Route()
+
+
+def _answer_text(kind: str) -> Callable:
+    async def answer(service: Service, request: schema.Settings, plan: Plan, updates: AsyncIterator[Update]) -> ASGIApp:
+        envelope = Envelope(kind=kind, model=service.model_name, seed=plan.config.seed)
+        is_chat, with_ids = kind == "chat.completion", bool(request.return_token_ids)
+        prompt_ids = {"prompt_token_ids": plan.prompts[0].tolist()} if with_ids and len(plan.prompts) == 1 else {}
+        if request.stream:
+            return EventStream(_events(envelope, request, plan, updates, prompt_ids))
+        choices = [Choice(i) for i in range(len(plan.prompts) * plan.choices)]
+        await _collect(updates, choices)
+        written = [choice.chat(with_ids) if is_chat else choice.completion(with_ids) for choice in choices]
+        return JSONResponse(envelope.whole(written, plan.usage) | prompt_ids)
+
+    return answer
+
+
+async def _collect(updates: AsyncIterator[Update], choices: list[Choice]) -> None:
+    try:
+        async for update in updates:
+            choices[update.choice].add(update)
+    except ChameleonError as error:  # of the engine: the request was fine
+        raise ApiError(500, str(error)) from error
+    finally:
+        await updates.aclose()
+
+
+async def _events(
+    envelope: Envelope, request: schema.Settings, plan: Plan, updates: AsyncIterator[Update], prompt_ids: dict
+) -> AsyncIterator[bytes]:
+    is_chat, with_ids = envelope.kind == "chat.completion", bool(request.return_token_ids)
+    options = request.stream_options
+    try:
+        if is_chat:
+            first = {"delta": {"role": "assistant", "content": ""}, "finish_reason": None, "logprobs": None}
+            choices = [{"index": i, **first} for i in range(plan.choices)]
+            yield event(envelope.chunk(choices) | prompt_ids)
+            prompt_ids = {}
+        async for update in updates:
+            choice = chat_delta(update, with_ids) if is_chat else completion_delta(update, with_ids)
+            yield event(envelope.chunk([choice]) | prompt_ids)
+            prompt_ids = {}
+        if options and options.include_usage:
+            yield event(envelope.chunk([]) | {"usage": plan.usage.to_dict()})
+    finally:
+        await updates.aclose()
+
+
+async def _answer_images(
+    service: Service, request: schema.ImagesRequest, plan: Plan, updates: AsyncIterator[Update]
+) -> ASGIApp:
+    envelope = Envelope(kind="images", model=service.model_name, seed=plan.config.seed)
+    if request.stream:
+        return EventStream(_image_events(envelope, request, plan, updates))
+    choices = [Choice(i) for i in range(plan.choices)]
+    await _collect(updates, choices)
+    drawn = [picture for choice in choices for picture in choice.pictures]
+    is_url = request.response_format == "url"
+    data = [{"url": picture.url} if is_url else {"b64_json": picture.base64} for picture in drawn]
+    reply = {"created": envelope.created, "data": data, "output_format": "png", "seed": envelope.seed}
+    return JSONResponse(reply | {"usage": _image_usage(plan)})
+
+
+async def _image_events(
+    envelope: Envelope, request: schema.ImagesRequest, plan: Plan, updates: AsyncIterator[Update]
+) -> AsyncIterator[bytes]:
+    """OpenAI's events of the Images API."""
+    common = {"created_at": envelope.created, "size": request.size or "auto", "output_format": "png"}
+    common |= {"quality": "auto", "background": "opaque", "seed": envelope.seed}
+    previews = [0] * plan.choices
+    try:
+        async for update in updates:
+            if (picture := update.picture) is None:
+                continue
+            content = {"b64_json": picture.base64, "index": update.choice, "codes": picture.codes, "of": picture.of}
+            if picture.partial:
+                kind = "image_generation.partial_image"
+                content["partial_image_index"] = previews[update.choice]
+                previews[update.choice] += 1
+            else:
+                kind, content["usage"] = "image_generation.completed", _image_usage(plan)
+            yield event({"type": kind, **common, **content}, kind)
+    finally:
+        await updates.aclose()
+
+
+def _image_usage(plan: Plan) -> dict:
+    usage = plan.usage.to_dict()
+    renamed = {"input_tokens": usage["prompt_tokens"], "output_tokens": usage["completion_tokens"]}
+    return renamed | {
+        "total_tokens": usage["total_tokens"],
+        "input_tokens_details": {"text_tokens": usage["prompt_tokens"], "image_tokens": 0},
+    }
+
+
+def _add_information(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/models")
+    async def models() -> Response:
+        return JSONResponse({"object": "list", "data": [_describe_model(service)]})
+
+    @app.get("/v1/models/{name}")
+    async def model(name: str) -> Response:
+        service.check_model(name)
+        return JSONResponse(_describe_model(service))
+
+    @app.post("/v1/tokens")
+    async def tokens(request: Request) -> Response:
+        with service.admit():
+            body = await read_body(request, service.config)
+            return JSONResponse({"tokens": await service.on_worker(_tokens, service, body)})
+
+    @app.get("/health")
+    async def health() -> Response:
+        stats = service.engine.stats()
+        names = ("running", "queued", "tokens_per_second", "slots", "requests", "tokens", "cache_bytes")
+        status = {"status": "draining" if service.draining else "ok", "model": service.model_name}
+        return JSONResponse(status | {name: getattr(stats, name) for name in names})
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _tokens(service: Service, body: bytes) -> list[dict[str, object]]:
+    request = schema.parse(schema.TokensRequest, body)
+    service.check_model(request.model)
+    ids = request.ids
+    if ids is None:
+        ids = service.bundle.text.encode(request.text).tolist()
+    outside = next((id for id in ids if not 0 <= id < service.bundle.vocab.size), None)
+    if outside is not None:
+        raise bad_request(f"ids: {str(outside)[:40]} is not in 0..{service.bundle.vocab.size - 1}", "ids")
+    return service.pieces.describe(ids)
+
+
+def _describe_model(service: Service) -> dict[str, object]:
+    """OpenAI's object, and under `chameleon` what a client needs to ask for the right things."""
+    bundle, config = service.bundle, service.config
+    grammar, images = bundle.vocab.image.grammar, bundle.image_config
+    is_grid = isinstance(grammar, GridSpan)
+    capabilities = {
+        "context": service.context,
+        "vocabulary": bundle.vocab.size,
+        "reads_images": bundle.codec is not None,
+        "draws_images": can_draw(bundle),
+        "image_span": "grid" if is_grid else "fixed",
+        "codes_per_image": grammar.max_codes if is_grid else grammar.length,
+        "image_size": None if is_grid else f"{images.resolution}x{images.resolution}",
+        "image_size_step": images.grid_pixels if is_grid else None,
+        "modes": ["text", "image", "interleaved", "unrestricted"] if can_draw(bundle) else ["text"],
+        "formats": ["chat", "completion", "lumina"],
+        "limits": {
+            "body_bytes": config.max_body_bytes,
+            "images": config.max_images,
+            "pixels": config.max_pixels,
+            "choices": config.max_choices,
+            "max_tokens": token_limit(config, service.context),
+            "stop": config.max_stop,
+        },
+    }
+    common = {"id": service.model_name, "object": "model", "created": service.created, "owned_by": "chameleon_jax"}
+    return common | {"defaults": _defaults(service), "image_sizes": _image_sizes(service), "chameleon": capabilities}
+
+
+def _defaults(service: Service) -> dict[str, object]:
+    """What a request gets that leaves a field out, by the names of a request's fields; without a seed each has its own."""
+    config, base = service.config, service.config.generation
+    values = {"format": config.format, "partial_every": config.partial_every, "n": 1}
+    values |= {name: getattr(base.text, name) for name in ("temperature", "top_p", "top_k", "repetition_penalty")}
+    values |= {f"image_{name}": getattr(base.image, name) for name in ("temperature", "top_p", "top_k")}
+    if base.guidance is not None:
+        values |= {"guidance_text": base.guidance.text, "guidance_image": base.guidance.image}
+    most = token_limit(config, service.context)
+    values |= {"max_tokens": min(base.max_tokens, most), "max_images": base.max_images}
+    return values if can_draw(service.bundle) else values | {"mode": "text"}
+
+
+def _image_sizes(service: Service) -> list[str]:
+    """Sizes that a picture may be asked for, of a grid those that make use of all codes."""
+    grammar, images = service.bundle.vocab.image.grammar, service.bundle.image_config
+    if not isinstance(grammar, GridSpan):
+        return [f"{images.resolution}x{images.resolution}"]
+    sizes, pixels = grid_sizes(images.resolution // images.grid_pixels, images.grid_pixels), images.grid_pixels
+    fits = [
+        (width, height)
+        for width, height in sizes
+        if not grammar.problem(height // pixels * grammar.unit, width // pixels * grammar.unit)
+    ]
+    return [f"{width}x{height}" for width, height in fits]
+
+
+def _add_page(app: FastAPI) -> list[str]:
+    """`index.html` at `/`, every other file of the page under `/page/`. Returns the paths."""
+    files = sorted(path for path in PAGE.rglob("*") if path.is_file()) if PAGE.is_dir() else []
+    paths = []
+    for file in files:
+        name = file.relative_to(PAGE).as_posix()
+        if file.suffix == ".py" or any(part.startswith(("_", ".")) for part in file.relative_to(PAGE).parts):
+            continue
+        path = "/" if name == "index.html" else f"/page/{name}"
+        paths.append(path)
+        app.add_route(path, _file_route(file), methods=["GET"])
+    if "/" not in paths:
+        app.add_route("/", _no_page, methods=["GET"])
+    return paths
+
+
+def _file_route(file: Path) -> Callable:
+    kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+
+    async def read(request: Request) -> Response:
+        return FileResponse(file, media_type=kind, headers=_PAGE_HEADERS)
+
+    return read
+
+
+async def _no_page(request: Request) -> Response:
+    return JSONResponse({"message": "chameleon_jax: the API is at /v1, its description in docs/serve.md"})
+
+
+def _add_errors(app: FastAPI) -> None:
+    known = sorted({route.path for route in app.routes})
+
+    @app.exception_handler(ApiError)
+    async def told(request: Request, error: ApiError) -> Response:
+        return error.response()
+
+    @app.exception_handler(HTTPException)
+    async def no_route(request: Request, error: HTTPException) -> Response:
+        path = request.url.path[:200]
+        message = f"{request.method} {path}: {error.detail}"
+        if error.status_code == 404:
+            message = f"there is nothing at {path}{did_you_mean(path, known)}"
+        elif error.status_code == 405:
+            message = f"{path} does not take {request.method[:20]}; it takes {(error.headers or {}).get('Allow', 'another method')}"
+        return ApiError(error.status_code, message, headers=error.headers).response()

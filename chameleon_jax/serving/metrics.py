@@ -1,0 +1,61 @@
+"""Numbers for Prometheus: what the engine says of itself, and what the server has answered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from chameleon_jax.generation.requests import Engine
+
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+class Metrics:
+    """One registry a server, so that two servers of one process do not share numbers."""
+
+    def __init__(self, engine: Engine):
+        self.registry = CollectorRegistry()
+        self.responses = Counter(
+            "chameleon_responses", "Answers by path and status.", ["path", "status"], registry=self.registry
+        )
+        self.seconds = Histogram(
+            "chameleon_request_seconds",
+            "From a request's first byte to its answer's last.",
+            ["path"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.first_token = Histogram(
+            "chameleon_first_token_seconds",
+            "From the submission of a request to its first ids.",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.disconnects = Counter("chameleon_disconnects", "Clients that left early.", registry=self.registry)
+        self.pictures = Counter("chameleon_images", "Pictures drawn, previews not counted.", registry=self.registry)
+        self.open = Gauge("chameleon_open_requests", "Generating requests in hand.", registry=self.registry)
+        self.registry.register(_EngineCollector(engine))
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+class _EngineCollector:
+    def __init__(self, engine: Engine):
+        self._engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._engine.stats()
+        gauges = {
+            "slots": "Requests that can run at one time.",
+            "running": "Requests that run.",
+            "queued": "Requests that wait for a slot.",
+            "tokens_per_second": "Ids a second over the last few seconds.",
+            "cache_bytes": "Size of the key-value cache.",
+        }
+        for name, text in gauges.items():
+            yield GaugeMetricFamily(f"chameleon_{name}", text, value=getattr(stats, name))
+        yield CounterMetricFamily("chameleon_engine_requests", "Requests taken by the engine.", value=stats.requests)
+        yield CounterMetricFamily("chameleon_tokens", "Ids generated.", value=stats.tokens)

@@ -1,0 +1,262 @@
+"""What a request may hold, field by field; anything else is refused with the field's name.
+
+The one idea: types are strict and unknown fields are errors, because a setting that is silently dropped is worse than one that is
+refused. Fields of OpenAI's that this server does not have are known by name and accepted at the value that asks for nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from chameleon_jax.errors import did_you_mean
+from chameleon_jax.serving.errors import ApiError, bad_request
+
+# Fields of OpenAI's that are taken only at the value that asks for nothing.
+_NOT_OFFERED = (
+    "frequency_penalty", "presence_penalty", "logit_bias", "logprobs", "top_logprobs", "response_format", "store", "tools",
+    "tool_choice", "best_of", "echo", "suffix", "style", "quality", "background", "output_format",
+)  # fmt: skip
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Text = Annotated[str, Field(max_length=20_000_000)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+
+
+class TextPart(Strict):
+    type: Literal["text"]
+    text: Text
+
+
+class ImageUrl(Strict):
+    url: str
+    detail: Literal["auto", "low", "high"] | None = None  # of OpenAI; pictures have one resolution here
+
+
+class ImagePart(Strict):
+    """`index`, `partial`, `codes` and `of` come back in parts that were part of a streamed reply."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+    index: int | None = None
+    partial: bool | None = None
+    codes: int | None = None
+    of: int | None = None
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+def _parts(value: Any) -> Any:
+    """Content as clients write it: a string stands for one text part."""
+    if isinstance(value, str):
+        return [{"type": "text", "text": value}]
+    if value is not None and not isinstance(value, list):
+        raise ValueError("must be a string or a list of parts")
+    return value
+
+
+class Message(Strict):
+    """`images` beside a string are the pictures of an assistant's reply that a client sends back; in a list they are parts."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: list[Part] | None
+    images: list[ImagePart] | None = None
+    token_ids: list[int] | None = None
+    name: str | None = None
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+
+    _content = field_validator("content", mode="before")(_parts)
+
+    def parts(self) -> list[TextPart | ImagePart]:
+        """Words and pictures in order."""
+        content = list(self.content or [])
+        has_pictures = any(isinstance(part, ImagePart) for part in content)
+        return content if has_pictures else content + list(self.images or [])
+
+
+class StreamOptions(Strict):
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
+
+
+class ResponseFormat(Strict):
+    type: Literal["text"]
+
+
+class Settings(Strict):
+    """What all requests that generate share. Extensions of ours stand last."""
+
+    model: str | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
+    stop: list[Annotated[str, Field(min_length=1, max_length=200)]] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[Finite, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    safety_identifier: str | None = None
+    frequency_penalty: Annotated[Finite, Field(ge=0, le=0)] | None = None
+    presence_penalty: Annotated[Finite, Field(ge=0, le=0)] | None = None
+    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
+
+    format: Literal["completion", "chat", "lumina"] | None = None
+    mode: Literal["text", "image", "interleaved", "unrestricted"] | None = None
+    max_images: Annotated[int, Field(ge=1, le=64)] | None = None
+    image_size: Annotated[str, Field(pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$")] | None = None
+    top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    repetition_penalty: Annotated[Finite, Field(gt=0, le=100)] | None = None
+    image_temperature: Annotated[Finite, Field(ge=0, le=100)] | None = None
+    image_top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
+    image_top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    guidance_text: Annotated[Finite, Field(ge=0, le=1000)] | None = None
+    guidance_image: Annotated[Finite, Field(ge=0, le=1000)] | None = None
+    partial_every: Annotated[int, Field(ge=1)] | None = None
+    return_token_ids: bool | None = None
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_stop(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class ChatRequest(Settings):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    modalities: Annotated[list[Literal["text", "image"]], Field(min_length=1)] | None = None
+    logprobs: Literal[False] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
+    response_format: ResponseFormat | None = None
+    store: Literal[False] | None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> ChatRequest:
+        if self.max_completion_tokens is not None:
+            if self.max_tokens not in (None, self.max_completion_tokens):
+                raise ValueError("max_tokens and max_completion_tokens are one setting, and differ")
+            self.max_tokens = self.max_completion_tokens
+        return self
+
+
+class CompletionRequest(Settings):
+    """`POST /v1/completions`: raw continuation, of one text or of several."""
+
+    prompt: Annotated[list[Text], Field(min_length=1)]
+    best_of: Annotated[int, Field(ge=1, le=1)] | None = None
+    echo: Literal[False] | None = None
+    logprobs: None = None
+    suffix: None = None
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _one_prompt(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class ImagesRequest(Settings):
+    """`POST /v1/images/generations`: `n` pictures of a text."""
+
+    prompt: Text
+    size: str | None = None
+    response_format: Literal["b64_json", "url"] | None = None
+    output_format: Literal["png"] | None = None
+    partial_images: Annotated[int, Field(ge=0, le=3)] | None = None
+    background: Literal["auto", "opaque"] | None = None
+    moderation: Literal["auto", "low"] | None = None
+    quality: Literal["auto", "standard"] | None = None
+    style: None = None
+    mode: Literal["image"] | None = None
+
+    @field_validator("size")
+    @classmethod
+    def _is_size(cls, value: str | None) -> str | None:
+        width, _, height = (value or "1x1").partition("x")
+        if value == "auto" or all(
+            side.isascii() and side.isdecimal() and int(side[:6]) > 0 for side in (width, height)
+        ):
+            return value
+        raise ValueError("must be 'auto' or a width and a height in pixels like '512x512'")
+
+
+class TokensRequest(Strict):
+    """`POST /v1/tokens`: ids, or a text, to look at."""
+
+    model: str | None = None
+    ids: Annotated[list[int], Field(max_length=200_000)] | None = None
+    text: Text | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> TokensRequest:
+        if (self.ids is None) == (self.text is None):
+            raise ValueError("give either ids or text")
+        return self
+
+
+R = TypeVar("R", bound=Strict)
+
+
+def parse(kind: type[R], body: bytes) -> R:
+    """A request of its JSON. Raises ApiError that names the first field that is wrong."""
+    try:
+        content = json.loads(body, parse_constant=_no_constant)
+    except ApiError:
+        raise
+    except RecursionError:
+        raise bad_request("the body is nested too deeply", code="invalid_json") from None
+    except UnicodeDecodeError:
+        raise bad_request("the body is not UTF-8", code="invalid_json") from None
+    except ValueError as error:  # the words of the parser hold no part of the body
+        raise bad_request(f"the body is not JSON: {error}", code="invalid_json") from None
+    if not isinstance(content, dict):
+        raise bad_request("the body must be a JSON object", code="invalid_json")
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise _explain(kind, error) from None
+
+
+def _no_constant(name: str) -> None:
+    raise bad_request(f"the body is not JSON: {name} is no JSON number", code="invalid_json")
+
+
+def _explain(kind: type[Strict], error: ValidationError) -> ApiError:
+    first = error.errors(include_url=False, include_input=False)[0]
+    tags = {"text", "image_url"}
+    path: list[str] = []
+    for i, step in enumerate(first["loc"]):
+        if not (
+            step in tags and i and isinstance(first["loc"][i - 1], int)
+        ):  # pydantic's name of the chosen union member
+            path.append(str(step))
+    param = ".".join(path) or None
+    message, code = first["msg"].removeprefix("Value error, "), "invalid_value"
+    if first["type"] == "extra_forbidden":
+        known = kind.model_fields if len(path) == 1 else [*Message.model_fields, *ImagePart.model_fields, "text", "url"]
+        message, code = f"unknown field '{path[-1][:100]}'{did_you_mean(path[-1][:100], known)}", "unknown_parameter"
+        return bad_request(message, param=param, code=code)
+    if first["type"] == "missing":
+        message, code = "is missing", "missing_required_parameter"
+    elif first["type"] == "union_tag_invalid":
+        message = "type must be 'text' or 'image_url'"
+    elif first["type"] == "string_pattern_mismatch":
+        message = "must be a width and a height in pixels like '512x512'"
+    elif path and path[0] in _NOT_OFFERED:
+        message = "this server does not have it; leave it out"
+    return bad_request(f"{param}: {message}" if param else message, param=param, code=code)

@@ -1,0 +1,137 @@
+"""The process: where it listens, clocks of connections, and an end that lets answers finish.
+
+The one idea: SIGTERM is not an error. No new connection is taken, streams get `drain_seconds` to end and are told if they are
+cut, and the exit code is 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from chameleon_jax.configs import ServeConfig
+from chameleon_jax.errors import ConfigError
+from chameleon_jax.serving.limits import is_loopback
+from chameleon_jax.serving.service import Service
+
+_HEADER_SECONDS = 30.0  # that a connection may be open without a whole request
+_GRACE_SECONDS = 5.0  # for those that were told to stop
+
+_log = logging.getLogger(__name__)
+
+
+def check_access(config: ServeConfig, api_key: str | None, insecure: bool) -> None:
+    """Raise ConfigError for a server that everybody on the network could use."""
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key == api_key.strip() != ""):
+        raise ConfigError("the API key is empty or has characters that a header cannot hold")
+    if not is_loopback(config.host) and api_key is None and not insecure:
+        raise ConfigError(
+            f"host {config.host} can be reached from other machines: set CHAMELEON_API_KEY (or --api_key), or say --insecure"
+        )
+
+
+def bind(config: ServeConfig) -> socket.socket:
+    """A socket that does not listen yet. Raises ConfigError when the address cannot be had."""
+    try:
+        family, *_, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {config.host}:{config.port}: {error.strerror or error}") from error
+    return sock
+
+
+class Protocol(H11Protocol):
+    """uvicorn's, with a clock for the headers of a request and a way to drop a client that does not read."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.app_state = {**self.app_state, "abort": self._abort}
+        self._clock: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._wait_for_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._wait_for_request()
+
+    def _wait_for_request(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+        self._clock = self.loop.call_later(_HEADER_SECONDS, self._close_unused)
+
+    def _close_unused(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self._abort()
+
+    def _abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, which after a signal drains and returns instead of dying of the signal."""
+
+    def __init__(self, service: Service, app: ASGIApp):
+        config = service.config
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=Protocol,
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_graceful_shutdown=int(config.drain_seconds + _GRACE_SECONDS),
+            )
+        )
+        self._service = service
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        def stop(number: int, frame) -> None:
+            self.handle_exit(number, frame)
+
+        try:
+            before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not in the main thread: a test, whose signals are not ours
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        stats = self._service.engine.stats()
+        seconds = self._service.config.drain_seconds
+        _log.info("stopping: %d running and %d waiting have %g s to finish", stats.running, stats.queued, seconds)
+        self._service.draining = True
+        asyncio.get_running_loop().call_later(seconds, self._service.stop_streams)
+        await super().shutdown(sockets)
+
+
+def serve(service: Service, app: ASGIApp, sock: socket.socket) -> None:
+    """Until a signal comes and all is drained."""
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    host, port = sock.getsockname()[:2]
+    _log.info("serving %s on http://%s:%d", service.model_name, f"[{host}]" if ":" in host else host, port)
+    Server(service, app).run(sockets=[sock])

@@ -1,0 +1,239 @@
+"""One model that is served: its parts, its threads, and the requests in hand.
+
+The one idea: the event loop only moves bytes. Pictures are decoded and prompts encoded on `workers`, pictures that come out on
+`painters`, ids on the engine's own threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import dataclasses
+import io
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import Int
+
+from chameleon_jax.configs import GenerationConfig, ServeConfig
+from chameleon_jax.errors import did_you_mean
+from chameleon_jax.generation.requests import Engine, Generated, Request
+from chameleon_jax.serving.errors import ApiError, bad_request, too_many
+from chameleon_jax.serving.jobs import Jobs
+from chameleon_jax.serving.messages import PictureLimits, build_ids, context_exceeded, read_turns
+from chameleon_jax.serving.metrics import Metrics
+from chameleon_jax.serving.reader import ImagePiece, OutputReader, Pieces, TextPiece, padded_codes
+from chameleon_jax.serving.replies import Picture, Update, Usage
+from chameleon_jax.serving.schema import ChatRequest, CompletionRequest, ImagesRequest, Settings
+from chameleon_jax.serving.settings import generation_config, parse_size
+from chameleon_jax.tokenizers.bundle import TokenizerBundle
+from chameleon_jax.tokenizers.images import to_image
+
+_THREADS = 2  # of each kind: a picture of the largest size takes some hundred megabytes while it is prepared
+_PREVIEWS_WAITING = 4  # more are left out: a preview is of use only while it is new
+_FINISH = {"eos": "stop", "images": "stop", "length": "length"}
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be generated: `choices` outputs of each prompt."""
+
+    prompts: list[Int[np.ndarray, "n"]]
+    config: GenerationConfig
+    choices: int
+    stop: list[str]
+    partial_every: int  # 0 = no previews
+    usage: Usage
+
+
+class Service:
+    """All that the routes share."""
+
+    def __init__(self, *, engine: Engine, bundle: TokenizerBundle, config: ServeConfig, model_name: str):
+        self.engine, self.bundle, self.config, self.model_name = engine, bundle, config, model_name
+        self.created = int(time.time())
+        self.context = min(config.engine.context or engine.model.max_seq_len, engine.model.max_seq_len)
+        self.pieces, self.metrics = Pieces(bundle), Metrics(engine)
+        image_config = dataclasses.replace(
+            bundle.image_config, max_pixels=min(config.max_pixels, bundle.image_config.max_pixels)
+        )
+        self._pictures = PictureLimits(count=config.max_images, config=image_config)
+        self._workers, self._painters = (ThreadPoolExecutor(_THREADS, name) for name in ("prompts", "pictures"))
+        self._previews = 0
+        self._open: set[Jobs] = set()
+        self._in_hand = 0
+        self._seconds = 1.0  # that a request takes, about
+        self.draining = False
+
+    # Requests in hand.
+
+    @contextlib.contextmanager
+    def admit(self) -> Iterator[None]:
+        """A place for a request, before its body is read: so many bodies and pictures are in memory at most.
+
+        Raises ApiError 429 when there is none.
+        """
+        slots = self.config.engine.slots
+        places = slots + self.config.engine.max_queued
+        if self._in_hand >= places:
+            retry = self._seconds * (self._in_hand - slots + 1) / slots
+            raise too_many(f"{places} requests are in hand, which is all that fit; try again", min(retry, 60))
+        self._in_hand += 1
+        self.metrics.open.set(self._in_hand)
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._in_hand -= 1
+            self.metrics.open.set(self._in_hand)
+            self._seconds += 0.1 * (time.monotonic() - started - self._seconds)
+
+    def stop_streams(self) -> None:
+        """Tell those whose answer is not complete that it will not be."""
+        for jobs in list(self._open):
+            jobs.fail(ApiError(503, "the server is stopping", code="stopping"))
+
+    def close(self) -> None:
+        for jobs in list(self._open):
+            jobs.cancel()
+        self.engine.close(drain=False)
+        for pool in (self._workers, self._painters):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    # From a request to a plan.
+
+    def check_model(self, name: str | None) -> None:
+        if name is not None and name != self.model_name:
+            hint = did_you_mean(name, [self.model_name]) or f": this server has '{self.model_name}'"
+            raise ApiError(404, f"the model '{name[:100]}' does not exist{hint}", param="model", code="model_not_found")
+
+    async def plan(self, request: Settings) -> Plan:
+        """Raises ApiError for what cannot be served."""
+        self.check_model(request.model)
+        return await self.on_worker(self._plan, request)
+
+    def _plan(self, request: Settings) -> Plan:
+        size = self._image_size(request)
+        config = generation_config(request, self.config, self.context, self.bundle, size)
+        prompts = self._prompts(request, size)
+        choices = request.n or 1
+        if len(prompts) * choices > self.config.max_choices:
+            raise bad_request(
+                f"prompt: {len(prompts)} prompts of {choices} choices, {self.config.max_choices} are the most"
+            )
+        for prompt in prompts:
+            if len(prompt) >= self.context:
+                raise context_exceeded(f"the prompt has {len(prompt)} ids, the context {self.context}")
+        every = (request.partial_every or self.config.partial_every) if request.stream else 0
+        if isinstance(request, ImagesRequest):
+            previews = request.partial_images or 0 if request.stream else 0
+            codes = int(np.prod(config.image_grid)) if config.image_grid else self.bundle.vocab_config.codes_per_image
+            every = -(-codes // (previews + 1)) if previews else 0
+        return Plan(
+            prompts=prompts,
+            config=config,
+            choices=choices,
+            stop=request.stop or [],
+            partial_every=every,
+            usage=Usage(prompt=sum(map(len, prompts))),
+        )
+
+    def _image_size(self, request: Settings) -> tuple[int, int] | None:
+        asked = request.image_size
+        if isinstance(request, ImagesRequest) and request.size != "auto":
+            asked = request.size or asked
+        return parse_size(asked) if asked else None
+
+    def _prompts(self, request: Settings, size: tuple[int, int] | None) -> list[Int[np.ndarray, "n"]]:
+        format = request.format or self.config.format
+        if isinstance(request, ChatRequest):
+            conversations = [read_turns(request.messages, format, self._pictures)]
+        elif isinstance(request, CompletionRequest):
+            format, conversations = request.format or "completion", [[[text]] for text in request.prompt]
+        else:
+            conversations = [[[request.prompt]]]
+        longest = self.pieces.longest * self.context
+        return [build_ids(c, format, self.bundle, longest=longest, image_size=size) for c in conversations]
+
+    async def on_worker(self, function: Callable[..., T], *args: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._workers, function, *args)
+
+    # From a plan to updates.
+
+    async def start(self, plan: Plan) -> Jobs:
+        """Submit the plan's requests. Raises ApiError 429 or 400."""
+        requests = [
+            Request(prompt=prompt, config=plan.config, row_id=choice)
+            for prompt in plan.prompts
+            for choice in range(plan.choices)
+        ]
+        return await Jobs.start(self.engine, requests, self.config.request_seconds)
+
+    async def updates(self, plan: Plan, jobs: Jobs) -> AsyncIterator[Update]:
+        """What comes of the jobs, choice by choice in order; leaving early cancels them."""
+        readers = [
+            OutputReader(self.pieces, stop=plan.stop, partial_every=plan.partial_every)
+            for _ in range(len(plan.prompts) * plan.choices)
+        ]
+        ended: set[int] = set()
+        self._open.add(jobs)
+        started = time.monotonic()
+        waiting = True
+        try:
+            async for number, item in jobs.pieces():
+                if waiting:
+                    waiting = False
+                    self.metrics.first_token.observe(time.monotonic() - started)
+                if number in ended:  # its stop string came; the rest is for nobody
+                    continue
+                reader = readers[number]
+                is_end, read = isinstance(item, Generated), sum(reader.tokens.values())
+                parts = reader.finish() if is_end else reader.feed(item)
+                ids = () if is_end else tuple(map(int, item[: sum(reader.tokens.values()) - read]))
+                async for update in self._write(number, parts):
+                    yield dataclasses.replace(update, ids=ids)
+                    ids = ()
+                if ids:
+                    yield Update(choice=number, ids=ids)
+                if is_end or reader.stopped:
+                    ended.add(number)
+                    plan.usage.text += reader.tokens["text"]
+                    plan.usage.image += reader.tokens["image"]
+                    jobs.cancel(number)
+                    yield Update(choice=number, finish_reason=_reason(item, reader.stopped))
+        finally:
+            jobs.cancel()
+            self._open.discard(jobs)
+
+    async def _write(self, choice: int, parts: Sequence[TextPiece | ImagePiece]) -> AsyncIterator[Update]:
+        for part in parts:
+            if isinstance(part, TextPiece):
+                yield Update(choice=choice, text=part.text)
+            elif not part.partial or self._previews < _PREVIEWS_WAITING:
+                self._previews += part.partial
+                try:
+                    picture = await asyncio.get_running_loop().run_in_executor(self._painters, self._paint, part)
+                finally:
+                    self._previews -= part.partial
+                self.metrics.pictures.inc(not part.partial)
+                yield Update(choice=choice, picture=picture)
+
+    def _paint(self, piece: ImagePiece) -> Picture:
+        pixels = self.bundle.decode_images(padded_codes(piece)[None], grid=piece.grid)[0]
+        file = io.BytesIO()
+        to_image(pixels).save(file, "PNG", compress_level=1 if piece.partial else 6)
+        encoded = base64.b64encode(file.getvalue()).decode("ascii")
+        return Picture(index=piece.index, base64=encoded, codes=len(piece.codes), of=piece.of, partial=piece.partial)
+
+
+def _reason(item: np.ndarray | Generated, stopped: bool) -> str:
+    """OpenAI's word for it. An output that the engine cut, at its end or of its own accord, is `length`."""
+    if stopped or not isinstance(item, Generated):
+        return "stop"
+    return _FINISH.get(item.finish_reason, "length")

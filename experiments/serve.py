@@ -1,0 +1,74 @@
+"""Serve a model: an OpenAI-compatible API and a page, from one process.
+
+Examples:
+  python -m experiments.serve --workdir=runs/emoji/model
+  python -m experiments.serve --workdir=runs/emoji/model --port=9000 --slots=16
+  CHAMELEON_API_KEY=... python -m experiments.serve --workdir=runs/chameleon --host=0.0.0.0
+
+Then open http://127.0.0.1:8000, or point a client at http://127.0.0.1:8000/v1. The workdir is that of `experiments.pretrain` or
+`experiments.convert`; its newest checkpoint that verifies is used. Other machines reach the server only with --host, which needs a
+key. SIGTERM lets running answers finish, then exits with code 0. docs/serve.md has all requests, settings and limits.
+"""
+
+import dataclasses
+import logging
+import os
+from pathlib import Path
+
+from chameleon_jax import cli
+from chameleon_jax.configs import ServeConfig
+from chameleon_jax.errors import ConfigError
+
+
+def _flags(parser):
+    parser.add_argument("--host", help="same as --gin.ServeConfig.host")
+    parser.add_argument("--port", type=int, help="same as --gin.ServeConfig.port")
+    parser.add_argument("--slots", type=int, help="requests that run at one time; same as EngineConfig.slots")
+    parser.add_argument("--weights", help="'bfloat16' or 'int8'; same as EngineConfig.weights")
+    parser.add_argument(
+        "--api_key", metavar="KEY", help="that clients must send; better in the environment: CHAMELEON_API_KEY"
+    )
+    parser.add_argument("--insecure", action="store_true", help="serve other machines without a key")
+
+
+def main(config: ServeConfig, args) -> None:
+    engine = {name: getattr(args, name) for name in ("slots", "weights") if getattr(args, name) is not None}
+    flags = {name: getattr(args, name) for name in ("host", "port") if getattr(args, name) is not None}
+    config = dataclasses.replace(config, engine=dataclasses.replace(config.engine, **engine), **flags)
+    try:
+        from chameleon_jax.serving.app import create_app
+        from chameleon_jax.serving.server import bind, check_access, serve
+        from chameleon_jax.serving.service import Service
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{error.name} is not installed: pip install 'chameleon-jax[serve]'") from error
+
+    api_key = args.api_key if args.api_key is not None else os.environ.get("CHAMELEON_API_KEY") or None
+    check_access(config, api_key, args.insecure)
+    sock = bind(config)  # before the model is loaded, which may take minutes
+
+    from chameleon_jax.generation import run as run_lib
+
+    run = run_lib.load(args.workdir)
+    name = config.model_name or default_name(Path(args.workdir))
+    engine = start_engine(run, config)
+    slots, cache = config.engine.slots, engine.stats().cache_bytes / 1e9
+    logging.info("step %d of %s: %d slots, %.2f GB of cache", run.step, args.workdir, slots, cache)
+    service = Service(engine=engine, bundle=run.bundle, config=config, model_name=name)
+    serve(service, create_app(service, api_key=api_key, insecure=args.insecure), sock)
+
+
+def start_engine(run, config: ServeConfig):
+    """The engine of this run."""
+    from chameleon_jax.generation.engine import Engine
+
+    return Engine(run.params, run.model, run.bundle.vocab, config.engine)
+
+
+def default_name(workdir: Path) -> str:
+    """runs/emoji/model -> emoji: the last part that says something."""
+    parts = [part for part in workdir.resolve().parts if part not in ("model", "/")]
+    return parts[-1] if parts else "chameleon"
+
+
+if __name__ == "__main__":
+    cli.run(main, ServeConfig, __doc__, add_flags=_flags)

@@ -1,0 +1,172 @@
+"""A tiny random model behind a real engine, as an application and as a server on a free port."""
+
+import asyncio
+import base64
+import contextlib
+import dataclasses
+import io
+import threading
+import time
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("fastapi")
+
+from chameleon_jax.configs import (
+    EngineConfig,
+    GenerationConfig,
+    ImageConfig,
+    SamplingConfig,
+    ServeConfig,
+    TransformerConfig,
+    VocabConfig,
+    VQConfig,
+)
+from chameleon_jax.generation.engine import Engine
+from chameleon_jax.models import transformer
+from chameleon_jax.models.params import map_specs
+from chameleon_jax.serving.app import create_app
+from chameleon_jax.serving.server import Server, bind
+from chameleon_jax.serving.service import Service
+from chameleon_jax.tokenizers import vqgan
+from chameleon_jax.tokenizers.bundle import TokenizerBundle
+from chameleon_jax.tokenizers.text import train_bpe
+
+CODES, CONTEXT = 16, 192
+
+CODEC = VQConfig(
+    resolution=16,
+    patch_size=4,
+    channels=8,
+    channel_multipliers=(1,),
+    res_blocks=1,
+    latent_channels=8,
+    embed_dim=8,
+    codes=CODES,
+    norm_groups=4,
+)
+
+
+def make_run(is_grid=False, with_codec=True, context=CONTEXT):
+    """A model of random weights: pictures of 16 codes of 4x4 pixels, in a grid of up to 16 in units of 8 pixels."""
+    spans = {"image_span": "grid", "max_grids": 4, "grid_unit": 2} if is_grid else {}
+    vocab = VocabConfig(image_codes=CODES, reserved=9, text_tokens=300, codes_per_image=16, **spans)
+    text = train_bpe(["a red heart", "some words", "größe größer", "日本語 日本"], vocab)
+    bundle = TokenizerBundle(
+        vocab_config=text.vocab_config,
+        image_config=ImageConfig(
+            resolution=16, **({"preprocessing": "lumina", "grid_pixels": 8} if is_grid else {"preprocessing": "meta"})
+        ),
+        text=text,
+        codec=vqgan.Codec(params=vqgan.init(jax.random.key(0), CODEC), config=CODEC) if with_codec else None,
+    )
+    shape = {"d_model": 16, "n_layers": 1, "n_heads": 2, "n_kv_heads": 2, "head_dim": 8, "d_ff": 16}
+    model = TransformerConfig(vocab_size=bundle.vocab.size, compute_dtype="float32", max_seq_len=context, **shape)
+    rng = np.random.default_rng(0)
+    params = map_specs(
+        lambda spec: jnp.asarray(rng.normal(size=spec.shape), spec.dtype), transformer.param_specs(model)
+    )
+    return types.SimpleNamespace(params=params, model=model, bundle=bundle, step=3)
+
+
+SERVE = ServeConfig(
+    port=0,
+    generation=GenerationConfig(
+        text=SamplingConfig(temperature=1.0, top_p=1.0), image=SamplingConfig(temperature=1.0, top_p=1.0)
+    ),
+    engine=EngineConfig(slots=4, max_queued=8, block=4),
+    partial_every=4,
+)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Parts of a run with pictures of one size."""
+    return make_run()
+
+
+@pytest.fixture(scope="session")
+def engine(tiny):
+    """One for all tests of this worker: a request leaves nothing behind."""
+    with Engine(tiny.params, tiny.model, tiny.bundle.vocab, SERVE.engine) as engine:
+        yield engine
+
+
+class KeptOpen:
+    """An engine that a server does not close, since others use it."""
+
+    def __init__(self, engine):
+        self._engine = engine
+
+    def __getattr__(self, name):
+        return getattr(self._engine, name)
+
+    def close(self, drain=True):
+        pass
+
+
+@pytest.fixture
+def make_service(tiny, engine):
+    """make_service(**settings) -> Service over the shared engine; `engine` and `bundle` may be given."""
+
+    shared = KeptOpen(engine)
+
+    def make(*, engine=shared, bundle=tiny.bundle, **settings):
+        config = dataclasses.replace(SERVE, **settings)
+        return Service(engine=engine, bundle=bundle, config=config, model_name="tiny")
+
+    return make
+
+
+@contextlib.contextmanager
+def running(service, **access):
+    """The base URL of a real server in a thread."""
+    sock = bind(service.config)
+    server = Server(service, create_app(service, **access))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[sock])), daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 30
+    while not server.started and time.monotonic() < deadline:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=30)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def server(make_service):
+    """server(**settings) -> base URL, and the service as an attribute of the function."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*, access=None, **settings):
+            start.service = make_service(**settings)
+            return stack.enter_context(running(start.service, **(access or {})))
+
+        yield start
+
+
+def data_url(size=(20, 20), color="red", format="PNG", **options):
+    file = io.BytesIO()
+    Image.new("RGB", size, color).save(file, format, **options)
+    return f"data:image/{format.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def read_picture(url):
+    head, _, data = url.partition(",")
+    assert head == "data:image/png;base64"
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+
+
+def wait_until(holds, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "did not happen"
+        time.sleep(0.02)
