@@ -266,6 +266,10 @@ class FakeServer:
     def chunk(self, chunk: dict) -> None:
         self.raw(f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n".encode())
 
+    def begin(self, prompt_ids: list[int]) -> None:
+        choice = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+        self.chunk({"choices": [choice], "prompt_token_ids": prompt_ids})
+
     def say(self, text: str, ids: list[int]) -> None:
         self.chunk({"choices": [{"index": 0, "delta": {"content": text, "token_ids": ids}, "finish_reason": None}]})
 

@@ -1,4 +1,4 @@
-"""The page in a real browser, against a server that says what the test tells it to."""
+"""The page in a real browser, against a server that says what the test tells it to, and against the real one."""
 
 import base64
 import io
@@ -32,19 +32,19 @@ def browser(tmp_path_factory):
 
 
 @pytest.fixture
-def server():
-    server = page_driver.FakeServer()
-    yield server
-    server.close()
+def fake():
+    fake = page_driver.FakeServer()
+    yield fake
+    fake.close()
 
 
 @pytest.fixture
-def open_page(browser, server):
-    """open_page(width, height, features) -> the page, ready; every page must end without an error on its console."""
+def open_page(browser, fake):
+    """open_page(width, height, features, url) -> the page, ready; every page must end without an error on its console."""
     pages = []
 
-    def open(width=1200, height=850, features=None, is_ready=True):
-        page = browser.open(server.url, width, height, features)
+    def open(width=1200, height=850, features=None, is_ready=True, url=None):
+        page = browser.open(url or fake.url, width, height, features)
         pages.append(page)
         if is_ready:
             page.wait("document.querySelector('#model').options.length")
@@ -68,74 +68,74 @@ def picture(tmp_path):
     return path
 
 
-def ask(page, server, text="Hello"):
+def ask(page, fake, text="Hello"):
     """Type and run; what the server was asked."""
     page.run(f"{WORDS}.focus()")
     page.type(text)
     page.key("Control+Enter")
-    return server.request()
+    return fake.request()
 
 
 def wait_for(page, state):
     page.wait(f"[...document.querySelectorAll('.answer')].at(-1)?.dataset.state === '{state}'")
 
 
-def answer(page, server, text="Hello", said="Good day."):
-    body = ask(page, server, text)
-    server.say(said, [1000, 1001])
-    server.end()
+def answer(page, fake, text="Hello", said="Good day."):
+    body = ask(page, fake, text)
+    fake.say(said, [1000, 1001])
+    fake.end()
     wait_for(page, "done")
     return body
 
 
-def test_text_streams_as_it_comes(page, server):
-    body = ask(page, server, "What is this?")
+def test_text_streams_as_it_comes(page, fake):
+    body = ask(page, fake, "What is this?")
     assert body["messages"] == [{"role": "user", "content": [{"type": "text", "text": "What is this?"}]}]
     assert (body["model"], body["stream"], body["return_token_ids"]) == ("tiny", True, True)
     assert (body["mode"], body["format"], body["stream_options"]) == ("interleaved", "chat", {"include_usage": True})
     assert 0 <= body["seed"] < 2**31
     assert "Waiting" in page.text(".answer .meta")
-    server.say("A red ", [1000, 1001])
+    fake.say("A red ", [1000, 1001])
     page.wait("document.querySelector('.given .text')?.textContent === 'A red '")
     assert page.run("document.querySelector('.answer').dataset.state") == "running"
     # Events may be cut anywhere, in a character too, and end in either line end.
     event = 'data: {"choices": [{"delta": {"content": "h\u00e9art \U0001f98a"}}]}\r\n\r\n'.encode()
     for i in range(len(event)):
-        server.raw(event[i : i + 1])
-    server.raw(b": a comment keeps the line open\n\n")
+        fake.raw(event[i : i + 1])
+    fake.raw(b": a comment keeps the line open\n\n")
     page.wait("document.querySelector('.given .text').textContent === 'A red h\u00e9art \U0001f98a'")
-    server.end(tokens=7)
+    fake.end(tokens=7)
     wait_for(page, "done")
     assert f"7 tokens · seed {body['seed']}" in page.text(".answer .meta").replace(" · 0.0 tokens/s", "")
     assert "A red h\u00e9art" in page.wait("document.querySelector('#spoken').textContent")
 
 
-def test_words_of_a_model_are_never_markup(page, server):
+def test_words_of_a_model_are_never_markup(page, fake):
     said = "<img src=x onerror=\"document.title='owned'\"><b>bold</b>"
-    answer(page, server, text="<i>me</i>", said=said)
+    answer(page, fake, text="<i>me</i>", said=said)
     assert page.run("document.querySelector('.given .text').textContent") == said
     assert page.run("document.querySelector('.asked .text').textContent") == "<i>me</i>"
     assert page.count(".given b, .given .text img, .asked i") == 0
     assert page.run("document.title") == "chameleon_jax"
 
 
-def test_pictures_sharpen(page, server):
-    ask(page, server)
-    server.say("Look: ", [1000])
+def test_pictures_sharpen(page, fake):
+    ask(page, fake)
+    fake.say("Look: ", [1000])
     drawn = [picture_url((40 * i, 10, 10)) for i in range(1, 4)]
     seen = []
     for i, url in enumerate(drawn, 1):
-        server.draw(url, 64 * i, 192, list(range(10, 74)))
+        fake.draw(url, 64 * i, 192, list(range(10, 74)))
         page.wait(f"document.querySelector('.given figure img')?.src === {json.dumps(url)}")
         bar = page.run("(({max, value, hidden}) => [value, max, hidden])(document.querySelector('.given progress'))")
         seen.append((page.text(".given figcaption .progress"), bar, page.count("figure.partial")))
     assert seen[0] == ("64 of 192 codes", [64, 192, False], 1)
     assert seen[1] == ("128 of 192 codes", [128, 192, False], 1)
     assert seen[2][0] == "" and seen[2][1][2] and seen[2][2] == 0
-    server.say(" and again ", [1001])
-    server.draw("https://elsewhere.example/a.png", 192, 192, [11], index=1)  # only data is shown
-    server.draw(drawn[0], 192, 192, [11], index=2)
-    server.end()
+    fake.say(" and again ", [1001])
+    fake.draw("https://elsewhere.example/a.png", 192, 192, [11], index=1)  # only data is shown
+    fake.draw(drawn[0], 192, 192, [11], index=2)
+    fake.end()
     wait_for(page, "done")
     kinds = page.run("[...document.querySelector('.given .body').children].map(e => e.tagName)")
     assert kinds == ["DIV", "FIGURE", "DIV", "FIGURE", "FIGURE"]  # in the order in which they came
@@ -152,49 +152,49 @@ def test_pictures_sharpen(page, server):
     assert page.run("document.querySelector('.card img').src") == drawn[0]
 
 
-def test_stop_keeps_what_came(page, server):
-    ask(page, server)
-    server.say("Once upon", [1000, 1001])
+def test_stop_keeps_what_came(page, fake):
+    ask(page, fake)
+    fake.say("Once upon", [1000, 1001])
     page.wait("document.querySelector('.given .text')")
     page.key("Escape")
     wait_for(page, "stopped")
-    assert server.left.wait(page_driver.WAIT), "the request went on"
+    assert fake.left.wait(page_driver.WAIT), "the request went on"
     assert page.text(".given .text") == "Once upon" and "stopped" in page.text(".answer .meta")
     assert page.run("document.querySelector('#run').disabled") is False
     assert page.count(".notice") == 0
 
 
-def test_stop_before_anything_gives_the_prompt_back(page, server):
-    ask(page, server, "Too soon")
+def test_stop_before_anything_gives_the_prompt_back(page, fake):
+    ask(page, fake, "Too soon")
     page.click("#stop")
     page.wait("document.querySelectorAll('.exchange').length === 0")
     assert page.run(f"{WORDS}.value") == "Too soon"
 
 
-def test_turns_edit_and_same_again(page, server):
-    first = answer(page, server, "One", "Eins")
-    ask(page, server, "Two")
-    server.draw(picture_url(), 64, 64, [10])
-    server.end("length")
+def test_turns_edit_and_same_again(page, fake):
+    first = answer(page, fake, "One", "Eins")
+    ask(page, fake, "Two")
+    fake.draw(picture_url(), 64, 64, [10])
+    fake.end("length")
     wait_for(page, "done")
     assert "no room for more" in page.run("[...document.querySelectorAll('.meta')].at(-1).textContent")
-    third = answer(page, server, "Three")
+    third = answer(page, fake, "Three")
     roles = [message["role"] for message in third["messages"]]
     assert roles == ["user", "assistant"] * 2 + ["user"]
     assert third["messages"][1]["content"] == [{"type": "text", "text": "Eins"}]
     assert third["messages"][3]["content"] == [{"type": "image_url", "image_url": {"url": picture_url()}}]
 
     page.click_named("Same again")
-    again = server.request()
+    again = fake.request()
     assert again == third and again["seed"] != first["seed"]
-    server.say("Good day.", [1000])
-    server.end()
+    fake.say("Good day.", [1000])
+    fake.end()
     wait_for(page, "done")
     page.click_named("Another")
-    other = server.request()
+    other = fake.request()
     assert other["seed"] != third["seed"] and other["messages"] == third["messages"]
-    server.say("Good night.", [1000])
-    server.end()
+    fake.say("Good night.", [1000])
+    fake.end()
     wait_for(page, "done")
     assert "3 / 3" in page.text(".exchange:last-child .choices")
     page.click_named("Answer before")
@@ -205,11 +205,11 @@ def test_turns_edit_and_same_again(page, server):
     assert page.run(f"{WORDS}.value") == "Two"
     page.type(" and a half")
     page.key("Control+Enter")
-    edited = server.request()
+    edited = fake.request()
     assert [message["role"] for message in edited["messages"]] == ["user", "assistant", "user"]
     assert edited["messages"][2]["content"] == [{"type": "text", "text": "Two and a half"}]
-    server.say("Zweieinhalb", [1000])
-    server.end()
+    fake.say("Zweieinhalb", [1000])
+    fake.end()
     wait_for(page, "done")
     assert page.count(".exchange") == 2
 
@@ -219,16 +219,16 @@ def test_turns_edit_and_same_again(page, server):
     assert page.count(".exchange") == 2 and "Zweieinhalb" in page.text("#exchanges")
 
 
-def test_completion_sends_its_own_words_alone_and_goes_on(page, server):
-    answer(page, server, "One")
+def test_completion_sends_its_own_words_alone_and_goes_on(page, fake):
+    answer(page, fake, "One")
     page.click("[value=completion]")
-    body = answer(page, server, "Once upon", " a time")
+    body = answer(page, fake, "Once upon", " a time")
     assert body["format"] == "completion" and len(body["messages"]) == 1
     page.click_named("Go on")
     assert page.run(f"{WORDS}.value") == "Once upon a time"
 
 
-def test_pictures_are_dropped_pasted_and_picked(page, server, picture):
+def test_pictures_are_dropped_pasted_and_picked(page, fake, picture):
     page.run(f"{WORDS}.focus()")
     page.type("before after")
     page.drop("#conversation", picture)
@@ -253,11 +253,11 @@ def test_pictures_are_dropped_pasted_and_picked(page, server, picture):
     page.send("DOM.setFileInputFiles", nodeId=field, files=[str(picture)])
     page.wait("document.querySelectorAll('.card img').length === 3")
     page.key("Control+Enter")
-    content = server.request()["messages"][0]["content"]
+    content = fake.request()["messages"][0]["content"]
     assert [part["type"] for part in content] == ["text", "image_url", "text", "image_url", "image_url"]
     file = base64.b64encode(picture.read_bytes()).decode()
     assert content[4] == {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{file}"}}
-    server.end()
+    fake.end()
 
 
 def test_what_is_no_picture_is_named_and_large_ones_shrink(page, tmp_path):
@@ -271,7 +271,7 @@ def test_what_is_no_picture_is_named_and_large_ones_shrink(page, tmp_path):
     assert "notes.txt is not a picture" in page.text("#notices")
 
 
-def test_cards_move_by_keyboard_and_pointer(page, server, picture):
+def test_cards_move_by_keyboard_and_pointer(page, fake, picture):
     def order():
         return page.run(
             "[...document.querySelectorAll('.card')].map(c => c.querySelector('textarea')?.value ?? 'picture')"
@@ -307,21 +307,22 @@ def test_cards_move_by_keyboard_and_pointer(page, server, picture):
     page.wait("/Moved to position/.test(document.querySelector('#spoken').textContent)")
 
 
-def test_token_view_counts_kinds_and_keeps_few_elements(page, server):
-    ask(page, server)
-    server.say("Look", [1000, 1001, 1002])
+def test_token_view_counts_kinds_and_keeps_few_elements(page, fake):
+    ask(page, fake)
+    fake.begin([1, 1500, 1501, 4])
+    fake.say("Look", [1000, 1001, 1002])
     page.wait("document.querySelector('.given .text')")
     page.click_named("Tokens")
     page.wait("document.querySelectorAll('.token').length === 3")
-    server.draw(picture_url(), 4096, 4096, [2] + [10 + i % 700 for i in range(4096)] + [3])
-    server.end()
+    fake.draw(picture_url(), 4096, 4096, [2] + [10 + i % 700 for i in range(4096)] + [3])
+    fake.end()
     wait_for(page, "done")
     page.wait("document.querySelector('.counts').textContent.startsWith('4,101')")
     counts = page.run(
         "[...document.querySelectorAll('.counts [data-count]')].map(e => [e.className, +e.dataset.count])"
     )
     assert counts == [["legend text", 3], ["legend image", 4096], ["legend marker", 2]]
-    assert sum(server.token_requests) == 3 + 702  # no id is asked for twice
+    assert sum(fake.token_requests) == 3 + 702  # no id is asked for twice
     assert 20 < page.count(".token") < 400
     assert page.run("[...document.querySelectorAll('.token')].slice(0, 4).map(e => e.className)") == [
         "token text",
@@ -335,6 +336,12 @@ def test_token_view_counts_kinds_and_keeps_few_elements(page, server):
     last = page.run("document.querySelector('.scroller').getAttribute('aria-activedescendant')")
     assert page.run(f"document.getElementById('{last}').getAttribute('aria-posinset')") == "4101"
     assert page.count(".token") < 400
+    page.click_named("Show the prompt's")
+    page.wait("document.querySelector('.counts').textContent === '4 tokens: 2 words0 picture codes2 markers'")
+    assert (
+        page.count(".token") == 4
+        and page.run("document.querySelector('.scroller').ariaLabel") == "Tokens of the prompt"
+    )
 
 
 @pytest.mark.parametrize(
@@ -345,9 +352,9 @@ def test_token_view_counts_kinds_and_keeps_few_elements(page, server):
         (503, {}, {"message": "the server is shutting down", "param": None}, "shutting down"),
     ],
 )
-def test_refusals_are_shown_and_nothing_is_lost(page, server, status, headers, error, shown):
-    server.refusal = (status, error, headers)
-    ask(page, server, "Mine")
+def test_refusals_are_shown_and_nothing_is_lost(page, fake, status, headers, error, shown):
+    fake.refusal = (status, error, headers)
+    ask(page, fake, "Mine")
     page.wait("document.querySelector('.notice')")
     assert shown in page.text("#notices")
     page.wait(f"{WORDS}.value === 'Mine'")
@@ -358,28 +365,28 @@ def test_refusals_are_shown_and_nothing_is_lost(page, server, status, headers, e
         assert page.run("document.querySelector('.advanced').open")
     if status == 429:
         page.click_named("Try again")
-        assert server.request()["messages"][0]["content"][0]["text"] == "Mine"
-        server.say("Now.", [1000])
-        server.end()
+        assert fake.request()["messages"][0]["content"][0]["text"] == "Mine"
+        fake.say("Now.", [1000])
+        fake.end()
         wait_for(page, "done")
         assert page.count(".notice") == 0
 
 
-def test_errors_on_the_way_keep_what_came(page, server):
-    ask(page, server)
-    server.say("Half", [1000])
-    server.chunk({"error": {"message": "the engine failed", "type": "server_error", "param": None, "code": None}})
-    server.hang_up()
+def test_errors_on_the_way_keep_what_came(page, fake):
+    ask(page, fake)
+    fake.say("Half", [1000])
+    fake.chunk({"error": {"message": "the engine failed", "type": "server_error", "param": None, "code": None}})
+    fake.hang_up()
     wait_for(page, "failed")
     assert "the engine failed" in page.text("#notices") and page.text(".given .text") == "Half"
-    ask(page, server)
-    server.say("Half again", [1000])
-    server.hang_up()
+    ask(page, fake)
+    fake.say("Half again", [1000])
+    fake.hang_up()
     page.wait("/before it was complete/.test(document.querySelector('#notices').textContent)")
 
 
-def test_key_is_asked_for_and_kept_for_the_tab(open_page, server):
-    server.key = "open sesame"
+def test_key_is_asked_for_and_kept_for_the_tab(open_page, fake):
+    fake.key = "open sesame"
     page = open_page(is_ready=False)
     page.wait("document.querySelector('#key-dialog').open")
     page.type("wrong")
@@ -388,14 +395,14 @@ def test_key_is_asked_for_and_kept_for_the_tab(open_page, server):
     page.type("open sesame")
     page.key("Enter")
     page.wait("document.querySelector('#model').options.length")
-    answer(page, server)
+    answer(page, fake)
     assert page.run("[sessionStorage.length, Object.values(localStorage).join().includes('sesame')]") == [1, False]
     page.click_named("Forget key")
     assert page.run("sessionStorage.length") == 0
 
 
-def test_settings_are_sent_remembered_and_reset(open_page, server):
-    server.model = {"id": "tiny", "defaults": {"mode": "text", "temperature": 0.7}, "image_sizes": ["64x64"]}
+def test_settings_are_sent_remembered_and_reset(open_page, fake):
+    fake.model = {"id": "tiny", "defaults": {"mode": "text", "temperature": 0.7}, "image_sizes": ["64x64"]}
     page = open_page()
     page.wait("document.querySelector('[value=text]').checked")
     assert page.run("document.querySelector('[name=temperature]').placeholder") == "0.7"
@@ -406,7 +413,7 @@ def test_settings_are_sent_remembered_and_reset(open_page, server):
         page.run(f"document.querySelector('[name={name}]').focus()")
         page.type(value)
     assert page.run("document.querySelector('[name=image_temperature]').placeholder") == "0.5"
-    body = answer(page, server)
+    body = answer(page, fake)
     sent = {name: body.get(name) for name in ("mode", "temperature", "image_top_k", "seed", "image_size", "top_p")}
     assert sent == {
         "mode": "interleaved",
@@ -422,7 +429,7 @@ def test_settings_are_sent_remembered_and_reset(open_page, server):
         "document.querySelector('[name=seed]').value === '11' && document.querySelector('[value=interleaved]').checked"
     )
     page.click("[value=text]")
-    assert "image_top_k" not in answer(page, server)  # nor anything else about pictures
+    assert "image_top_k" not in answer(page, fake)  # nor anything else about pictures
     page.run("document.querySelector('.advanced').open = true")
     page.run("document.querySelector('[name=top_p]').focus()")
     page.type("7")
@@ -430,7 +437,7 @@ def test_settings_are_sent_remembered_and_reset(open_page, server):
     page.type("x")
     page.key("Control+Enter")
     page.wait("document.activeElement.name === 'top_p'")  # not sent: it is wrong
-    assert server.asked.empty()
+    assert fake.asked.empty()
     page.click_named("Back to defaults")
     assert page.run("[localStorage.getItem('chameleon.settings'), document.querySelector('[name=seed]').value]") == [
         None,
@@ -438,19 +445,28 @@ def test_settings_are_sent_remembered_and_reset(open_page, server):
     ]
 
 
-def test_queue_and_load_are_shown(page, server):
-    server.health.update(running=4, queued=3, tokens_per_second=512.4)
-    ask(page, server)
+def test_modes_that_the_model_lacks_cannot_be_chosen(open_page, fake):
+    fake.model = {"id": "tiny", "defaults": {"mode": "text", "partial_every": 7}, "chameleon": {"modes": ["text"]}}
+    page = open_page()
+    page.wait("document.querySelector('[value=image]').disabled")
+    page.click_named("Draw a picture")  # an example that needs one
+    body = answer(page, fake, "")
+    assert body["mode"] == "text" and "partial_every" not in body  # the server has its own
+
+
+def test_queue_and_load_are_shown(page, fake):
+    fake.health.update(running=4, queued=3, tokens_per_second=512.4)
+    ask(page, fake)
     page.wait("/4 of 4 running · 3 waiting · 512 tokens.s/.test(document.querySelector('#server').innerText)")
     page.wait("/Waiting; 3 in the queue/.test(document.querySelector('.answer .meta').textContent)")
-    server.say("x", [1000])
+    fake.say("x", [1000])
     time.sleep(0.1)
-    server.say("y", list(range(1001, 1041)))
+    fake.say("y", list(range(1001, 1041)))
     page.wait("/tokens.s · seed/.test(document.querySelector('.answer .meta').textContent)")
-    server.end()
+    fake.end()
 
 
-def test_keyboard_alone(page, server):
+def test_keyboard_alone(page, fake):
     """From the top: every stop of the Tab key has a name and can be seen, and a run needs no mouse."""
     page.run("document.querySelector('a').focus()")
     names = []
@@ -471,10 +487,10 @@ def test_keyboard_alone(page, server):
     while page.run("document.activeElement.id") != "run":
         page.key("Tab")
     page.key("Enter")
-    assert server.request()["messages"][0]["content"][0]["text"] == "By hand"
+    assert fake.request()["messages"][0]["content"][0]["text"] == "By hand"
     assert page.run("document.activeElement.id") == "stop"
-    server.say("Done.", [1000])
-    server.end()
+    fake.say("Done.", [1000])
+    fake.end()
     wait_for(page, "done")
     assert page.run("document.activeElement.id") == "run"
 
@@ -508,20 +524,20 @@ CONTRAST = """
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_contrast(open_page, server, picture, scheme):
+def test_contrast(open_page, fake, picture, scheme):
     page = open_page(features={"prefers_color_scheme": scheme})
     back = page.run("getComputedStyle(document.body).backgroundColor")
-    ask(page, server)
-    server.say("Look", [1000])
-    server.draw(picture_url(), 64, 64, [2, 10, 3])
-    server.end()
+    ask(page, fake)
+    fake.say("Look", [1000])
+    fake.draw(picture_url(), 64, 64, [2, 10, 3])
+    fake.end()
     wait_for(page, "done")
     page.click_named("Tokens")
     page.wait("document.querySelectorAll('.token').length === 4")
     page.run("document.querySelector('.advanced').open = true")
     page.drop("#composer", picture)
     page.wait("document.querySelectorAll('.card').length === 2")
-    server.refusal = (400, {"message": "no", "param": "top_p"}, {})
+    fake.refusal = (400, {"message": "no", "param": "top_p"}, {})
     page.key("Control+Enter")
     page.wait("document.querySelector('.notice')")
     count, low = page.run(CONTRAST)
@@ -535,7 +551,7 @@ def test_contrast(open_page, server, picture, scheme):
     assert page.run(CONTRAST)[1] == []
 
 
-def test_phone_width(open_page, server, picture):
+def test_phone_width(open_page, fake, picture):
     page = open_page(width=360, height=760)
 
     def overflow():
@@ -548,10 +564,10 @@ def test_phone_width(open_page, server, picture):
     assert overflow() == [0]
     page.drop("#composer", picture)
     page.wait("document.querySelectorAll('.card').length === 2")
-    ask(page, server, "w" * 200)
-    server.say("https://" + "w" * 200, list(range(1000, 1100)))
-    server.draw(picture_url(side=64), 64, 64, [10])
-    server.end()
+    ask(page, fake, "w" * 200)
+    fake.say("https://" + "w" * 200, list(range(1000, 1100)))
+    fake.draw(picture_url(side=64), 64, 64, [10])
+    fake.end()
     wait_for(page, "done")
     page.click_named("Tokens")
     page.wait("document.querySelector('.token')")
@@ -564,28 +580,88 @@ def test_phone_width(open_page, server, picture):
     assert small == []  # WCAG 2.5.8
 
 
-def test_reduced_motion(open_page, server):
+def test_reduced_motion(open_page, fake):
     page = open_page(features={"prefers_reduced_motion": "reduce"})
-    ask(page, server)
+    ask(page, fake)
     assert page.run("getComputedStyle(document.querySelector('.meta'), '::before').animationName") == "none"
-    server.end()
+    fake.end()
 
 
-def test_nothing_goes_elsewhere(page, server, picture):
+def test_nothing_goes_elsewhere(page, fake, picture):
     page.drop("#composer", picture)
     page.wait("document.querySelectorAll('.card').length === 2")
-    answer(page, server)
+    answer(page, fake)
     page.click_named("Tokens")
     page.wait("document.querySelector('.token')")
     asked = {event["request"]["url"] for event in page.events("Network.requestWillBeSent")}
     assert len(asked) > 10
-    assert [url for url in asked if not url.startswith((server.url, "data:", "blob:"))] == []
+    assert [url for url in asked if not url.startswith((fake.url, "data:", "blob:"))] == []
     blocked = "fetch('https://example.com/').then(() => 'sent', () => 'blocked')"
     assert page.run(blocked) == "blocked"
     assert page.run("new Promise(r => document.addEventListener('securitypolicyviolation', e => r(e.effectiveDirective)) ||"
                     " document.body.append(Object.assign(document.createElement('script'), {textContent: 'owned = 1'})))"
                     ) == "script-src-elem"  # fmt: skip
     assert page.run("typeof owned") == "undefined"
+
+
+def test_with_the_real_server(open_page, server, picture):
+    """Words, a picture that is drawn in steps, a chat of two turns with pictures, tokens, a refusal, and a stop."""
+    page = open_page(url=server())
+
+    def run(text):
+        page.run(f"{WORDS}.focus()")
+        page.type(text)
+        page.key("Control+Enter")
+
+    def last(selector):
+        return page.run(f"document.querySelector('.exchange:last-child {selector}')?.textContent ?? ''")
+
+    page.run(
+        "window.previews = 0; new MutationObserver(all => window.previews += all.filter(m => m.target.matches('.given img'))"
+        ".length).observe(document.body, {subtree: true, attributeFilter: ['src']})"
+    )
+    page.drop("#composer", picture)
+    page.wait("document.querySelectorAll('.card').length === 2")
+    page.click("[value=image]")
+    page.run("document.querySelector('.advanced').open = true; document.querySelector('[name=max_images]').focus()")
+    page.type("1")
+    run("Draw it again")
+    wait_for(page, "done")
+    page.wait("document.querySelector('.given img').naturalWidth === 16")
+    assert page.run("window.previews") >= 2
+    page.click_named("Tokens")
+    page.wait("/18 tokens: .*16 picture codes/.test(document.querySelector('.counts').textContent)")
+    page.click_named("Show the prompt's")
+    page.wait("/16 picture codes/.test(document.querySelector('.counts').textContent)")
+
+    page.click("[value=text]")
+    page.run("document.querySelector('[name=max_tokens]').focus()")
+    page.type("9")
+    run("And in words?")
+    page.wait("document.querySelectorAll('.exchange').length === 2")
+    wait_for(page, "done")
+    first = last(".meta")
+    page.click_named("Same again")
+    page.wait("document.querySelectorAll('.exchange').length === 2 && /2 . 2/.test(document.body.innerText)")
+    wait_for(page, "done")
+    said = last(".given .text")
+    page.click_named("Answer before")
+    assert last(".given .text") == said and last(".meta").split(" · ")[-1] == first.split(" · ")[-1]
+
+    page.run("document.querySelector('[name=max_tokens]').select()")
+    page.type("9999")
+    run("Too much")
+    page.wait("/max_tokens/.test(document.querySelector('#notices').textContent)")
+    assert page.run("document.activeElement.name") == "max_tokens"
+    page.run("document.querySelector('[name=max_tokens]').select()")
+    page.type("150")
+    page.run(f"{WORDS}.focus()")
+    page.key("Control+Enter")
+    page.wait("document.querySelectorAll('.exchange').length === 3")
+    page.key("Escape")
+    page.wait("!document.body.classList.contains('running')")
+    logged = [event["entry"]["text"] for event in page.events("Log.entryAdded")]
+    assert [text for text in logged if "400" not in text] == []
 
 
 def test_sources_name_no_address():

@@ -16,6 +16,7 @@ const ENDS = {
 export class Answer {
   parts = []; // {type: "text", text} or {type: "image", index, url, partial, codes, of}
   ids = [];
+  promptIds = []; // where the server tells them
   state = "waiting"; // then "running", then "done", "stopped" or "failed"
   note = ""; // why it ended, where that is not plain
   #settings;
@@ -25,6 +26,7 @@ export class Answer {
   #firstCount = 0;
   #lastAt = null;
   #shown = []; // elements of the parts
+  #drawn = []; // URLs in them: reading a long one back from the page takes time
   #body = el("div", { className: "body" });
   #meta = el("span", { className: "meta" });
   #tools = el("span", { className: "tools" });
@@ -38,7 +40,7 @@ export class Answer {
     const tokens = button("Tokens", () => {
       this.#tokens.node.hidden = !this.#tokens.node.hidden;
       tokens.ariaExpanded = String(!this.#tokens.node.hidden);
-      this.#tokens.update(this.ids);
+      this.#tokens.update(this.ids, this.promptIds);
     });
     tokens.ariaExpanded = "false";
     tokens.setAttribute("aria-controls", this.#tokens.node.id);
@@ -72,6 +74,7 @@ export class Answer {
 
   take(chunk) {
     this.#usage = chunk.usage ?? this.#usage;
+    this.promptIds = chunk.prompt_token_ids ?? this.promptIds;
     const choice = chunk.choices?.[0];
     if (choice) {
       const { content, images, token_ids: ids } = choice.delta ?? {};
@@ -116,7 +119,7 @@ export class Answer {
     this.ids.push(...ids);
     this.#lastAt = performance.now();
     if (this.#firstAt === null) [this.#firstAt, this.#firstCount] = [this.#lastAt, ids.length];
-    this.#tokens.update(this.ids);
+    this.#tokens.update(this.ids, this.promptIds);
   }
 
   #begin() {
@@ -133,7 +136,7 @@ export class Answer {
     for (const [i, part] of this.parts.entries()) {
       this.#shown[i] ??= this.#body.appendChild(part.type === "text" ? el("div", { className: "text" }) : this.#figure(i));
       if (part.type === "text") showText(this.#shown[i], part.text);
-      else this.#showPicture(this.#shown[i], part);
+      else this.#showPicture(this.#shown[i], part, i);
     }
     const isOpen = this.state === "waiting" || this.state === "running";
     this.node.dataset.state = this.state;
@@ -167,9 +170,10 @@ export class Answer {
 
   #number = (i) => this.parts.slice(0, i + 1).filter((part) => part.type === "image").length;
 
-  #showPicture(figure, { url, partial, codes, of }) {
+  #showPicture(figure, { url, partial, codes, of }, i) {
     const picture = figure.querySelector("img");
-    if (url && picture.src !== url) picture.src = url;
+    if (this.#drawn[i] !== url) picture.src = url;
+    this.#drawn[i] = url;
     picture.hidden = !url;
     figure.classList.toggle("partial", partial);
     const bar = figure.querySelector("progress");

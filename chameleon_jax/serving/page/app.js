@@ -185,10 +185,10 @@ async function loadModels() {
   useModel();
 }
 
-// `defaults` and `image_sizes` are this server's own; another's models simply have none.
+// All but `id` is this server's own; another's models simply have none.
 function useModel() {
-  const { defaults, image_sizes: sizes } = models[byId("model").selectedIndex] ?? {};
-  settings.setDefaults(defaults, sizes);
+  const { defaults, image_sizes: sizes, chameleon } = models[byId("model").selectedIndex] ?? {};
+  settings.setDefaults(defaults, sizes, chameleon?.modes);
 }
 
 function askKey(isRefused) {
@@ -219,7 +219,7 @@ const askServer = watchServer(
 );
 for (const [title, mode, text] of EXAMPLES) {
   const fill = () => {
-    settings.set("mode", mode);
+    settings.setMode(mode);
     const pictures = composer.content().filter((part) => part.type === "image");
     composer.set([...pictures, { type: "text", text }]);
     composer.focus();

@@ -87,16 +87,18 @@ export class Settings {
     this.#load();
   }
 
-  /** What the server does with a field that is empty, and the sizes of pictures that the model has. */
-  setDefaults(defaults = {}, sizes = []) {
-    this.#defaults = { seed: "random", image_size: "the model's", partial_every: PREVIEW_EVERY, ...defaults };
+  /** What the server does with a field that is empty, and the sizes of pictures and the modes that the model has. */
+  setDefaults(defaults = {}, sizes = [], modes = null) {
+    this.#defaults = { seed: "random", image_size: "the model's", ...defaults };
+    for (const radio of this.#inputs.mode) radio.disabled = modes ? !modes.includes(radio.value) : false;
     this.#form.querySelector("#sizes").replaceChildren(...sizes.map((value) => el("option", { value })));
     this.#load();
   }
 
-  set(name, value) {
-    if (name in CHOICES) for (const radio of this.#inputs[name]) radio.checked = radio.value === value;
-    else this.#inputs[name].value = value ?? "";
+  /** Choose the mode; one that the model does not have is left alone. */
+  setMode(mode) {
+    const radio = this.#inputs.mode.find((each) => each.value === mode);
+    if (!radio.disabled) radio.checked = true;
     this.#save();
   }
 
@@ -108,10 +110,11 @@ export class Settings {
       wrong.reportValidity();
       return null;
     }
-    const request = { partial_every: this.#defaults.partial_every ?? PREVIEW_EVERY, seed: Math.floor(Math.random() * SEEDS) };
+    const request = { seed: Math.floor(Math.random() * SEEDS) };
     for (const [name, value] of Object.entries(this.#values())) {
       if (value !== "" && !this.#idle([this.#inputs[name]].flat()[0])) request[name] = value;
     }
+    if (!("partial_every" in this.#defaults)) request.partial_every ??= PREVIEW_EVERY; // or nobody would send previews
     return request;
   }
 
@@ -158,7 +161,7 @@ export class Settings {
     for (const [name, input] of Object.entries(this.#inputs)) {
       if (!(name in CHOICES)) input.value = kept[name] ?? "";
       else {
-        const value = input.some((radio) => radio.value === kept[name]) ? kept[name] : this.#default(name);
+        const value = input.some((radio) => radio.value === kept[name] && !radio.disabled) ? kept[name] : this.#default(name);
         for (const radio of input) radio.checked = radio.value === value;
       }
     }

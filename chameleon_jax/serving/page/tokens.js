@@ -1,7 +1,7 @@
-// The ids of an answer, coloured by what they are. Thousands of them: only the rows in sight exist in the page.
+// The ids of an answer and of its prompt, coloured by what they are. Thousands of them: only the rows in sight exist in the page.
 
 import { getTokens } from "./api.js";
-import { el } from "./dom.js";
+import { button, el } from "./dom.js";
 
 const CELL = { width: 84, height: 30 }; // as in style.css
 const ASKED = 1024; // ids of one request
@@ -19,7 +19,8 @@ async function look(ids) {
 let views = 0;
 
 export class TokenView {
-  #ids = [];
+  #sets = { answer: [], prompt: [] };
+  #which = "answer";
   #chosen = 0;
   #columns = 1;
   #busy = false;
@@ -30,12 +31,15 @@ export class TokenView {
   #scroller = el("div", {
     className: "scroller",
     tabIndex: 0,
-    attributes: { role: "listbox", "aria-label": "Tokens of the answer" },
+    attributes: { role: "listbox" },
   });
+  #switch;
 
   constructor() {
     this.#scroller.append(this.#space);
-    this.node = el("div", { className: "tokens", hidden: true, id: this.#name }, this.#counts, this.#scroller, this.#detail);
+    this.#switch = button("", () => this.#turn());
+    const head = el("div", { className: "head" }, this.#counts, this.#switch);
+    this.node = el("div", { className: "tokens", hidden: true, id: this.#name }, head, this.#scroller, this.#detail);
     this.#scroller.addEventListener("scroll", () => requestAnimationFrame(() => this.#draw()), { passive: true });
     this.#scroller.addEventListener("keydown", (event) => this.#key(event));
     this.#space.addEventListener("click", (event) => {
@@ -45,15 +49,23 @@ export class TokenView {
     new ResizeObserver(() => this.#draw()).observe(this.#scroller);
   }
 
-  /** Show `ids`, the same as before with more behind them; free of cost while the view is closed. */
-  async update(ids) {
-    this.#ids = ids;
+  get #ids() {
+    return this.#sets[this.#which];
+  }
+
+  /** Show the ids, the same as before with more behind them; free of cost while the view is closed. */
+  async update(answer, prompt) {
+    this.#sets = { answer, prompt };
+    const other = this.#which === "answer" ? "prompt" : "answer";
+    this.#switch.textContent = `Show the ${other}'s`;
+    this.#switch.hidden = !prompt.length;
+    this.#scroller.ariaLabel = `Tokens of the ${this.#which}`;
     if (this.node.hidden || this.#busy) return;
-    this.#busy = true; // what comes meanwhile is drawn by the same turn of the loop below
+    this.#busy = true; // what comes meanwhile is drawn by the loop below
     try {
-      for (let seen = -1; seen !== this.#ids.length; ) {
-        seen = this.#ids.length;
-        await look(this.#ids);
+      for (let seen = null, length = -1; seen !== this.#ids || length !== seen.length; ) {
+        [seen, length] = [this.#ids, this.#ids.length];
+        await look(seen);
         this.#count();
         this.#draw();
       }
@@ -62,6 +74,13 @@ export class TokenView {
     } finally {
       this.#busy = false;
     }
+  }
+
+  #turn() {
+    this.#which = this.#which === "answer" ? "prompt" : "answer";
+    this.#chosen = 0;
+    this.#scroller.scrollTop = 0;
+    this.update(this.#sets.answer, this.#sets.prompt);
   }
 
   #count() {
@@ -118,7 +137,7 @@ export class TokenView {
   }
 
   #point() {
-    if (!this.#ids.length) return;
+    if (!this.#ids.length) return this.#scroller.removeAttribute("aria-activedescendant");
     this.#scroller.setAttribute("aria-activedescendant", `${this.#name}-${this.#chosen}`);
     this.#detail.textContent = this.#describe(this.#chosen);
   }
