@@ -143,7 +143,7 @@ def build_ids(
 
 
 def context_exceeded(message: str) -> ApiError:
-    return bad_request(message, "messages", "context_length_exceeded")
+    return bad_request(message, code="context_length_exceeded")
 
 
 def _joined(parts: Parts) -> Parts:

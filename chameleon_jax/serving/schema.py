@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from chameleon_jax.errors import did_you_mean
 from chameleon_jax.serving.errors import ApiError, bad_request
+from chameleon_jax.tokenizers.documents import valid_text
 
 # Fields of OpenAI's that are taken only at the value that asks for nothing.
 _NOT_OFFERED = (
@@ -21,7 +22,13 @@ _NOT_OFFERED = (
 )  # fmt: skip
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Text = Annotated[str, Field(max_length=20_000_000)]
+
+
+def _valid(value: Any) -> Any:
+    return valid_text(value) if isinstance(value, str) else value
+
+
+Text = Annotated[str, BeforeValidator(_valid)]  # lone surrogates count as U+FFFD, as in all text
 
 
 class Strict(BaseModel):

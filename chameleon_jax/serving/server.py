@@ -57,6 +57,7 @@ class Protocol(H11Protocol):
         super().__init__(*args, **kwargs)
         self.app_state = {**self.app_state, "abort": self._abort}
         self._clock: asyncio.TimerHandle | None = None
+        self.access_log = False  # `limits.Guard` writes a line, without what a client put behind the path
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)

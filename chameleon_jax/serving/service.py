@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Int
 
 from chameleon_jax.configs import GenerationConfig, ServeConfig
-from chameleon_jax.errors import did_you_mean
+from chameleon_jax.errors import ChameleonError, did_you_mean
 from chameleon_jax.generation.requests import Engine, Generated, Request
 from chameleon_jax.serving.errors import ApiError, bad_request, too_many
 from chameleon_jax.serving.jobs import Jobs
@@ -116,7 +116,10 @@ class Service:
     async def plan(self, request: Settings) -> Plan:
         """Raises ApiError for what cannot be served."""
         self.check_model(request.model)
-        return await self.on_worker(self._plan, request)
+        try:
+            return await self.on_worker(self._plan, request)
+        except ChameleonError as error:
+            raise bad_request(str(error)) from None
 
     def _plan(self, request: Settings) -> Plan:
         size = self._image_size(request)

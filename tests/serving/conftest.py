@@ -28,6 +28,7 @@ from chameleon_jax.configs import (
     VQConfig,
 )
 from chameleon_jax.generation.engine import Engine
+from chameleon_jax.generation.requests import EngineStats, Generated
 from chameleon_jax.models import transformer
 from chameleon_jax.models.params import map_specs
 from chameleon_jax.serving.app import create_app
@@ -170,3 +171,55 @@ def wait_until(holds, seconds=20):
     while not holds():
         assert time.monotonic() < deadline, "did not happen"
         time.sleep(0.02)
+
+
+class ScriptedEngine:
+    """An engine that says what a test lets it say: `release` lets every stream hand out one more piece."""
+
+    def __init__(self, run, pieces, finish_reason="eos"):
+        self.model, self.vocab = run.model, run.bundle.vocab
+        self.pieces, self.finish_reason = [np.asarray(piece, np.int32) for piece in pieces], finish_reason
+        self.streams, self.released, self.changed = [], 0, threading.Condition()
+
+    def release(self, count=1):
+        with self.changed:
+            self.released += count
+            self.changed.notify_all()
+
+    def submit(self, request):
+        self.streams.append(ScriptedStream(self))
+        return self.streams[-1]
+
+    def stats(self):
+        running = sum(not stream.ended for stream in self.streams)
+        return EngineStats(
+            slots=4, running=running, queued=0, requests=0, tokens=0, tokens_per_second=0.0, cache_bytes=0
+        )
+
+    def close(self, drain=True):
+        for stream in self.streams:
+            stream.cancel()
+
+
+class ScriptedStream:
+    def __init__(self, engine):
+        self.engine, self.ended, self.cancelled, self.said = engine, False, False, []
+
+    def __iter__(self):
+        for i, piece in enumerate(self.engine.pieces):
+            with self.engine.changed:
+                self.engine.changed.wait_for(lambda i=i: self.engine.released > i or self.cancelled)
+            if self.cancelled:
+                break
+            self.said.append(piece)
+            yield piece
+        self.ended = True
+
+    def cancel(self):
+        with self.engine.changed:
+            self.cancelled = True
+            self.engine.changed.notify_all()
+
+    def result(self):
+        reason = "cancelled" if self.cancelled else self.engine.finish_reason
+        return Generated(ids=np.concatenate([np.zeros(0, np.int32), *self.said]), finish_reason=reason)
