@@ -13,6 +13,9 @@ const ENDS = {
   content_filter: "filtered",
 };
 
+// Pictures of small models are shown larger, but not so large that only blur is seen.
+const [LEAST_WIDTH, ENLARGED] = [192, 3];
+
 export class Answer {
   parts = []; // {type: "text", text} or {type: "image", index, url, partial, codes, of}
   ids = [];
@@ -27,6 +30,7 @@ export class Answer {
   #lastAt = null;
   #shown = []; // elements of the parts
   #drawn = []; // URLs in them: reading a long one back from the page takes time
+  controls = el("span", { className: "tools" }); // the conversation's own
   #body = el("div", { className: "body" });
   #meta = el("span", { className: "meta" });
   #tools = el("span", { className: "tools" });
@@ -36,11 +40,13 @@ export class Answer {
   constructor(settings, actions) {
     this.#settings = settings;
     this.actions = actions;
-    this.node = el("div", { className: "answer" }, this.#body, el("div", { className: "foot" }, this.#meta, this.#tools), this.#tokens.node);
+    const foot = el("div", { className: "foot" }, this.#meta, this.#tools, this.controls);
+    this.node = el("div", { className: "answer" }, this.#body, foot, this.#tokens.node);
     const tokens = button("Tokens", () => {
       this.#tokens.node.hidden = !this.#tokens.node.hidden;
       tokens.ariaExpanded = String(!this.#tokens.node.hidden);
       this.#tokens.update(this.ids, this.promptIds);
+      this.#tokens.node.scrollIntoView({ block: "nearest" });
     });
     tokens.ariaExpanded = "false";
     tokens.setAttribute("aria-controls", this.#tokens.node.id);
@@ -165,7 +171,9 @@ export class Answer {
       button("Download", () => download(this.parts[i].url, `chameleon-${this.#settings.seed}-${this.#number(i)}`)),
       button("Use in prompt", () => this.actions.usePicture(this.parts[i].url)),
     );
-    return el("figure", {}, el("div", { className: "frame" }, picture), bar, caption);
+    const figure = el("figure", {}, el("div", { className: "frame" }, picture), bar, caption);
+    picture.onload = () => (figure.style.maxWidth = `${Math.max(LEAST_WIDTH, ENLARGED * picture.naturalWidth)}px`);
+    return figure;
   }
 
   #number = (i) => this.parts.slice(0, i + 1).filter((part) => part.type === "image").length;

@@ -185,10 +185,8 @@ async function loadModels() {
   useModel();
 }
 
-// All but `id` is this server's own; another's models simply have none.
 function useModel() {
-  const { defaults, image_sizes: sizes, chameleon } = models[byId("model").selectedIndex] ?? {};
-  settings.setDefaults(defaults, sizes, chameleon?.modes);
+  settings.useModel(models[byId("model").selectedIndex]);
 }
 
 function askKey(isRefused) {

@@ -79,35 +79,38 @@ export class Conversation {
       el("div", { className: "foot" }, button("Edit", () => this.#actions.edit(i), { ariaLabel: `Edit prompt ${i + 1}` })),
     );
     const given = el("section", { className: "given", ariaLabel: `Answer ${i + 1}` });
-    if (answer) given.append(answer.node, this.#choices(exchange, isLast, i));
+    if (answer) {
+      answer.controls.replaceChildren(...this.#controls(exchange, isLast, i));
+      given.append(answer.node);
+    }
     node.replaceChildren(asked, given);
     return node;
   }
 
-  #choices(exchange, isLast, i) {
+  #controls(exchange, isLast, i) {
     const { answers, shown } = exchange;
-    const row = el("div", { className: "foot choices" });
+    const controls = [];
     const turn = (to) => {
       exchange.shown = to;
       this.refresh();
     };
     if (answers.length > 1) {
-      row.append(
+      controls.push(
         button("‹", () => turn(shown - 1), { disabled: shown === 0, ariaLabel: "Answer before" }),
         el("span", { textContent: `${shown + 1} / ${answers.length}` }),
         button("›", () => turn(shown + 1), { disabled: shown === answers.length - 1, ariaLabel: "Answer after" }),
       );
     }
     if (isLast) {
-      row.append(
+      controls.push(
         button("Same again", () => this.#actions.again(i, false), { title: "The same settings and seed", className: "rerun" }),
         button("Another", () => this.#actions.again(i, true), { title: "The same settings, a new seed", className: "rerun" }),
       );
     }
     if (answers[shown].settings.format === "completion") {
-      row.append(button("Go on", () => this.#actions.proceed(i), { title: "Prompt and answer become the next prompt", className: "rerun" }));
+      controls.push(button("Go on", () => this.#actions.proceed(i), { title: "Prompt and answer become the next prompt", className: "rerun" }));
     }
-    return row;
+    return controls;
   }
 }
 

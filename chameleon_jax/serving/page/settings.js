@@ -59,12 +59,13 @@ const GROUPS = [
 ];
 
 const PICTURE_MODES = GROUPS[1].modes;
-const PREVIEW_EVERY = 64;
+const PREVIEWS = 16; // of a picture, however many codes it has
 const SEEDS = 2 ** 31;
 
 export class Settings {
   #form;
   #defaults = {}; // of fields, the words in one that is empty
+  #previewEvery = 64;
   #inputs = {}; // by name; of choices, the radio buttons
 
   constructor(form) {
@@ -87,9 +88,11 @@ export class Settings {
     this.#load();
   }
 
-  /** What the server does with a field that is empty, and the sizes of pictures and the modes that the model has. */
-  setDefaults(defaults = {}, sizes = [], modes = null) {
-    this.#defaults = { seed: "random", image_size: "the model's", ...defaults };
+  /** `model`: as the server lists it. All but its id is this server's own, and may be missing. */
+  useModel({ defaults = {}, image_sizes: sizes = [], chameleon = {} } = {}) {
+    const { modes, codes_per_image: codes = 1024 } = chameleon;
+    this.#previewEvery = Math.ceil(codes / PREVIEWS);
+    this.#defaults = { seed: "random", image_size: "the model's", ...defaults, partial_every: this.#previewEvery };
     for (const radio of this.#inputs.mode) radio.disabled = modes ? !modes.includes(radio.value) : false;
     this.#form.querySelector("#sizes").replaceChildren(...sizes.map((value) => el("option", { value })));
     this.#load();
@@ -110,11 +113,10 @@ export class Settings {
       wrong.reportValidity();
       return null;
     }
-    const request = { seed: Math.floor(Math.random() * SEEDS) };
+    const request = { partial_every: this.#previewEvery, seed: Math.floor(Math.random() * SEEDS) };
     for (const [name, value] of Object.entries(this.#values())) {
       if (value !== "" && !this.#idle([this.#inputs[name]].flat()[0])) request[name] = value;
     }
-    if (!("partial_every" in this.#defaults)) request.partial_every ??= PREVIEW_EVERY; // or nobody would send previews
     return request;
   }
 
