@@ -234,6 +234,10 @@ class Page:
         for kind in ("dragEnter", "dragOver", "drop"):
             self.send("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
 
+    def allow_clipboard(self) -> None:
+        permissions = ["clipboardReadWrite", "clipboardSanitizedWrite"]
+        self._browser.send("Browser.grantPermissions", permissions=permissions, browserContextId=self.context)
+
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"]))
 
@@ -244,6 +248,7 @@ class FakeServer:
     def __init__(self):
         self.asked: queue.Queue[dict] = queue.Queue()  # bodies of requests for an answer
         self.key: str | None = None
+        self.hides_models = False
         self.refusal: tuple[int, dict, dict] | None = None  # status, error, headers of the next request for an answer
         self.health = {"status": "ok", "running": 0, "queued": 0, "slots": 4, "tokens_per_second": 0.0}
         self.model = {"id": "tiny", "object": "model"}
@@ -324,7 +329,9 @@ class FakeServer:
                 if self.path == "/health":
                     self.reply(200, json.dumps(fake.health).encode())
                 elif self.path == "/v1/models":
-                    if self.allowed():
+                    if fake.hides_models:
+                        self.reply(503, b'{"error": {"message": "not there yet"}}')
+                    elif self.allowed():
                         self.reply(200, json.dumps({"object": "list", "data": [fake.model]}).encode())
                 else:
                     name = "index.html" if self.path == "/" else self.path.removeprefix("/page/")

@@ -117,6 +117,10 @@ def test_words_of_a_model_are_never_markup(page, fake):
     assert page.run("document.querySelector('.asked .text').textContent") == "<i>me</i>"
     assert page.count(".given b, .given .text img, .asked i") == 0
     assert page.run("document.title") == "chameleon_jax"
+    page.allow_clipboard()
+    page.click_named("Copy the words")
+    page.wait("document.querySelector('.answer .tools').textContent.startsWith('Copied')")
+    assert page.run("navigator.clipboard.readText()") == said
 
 
 def test_pictures_sharpen(page, fake):
@@ -236,7 +240,7 @@ def test_pictures_are_dropped_pasted_and_picked(page, fake, picture):
     assert page.run("document.querySelector('.card img').alt") == "red heart"
     page.click("#cards textarea")
     page.run(f"{WORDS}.setSelectionRange(6, 6)")
-    page._browser.send("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
+    page.allow_clipboard()
     page.run(
         "(async () => { const canvas = new OffscreenCanvas(8, 8); canvas.getContext('2d').fillRect(0, 0, 8, 8);"
         " const blob = await canvas.convertToBlob();"
@@ -370,6 +374,22 @@ def test_refusals_are_shown_and_nothing_is_lost(page, fake, status, headers, err
         fake.end()
         wait_for(page, "done")
         assert page.count(".notice") == 0
+        fake.refusal = (status, error, headers)
+        page.click_named("Another")
+        refused = fake.request()
+        page.wait("document.querySelector('.notice')")
+        assert page.text(".given .text") == "Now."
+        page.click_named("Try again")
+        assert fake.request()["messages"] == refused["messages"]
+        fake.end()
+
+
+def test_a_server_that_comes_later(open_page, fake):
+    fake.hides_models = True
+    page = open_page(is_ready=False)
+    page.wait("/not there yet/.test(document.querySelector('#notices').textContent)")
+    fake.hides_models = False
+    assert answer(page, fake)["model"] == "tiny"
 
 
 def test_errors_on_the_way_keep_what_came(page, fake):

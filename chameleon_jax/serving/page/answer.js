@@ -14,7 +14,7 @@ const ENDS = {
 };
 
 // Pictures of small models are shown larger, but not so large that only blur is seen.
-const [LEAST_WIDTH, ENLARGED] = [192, 3];
+const [LEAST_WIDTH, ENLARGED] = [220, 3];
 
 export class Answer {
   parts = []; // {type: "text", text} or {type: "image", index, url, partial, codes, of}
@@ -42,10 +42,10 @@ export class Answer {
     this.actions = actions;
     const foot = el("div", { className: "foot" }, this.#meta, this.#tools, this.controls);
     this.node = el("div", { className: "answer" }, this.#body, foot, this.#tokens.node);
-    const tokens = button("Tokens", () => {
+    const tokens = button("Tokens", async () => {
       this.#tokens.node.hidden = !this.#tokens.node.hidden;
       tokens.ariaExpanded = String(!this.#tokens.node.hidden);
-      this.#tokens.update(this.ids, this.promptIds);
+      await this.#tokens.update(this.ids, this.promptIds); // which gives it its height
       this.#tokens.node.scrollIntoView({ block: "nearest" });
     });
     tokens.ariaExpanded = "false";

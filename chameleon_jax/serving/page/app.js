@@ -26,6 +26,8 @@ let models = [];
 // --- asking -------------------------------------------------------------------------------------------------------------------
 
 async function run() {
+  if (!models.length) await loadModels(); // no server or no key when the page came
+  if (!models.length) return;
   const chosen = settings.request();
   const content = composer.content();
   if (running || !chosen) return;
@@ -41,7 +43,7 @@ async function run() {
   const isTyping = byId("cards").contains(document.activeElement);
   composer.set([]);
   if (isTyping) composer.focus(); // the card with the focus is gone
-  const isAnswered = await generate(chosen);
+  const isAnswered = await generate(chosen, run);
   if (isAnswered) return;
   conversation.restore(before); // nothing came: all is as it was, to be put right and sent again
   if (!composer.content().length) composer.set(content);
@@ -53,11 +55,12 @@ async function again(i, isNewSeed) {
   const before = conversation.snapshot();
   const { answers, shown } = conversation.at(i);
   const seed = isNewSeed ? Math.floor(Math.random() * 2 ** 31) : answers[shown].settings.seed;
-  if (!(await generate({ ...answers[shown].settings, seed }))) conversation.restore(before);
+  const retry = () => again(i, isNewSeed);
+  if (!(await generate({ ...answers[shown].settings, seed }, retry))) conversation.restore(before);
 }
 
-/** Answer the last exchange; false if nothing came of it. */
-async function generate(chosen) {
+/** Answer the last exchange; false if nothing came of it. `retry` does what led here once more. */
+async function generate(chosen, retry) {
   clearNotices();
   const answer = new Answer(chosen, { usePicture });
   const messages = conversation.messages(chosen.format);
@@ -72,7 +75,7 @@ async function generate(chosen) {
     if (error.name === "AbortError") answer.end("stopped");
     else {
       answer.end("failed", error.message);
-      complain(error);
+      complain(error, retry);
     }
   } finally {
     setRunning(null);
@@ -87,6 +90,7 @@ function setRunning(controller) {
   next.disabled = false;
   if (isPressed) next.focus(); // a button that is disabled would lose the focus to nowhere
   pressed.disabled = true;
+  byId("new-chat").disabled = controller !== null;
   document.body.classList.toggle("running", controller !== null);
   byId("forget-key").hidden = !hasKey();
   askServer();
@@ -94,11 +98,11 @@ function setRunning(controller) {
 
 const stop = () => running?.abort();
 
-function complain(error) {
+function complain(error, retry = null) {
   if (!(error instanceof ApiError)) console.error(error); // a mistake of this page
   const actions = [];
   const seconds = error.retryAfter && Math.ceil(error.retryAfter);
-  if (error.status === 429) actions.push(["Try again", run]);
+  if (error.status === 429 && retry) actions.push(["Try again", retry]);
   const wait = seconds ? ` Try again in ${seconds} ${seconds === 1 ? "second" : "seconds"}.` : "";
   notice(error.message + wait, { actions });
   if (error.param) settings.blame(error.param);
@@ -148,7 +152,6 @@ function usePicture(url) {
 }
 
 function newChat() {
-  stop();
   stopEditing();
   const before = conversation.snapshot();
   conversation.truncate(0);
