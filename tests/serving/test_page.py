@@ -13,8 +13,6 @@ from PIL import Image
 from tests.serving import page_driver
 
 PROGRAM = page_driver.find_browser()
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium: `apt-get install chromium` brings one")
-
 WORDS = "document.querySelector('#cards textarea')"
 
 
@@ -26,6 +24,8 @@ def picture_url(colour=(200, 30, 30), side=16) -> str:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
+    if PROGRAM is None:
+        pytest.skip("no Chromium: `apt-get install chromium` brings one")
     browser = page_driver.Browser(PROGRAM, tmp_path_factory.mktemp("browser"))
     yield browser
     browser.close()
