@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -47,22 +48,38 @@ def sync_tree(folder: str | os.PathLike[str]) -> None:
 def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A folder to fill, which takes the name `path` when all went well and is deleted when not: a reader never sees half of it.
 
-    Raises FileExistsError if there is something at `path` already; an empty folder is taken over.
+    What a killed process left of an earlier try is deleted first. Raises FileExistsError if there is something at `path` already,
+    or another process is filling it; an empty folder is taken over.
     """
-    path = Path(path)
+    path = Path(path).resolve()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} exists and is not an empty folder")
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
-    try:
-        yield unfinished
-        sync_tree(unfinished)
-        if path.exists():
-            path.rmdir()
-        unfinished.rename(path)
-    except BaseException:
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    with _held(path.with_name(f".{path.name}.lock"), unfinished):
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    sync(path.parent)
+        unfinished.mkdir()
+        try:
+            yield unfinished
+            sync_tree(unfinished)
+            if path.exists():
+                path.rmdir()
+            unfinished.rename(path)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        sync(path.parent)
+
+
+@contextlib.contextmanager
+def _held(lock: Path, folder: Path) -> Iterator[None]:
+    """Hold a lock file while the block runs; the kernel lets go of it when the process ends, however it ends."""
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise FileExistsError(f"another process is writing {folder}") from error
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ whole or absent; its convert.json lists every tensor that was read or dropped, a
 torch: pip install 'chameleon-jax[convert]'. docs/convert.md has the layouts.
 """
 
+import signal
 import sys
 from pathlib import Path
 
@@ -52,9 +53,12 @@ def _flags(parser):
 
 
 def main(args) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops like Ctrl-C: nothing half-written stays
     from chameleon_jax.convert.release import Options, open_release
     from chameleon_jax.convert.write import write
 
+    if args.shards is not None and args.to != "meta":
+        raise ConvertError("--shards is for --to=meta")
     if (args.shards is not None and args.shards < 1) or args.max_shard_gb <= 0:
         raise ConvertError("--shards and --max_shard_gb must be positive")
     options = Options(

@@ -46,7 +46,8 @@ class HFWeights:
             for key, file in self._files.items()
             if key.startswith(CODEC_PREFIX)
         }
-        self._interleaved = False
+        self._vectors = False
+        self._interleaved = bool(self.values.get("qk_layernorm"))  # of Anole's fork, which leaves rows as they were
         self.config = self._config(source.norm_order(self.values, self._where, norm_order))
         self.flavour = self._flavour()
         self._check()
@@ -93,7 +94,7 @@ class HFWeights:
             )
         except KeyError as error:
             raise ConvertError(f"{self._where} has no {error}: it is not of a Chameleon") from error
-        except (TypeError, ValueError, ZeroDivisionError, ConfigError) as error:
+        except (TypeError, ValueError, ArithmeticError, ConfigError) as error:
             raise ConvertError(f"{self._where} is no model: {error}") from error
 
     def _norm_rows(self, heads: int, kv_heads: int) -> int:
@@ -105,12 +106,15 @@ class HFWeights:
                 raise ConvertError(f"{self._where.parent} lacks {key}, which {CONFIG} asks for with {count} rows")
             shapes[name] = self._files[key].tensors[key].shape
         if {len(shape) for shape in shapes.values()} == {1}:
-            self._interleaved = (
-                True  # of the converters, only that of Anole's fork leaves one vector and the rows as they were
-            )
+            self._interleaved = self._vectors = True  # one vector for all heads: no other converter makes that
             return 1
-        rows = {name: shape[0] for name, shape in shapes.items()}
-        if len(shapes["q"]) != 2 or heads % rows["q"] or rows["k"] != min(rows["q"], kv_heads):
+        rows = {name: (shape or (0,))[0] for name, shape in shapes.items()}
+        if (
+            {len(shape) for shape in shapes.values()} != {2}
+            or min(rows.values()) < 1
+            or heads % rows["q"]
+            or rows["k"] != min(rows["q"], kv_heads)
+        ):
             key = "model.layers.0.self_attn.{q,k}_norm.weight"
             raise ConvertError(
                 f"{self._where.parent}: {key} are {list(shapes['q'])} and {list(shapes['k'])}; {CONFIG} has {heads} heads and "
@@ -121,7 +125,7 @@ class HFWeights:
     def _flavour(self) -> str:
         if self._interleaved:
             return "anole-fork"
-        names = " ".join(self.values.get("architectures") or []).upper()
+        names = str(self.values.get("architectures")).upper()
         a_row_a_shard = self.config.qk_norm_groups < self.config.n_heads
         return "lumina" if "XLLMX" in names or "mask_image_logits" in self.values or a_row_a_shard else "hf"
 
@@ -129,7 +133,7 @@ class HFWeights:
         wanted = set()
         for parameter in layout.parameters(self.config):
             shape = layout.torch_shape(parameter, self.config)
-            if parameter.qk_norm and self._interleaved:
+            if parameter.qk_norm and self._vectors:
                 shape = shape[1:]
             for layer in layout.layers(parameter, self.config):
                 key = parameter.hf.format(layer)
@@ -182,6 +186,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ConvertError(f"{path} is of a model of type '{kind}', not of a Chameleon")
     if values.get("quantization_config"):
         raise ConvertError(f"{path}: the weights are quantised; take the original ones")
+    if values.get("hidden_act") not in (None, "silu"):
+        raise ConvertError(f"{path}: hidden_act is {values['hidden_act']!r}, the family has 'silu'")
     for name in ("attention_bias", "mlp_bias"):
         if values.get(name):
             raise ConvertError(f"{path} has {name}: the family has no biases")
@@ -191,7 +197,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _rope_theta(values: dict[str, Any], where: Path) -> float:
     """Flat in version 4, nested in version 5."""
     scaling = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    if scaling.get("rope_type", scaling.get("type", "default")) != "default":
+    plain = isinstance(scaling, dict) and scaling.keys() <= {"rope_type", "type", "rope_theta"}
+    if not plain or scaling.get("rope_type", scaling.get("type", "default")) != "default":
         raise ConvertError(f"{where} has rotary scaling {scaling}, which the family does not use")
     return float(values.get("rope_theta") or scaling.get("rope_theta") or 10000.0)
 
@@ -212,9 +219,10 @@ def _indexed(folder: Path, index: Path) -> dict[str, TensorFile]:
     try:
         names: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         used = sorted(set(names.values()))
+        bad = [name for name in used if Path(name).name != name]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConvertError(f"{index} is no index of tensors: {error}") from error
-    if bad := [name for name in used if Path(name).name != name]:
+    if bad:
         raise ConvertError(f"{index} names {bad[0]}, which is not a file of its folder")
     if missing := [name for name in used if not (folder / name).is_file()]:
         raise ConvertError(f"{folder} lacks {missing[0]}, one of {len(used)} files that {index.name} names")
@@ -222,7 +230,13 @@ def _indexed(folder: Path, index: Path) -> dict[str, TensorFile]:
     for key, name in names.items():
         if key not in files[name].tensors:
             raise ConvertError(f"{folder / name} lacks {key}, which {index.name} says it holds")
-    return {key: file for file in files.values() for key in file.tensors}
+    unlisted = [(file, key) for name, file in files.items() for key in file.tensors if names.get(key) != name]
+    if unlisted:
+        file, key = unlisted[0]
+        raise ConvertError(
+            f"{file.path} holds {key}, which {index.name} does not list there: they are not of one checkpoint"
+        )
+    return {key: files[name] for key, name in names.items()}
 
 
 # --- out -------------------------------------------------------------------------------------------------------------
@@ -284,7 +298,7 @@ def config_values(config: TransformerConfig) -> dict[str, Any]:
         "rope_theta": config.rope_theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
         "swin_norm": config.norm_order == "swin",
-        "model_parallel_size": config.qk_norm_groups,
+        "model_parallel_size": config.qk_norm_groups if config.qk_norm_groups < config.n_heads else 1,
         "attention_bias": False,
         "attention_dropout": 0.0,
         "mlp_bias": False,

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from chameleon_jax.configs import TransformerConfig
+from chameleon_jax.configs import TransformerConfig, VocabConfig
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.text import TextTokenizer
 from chameleon_jax.vocab import Vocab
@@ -32,6 +32,7 @@ def tokenizer_json(text: TextTokenizer, *, placeholder: str | None = None) -> st
         names = {i: name for name, i in content["model"]["vocab"].items()}
         flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
         added = [{"id": i, "content": names[i], **flags} for i in sorted(_roles(vocab).values())]
+    content["post_processor"] = None  # Meta puts bos in by hand, once a prompt; `write` adds what Transformers expects
     content["added_tokens"] = [token | {"content": new} if token["content"] == old else token for token in added]
     return json.dumps(content, ensure_ascii=False)
 
@@ -39,6 +40,13 @@ def tokenizer_json(text: TextTokenizer, *, placeholder: str | None = None) -> st
 def vocabulary_map(text: TextTokenizer) -> dict[str, int]:
     """Every name with its id, as config.json has them: Transformers finds image codes by it."""
     return json.loads(tokenizer_json(text, placeholder=PLACEHOLDER))["model"]["vocab"]
+
+
+def default_vocabulary_map(vocab_size: int) -> dict[str, int]:
+    """Names of the specials of the released layout, as far as they fit: Transformers cannot load a config without."""
+    names = Vocab.from_config(VocabConfig()).special_names()[:vocab_size]
+    placeholder = min(Vocab.from_config(VocabConfig()).image_placeholder, vocab_size - 1)
+    return {name: i for i, name in enumerate(names) if i != placeholder} | {PLACEHOLDER: placeholder}
 
 
 def codes_per_image(folder: Path) -> int | None:
@@ -52,7 +60,7 @@ def codes_per_image(folder: Path) -> int | None:
 
 def write(folder: Path, bundle: TokenizerBundle, config: TransformerConfig) -> None:
     """Write tokenizer.json and the settings that `ChameleonProcessor` and `generate` of Transformers read."""
-    vocab = bundle.vocab
+    vocab, is_grid = bundle.vocab, bundle.vocab_config.image_span == "grid"
     names = vocab.special_names()
     content: dict[str, Any] = json.loads(tokenizer_json(bundle.text, placeholder=PLACEHOLDER))
     bos = {"SpecialToken": {"id": "<s>", "type_id": 0}}
@@ -99,14 +107,11 @@ def write(folder: Path, bundle: TokenizerBundle, config: TransformerConfig) -> N
             "clean_up_tokenization_spaces": False,
         },
         "preprocessor_config.json": {"processor_class": "ChameleonProcessor", **image_processor},
-        _PROCESSOR: {
-            "processor_class": "ChameleonProcessor",
-            _SEQUENCE: bundle.vocab_config.codes_per_image,
-            "image_token": PLACEHOLDER,
-        },
+        _PROCESSOR: {"processor_class": "ChameleonProcessor", "image_token": PLACEHOLDER}
+        | ({} if is_grid else {_SEQUENCE: bundle.vocab_config.codes_per_image}),
         "generation_config.json": {
             "bos_token_id": vocab.bos,
-            "eos_token_id": vocab.eos,
+            "eos_token_id": vocab.end_of_turn if is_grid else vocab.eos,  # Lumina-mGPT ends with its turn
             "pad_token_id": vocab.pad,
             "do_sample": True,
             "temperature": 0.7,

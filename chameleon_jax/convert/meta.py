@@ -24,7 +24,7 @@ from chameleon_jax.convert import layout, source
 from chameleon_jax.convert import vqgan as codec_names
 from chameleon_jax.convert.layout import Parameter
 from chameleon_jax.convert.source import Report, WeightSource
-from chameleon_jax.convert.tensor_files import TensorFile, open_tensors
+from chameleon_jax.convert.tensor_files import TensorFile, open_tensors, require_torch
 from chameleon_jax.errors import ConfigError, ConvertError
 from chameleon_jax.tokenizers.vqgan import Codec
 
@@ -54,6 +54,10 @@ class MetaWeights:
         self._where = folder / PARAMS
         self._shards = [open_tensors(path) for path in shard_files(folder)]
         values = _read_params(folder)
+        if (folder / CHECKLIST).is_file():
+            self.report.note(
+                f"{CHECKLIST} was not looked at: check the files with  cd {folder} && md5sum -c {CHECKLIST}"
+            )
         self.config = self._config(values, source.norm_order(values, self._where, norm_order))
         self._check()
         # The cheapest sign of shards of two models, before gigabytes are written.
@@ -64,8 +68,9 @@ class MetaWeights:
     def read(self, parameter: Parameter, layer: int | None) -> np.ndarray:
         parts = [self._part(shard, parameter, layer) for shard in self._shards]
         if parameter.shard_axis is None:
-            if any(not np.array_equal(part.view(np.uint8), parts[0].view(np.uint8)) for part in parts[1:]):
-                raise self._mixed(parameter.meta.format(layer))
+            for rank, part in enumerate(parts):
+                if not np.array_equal(part.view(np.uint8), parts[0].view(np.uint8)):
+                    raise self._mixed(parameter.meta.format(layer), rank)
             tensor = parts[0]
         elif parameter.qk_norm:
             tensor = np.stack(parts)[:: len(parts) // _groups(parameter, self.config)]
@@ -100,7 +105,7 @@ class MetaWeights:
                 n_heads=heads,
                 n_kv_heads=heads if kv_heads is None else int(kv_heads),
                 head_dim=dim // heads,
-                d_ff=layout.ffn_width(dim, int(values.get("multiple_of", 256)), multiplier),
+                d_ff=layout.ffn_width(dim, int(values.get("multiple_of") or 256), multiplier and float(multiplier)),
                 max_seq_len=int(values.get("max_seq_len") or _CONTEXT),
                 rope_theta=float(values.get("rope_theta") or 10000.0),
                 norm_eps=float(values.get("norm_eps", 1e-5)),
@@ -112,7 +117,7 @@ class MetaWeights:
             )
         except KeyError as error:
             raise ConvertError(f"{self._where} has no {error}") from error
-        except (TypeError, ValueError, ZeroDivisionError, ConfigError) as error:
+        except (TypeError, ValueError, ArithmeticError, ConfigError) as error:
             raise ConvertError(f"{self._where} with {ranks} shards is no model: {error}") from error
 
     def _check(self) -> None:
@@ -191,8 +196,8 @@ class MetaWeights:
         parameter = next(p for p in layout.parameters(self.config) if p.meta == name)
         return layout.torch_shape(parameter, self.config)[0] // len(self._shards)
 
-    def _mixed(self, key: str) -> ConvertError:
-        names = " and ".join(shard.path.name for shard in self._shards[:: len(self._shards) - 1])
+    def _mixed(self, key: str, rank: int) -> ConvertError:
+        names = " and ".join(shard.path.name for shard in (self._shards[0], self._shards[rank]))
         return ConvertError(
             f"{self._shards[0].path.parent}: {names} hold different {key}: they are not shards of one model"
         )
@@ -230,9 +235,11 @@ def _read_params(folder: Path) -> dict[str, Any]:
             raise ConvertError(f"{path} is not a JSON object")
         inner = values.get("model")
         levels += [values, inner if isinstance(inner, dict) else {}]
-    said = {bool(level["swin_norm"]) for level in levels if level.get("swin_norm") is not None}
+    said = {str(level["swin_norm"]) for level in levels if level.get("swin_norm") is not None}
     if len(said) > 1:
-        raise ConvertError(f"{folder}: {PARAMS} and {CONSOLIDATED_PARAMS} contradict each other about swin_norm")
+        raise ConvertError(
+            f"{folder}: swin_norm is both true and false in {PARAMS} (and {CONSOLIDATED_PARAMS}, if there)"
+        )
     return functools.reduce(lambda a, b: a | {k: v for k, v in b.items() if v is not None}, levels, {})
 
 
@@ -249,7 +256,12 @@ def default_shards(config: TransformerConfig) -> int:
 
 
 def check_shards(config: TransformerConfig, shards: int) -> None:
-    """Raise ConvertError where a model cannot be cut into so many ranks."""
+    """Raise ConvertError where a model cannot be cut into so many ranks, or not be written in this layout at all."""
+    require_torch("writing .pth files")
+    if config.n_heads * config.head_dim != config.d_model:
+        raise ConvertError(
+            f"{config.n_heads} heads of {config.head_dim} are not d_model {config.d_model}, which Meta's layout takes for granted"
+        )
     for name in ("n_kv_heads", "d_ff", "vocab_size", "d_model"):
         if getattr(config, name) % shards:
             raise ConvertError(f"{name} {getattr(config, name)} cannot be cut into {shards} shards")
@@ -312,6 +324,9 @@ def _write_shard(weights: WeightSource, path: Path, rank: int, shards: int, on_b
             state[parameter.meta.format(layer)] = place
             at += part.size
             on_bytes(size // shards)
+        # Meta's loader wants this key to be there, and does not read it.
+        steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+        state[_ROPE] = config.rope_theta**-steps
         torch.save(state, path)  # all are views of one storage, which is written once
 
 

@@ -7,6 +7,7 @@ writer takes every source: Meta to ours, ours to Hugging Face, Hugging Face to M
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -72,14 +73,18 @@ def open_release(path: Path, options: Options) -> OpenedRelease:
     if (folder / "checkpoints").is_dir():
         run = RunWeights(folder)
         weights: WeightSource = run
-        bundle, codec = run.bundle, run.bundle.codec if run.bundle else None
+        bundle, codec = run.bundle, run.codec
+        if options.norm_order not in (None, run.config.norm_order):
+            raise ConvertError(f"{path} has norm order '{run.config.norm_order}', '{options.norm_order}' was asked for")
         if options.vqgan is not None:
             codec = _codec_at(options.vqgan, run.report)
         text = bundle.text if bundle else None
+        if options.tokenizer is not None:
+            bundle, text = None, _text_tokenizer(folder, options, weights, codec)
     else:
         weights, codec = _open_foreign(folder, options)
         bundle, text = None, _text_tokenizer(folder, options, weights, codec)
-    source.check_release(weights.config, folder, options.preset)
+    source.check_release(weights, folder, options.preset)
     if options.without_codec:
         codec = None
     bundle = _bundle(bundle, text, codec, weights, options) if text is not None else None
@@ -98,8 +103,11 @@ def open_release(path: Path, options: Options) -> OpenedRelease:
 
 def _sniff(path: Path) -> Path:
     """The folder of the weights: `path` itself or, in a release tree as Meta ships it, the one model below."""
+    path = path.absolute()  # what lies beside a relative path is found too; links, as of Hugging Face's cache, stay
     if not path.is_dir():
         raise ConvertError(f"{path} is not a folder")
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise ConvertError(f"{path} cannot be read: permission denied")
     inner = sorted(path.glob("models/*/params.json")) + sorted(path.glob("data/models/*/params.json"))
     if any((path / name).exists() for name in ("checkpoints", meta.PARAMS, hf.CONFIG)):
         return path
@@ -163,8 +171,14 @@ def _bundle(
     weights: WeightSource,
     options: Options,
 ) -> TokenizerBundle:
-    image = old.image_config if old else _image_config(text.vocab_config, codec, options)
     vocab = text.vocab_config
+    if options.resolution is not None and vocab.image_span == "fixed":
+        raise ConvertError(
+            "--resolution is for pictures of many sizes (Lumina-mGPT): here the codec's resolution rules"
+        )
+    image = old.image_config if old else _image_config(vocab, codec, options)
+    if old and options.resolution is not None:
+        image = dataclasses.replace(image, resolution=options.resolution)
     if vocab.size > weights.config.vocab_size:
         raise ConvertError(
             f"the text tokenizer has {vocab.size} ids, the model {weights.config.vocab_size}: they do not belong together"

@@ -16,6 +16,7 @@ from chameleon_jax.convert.layout import Parameter
 from chameleon_jax.convert.source import Report, WeightSource
 from chameleon_jax.data.store_format import TOKENIZER
 from chameleon_jax.errors import CheckpointError, ConvertError
+from chameleon_jax.tokenizers import vqgan
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.training.checkpoint_stream import LeafStream, StreamedCheckpoint, save_stream
 from chameleon_jax.training.loop import CHECKPOINTS
@@ -24,7 +25,10 @@ _PART = "params"
 
 
 class RunWeights:
-    """The newest checkpoint of a workdir that verifies, as a `WeightSource`; `bundle` is its tokenizer, None without one."""
+    """The newest checkpoint of a workdir that verifies, as a `WeightSource`.
+
+    `bundle` is its tokenizer, None without one; `codec` its image codec, which may be there alone.
+    """
 
     flavour = "chameleon_jax"
 
@@ -41,8 +45,12 @@ class RunWeights:
             path = f"{_PART}/{parameter.path}"
             if path not in self._checkpoint.leaves:
                 raise ConvertError(f"the checkpoint in {workdir} lacks {path}")
-            self.report.used.setdefault(f"step {self._checkpoint.step}", []).append(path)
-        self.bundle = TokenizerBundle.load(workdir / TOKENIZER) if (workdir / TOKENIZER).is_dir() else None
+            self.report.used.setdefault(f"step {self._checkpoint.step}", {})[path] = None
+        folder = workdir / TOKENIZER
+        self.bundle = TokenizerBundle.load(folder) if (folder / "vocab.json").is_file() else None
+        self.codec = (
+            self.bundle.codec if self.bundle else vqgan.load(folder) if (folder / vqgan.CONFIG).is_file() else None
+        )
 
     def read(self, parameter: Parameter, layer: int | None) -> np.ndarray:
         array = self._checkpoint.read(f"{_PART}/{parameter.path}", layer)

@@ -28,17 +28,15 @@ from chameleon_jax.models.presets import RELEASES, release
 class Report:
     """Every tensor of a source: used, or dropped and why; and what else a user should know. Files by name."""
 
-    used: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    used: dict[str, dict[str, None]] = dataclasses.field(default_factory=dict)  # sets that keep their order
     dropped: list[dict[str, str]] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
 
     def use(self, file: TensorFile, key: str) -> None:
-        keys = self.used.setdefault(file.path.name, [])
-        if key not in keys[-1:]:
-            keys.append(key)
+        self.used.setdefault(str(file.path), {})[key] = None
 
     def drop(self, file: TensorFile, key: str, reason: str) -> None:
-        self.dropped.append({"file": file.path.name, "tensor": key, "reason": reason})
+        self.dropped.append({"file": str(file.path), "tensor": key, "reason": reason})
 
     def note(self, text: str) -> None:
         if text not in self.notes:
@@ -117,11 +115,14 @@ def _groups_agree(rows: np.ndarray, groups: int) -> bool:
     return bool((bits == bits[:, :, :1]).all())
 
 
-def check_release(config: TransformerConfig, where: Path, preset: str | None) -> None:
+def check_release(weights: WeightSource, where: Path, preset: str | None) -> None:
     """Raise ConvertError where a model is not of the release that it was said to be, or has a release's size but not its norms."""
+    config = weights.config
     size = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocab_size", "head_dim")
     if preset is not None:
         wanted = release(preset).model
+        if weights.flavour not in ("chameleon_jax", "meta") and (weights.flavour == "lumina") != ("lumina" in preset):
+            raise ConvertError(f"{where} is not {preset}: its files are of {weights.flavour} flavour")
         for name in (*size, "norm_order", "qk_norm", "norm_eps", "rope_theta"):
             ours, theirs = getattr(config, name), getattr(wanted, name)
             if ours != theirs:
@@ -138,11 +139,12 @@ def check_release(config: TransformerConfig, where: Path, preset: str | None) ->
 
 def norm_order(values: Mapping[str, Any], where: Path, asked: str | None) -> str:
     """The norm order that the config at `where` and the user say. Raises ConvertError where they contradict each other."""
-    found = None if values.get("swin_norm") is None else ("swin" if values["swin_norm"] else "pre")
+    said = values.get("swin_norm")
+    if said not in (None, True, False):
+        raise ConvertError(f"{where}: swin_norm is {said!r}, expected true or false")
+    found = None if said is None else ("swin" if said else "pre")
     if asked is not None and found is not None and asked != found:
-        raise ConvertError(
-            f"{where} says norm order '{found}' (swin_norm {values['swin_norm']}), '{asked}' was asked for"
-        )
+        raise ConvertError(f"{where} says norm order '{found}' (swin_norm {said}), '{asked}' was asked for")
     return asked or found or "pre"
 
 

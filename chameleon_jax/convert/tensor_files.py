@@ -22,8 +22,11 @@ import numpy as np
 
 from chameleon_jax.errors import ConvertError
 
-# Classes of training frameworks that checkpoints hold beside their tensors: read as inert objects, never as what they are.
-_INERT = re.compile(r"(pytorch_lightning|lightning|lightning_fabric|lightning_utilities|omegaconf|argparse)(\.|$)")
+# Modules whose names in a checkpoint can only be meant to run something. All others (callbacks, settings) become inert objects.
+_HARMFUL = re.compile(
+    r"(os|posix|nt|sys|subprocess|builtins|__builtin__|shutil|importlib|runpy|socket|pty|ctypes|code|codeop|commands|webbrowser|"
+    r"timeit|cProfile|pdb|asyncio|multiprocessing|pickle|torch)(\.|$)"
+)
 _SAFETENSORS_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 FLOATS = tuple(_SAFETENSORS_DTYPES.values())
 _MAPPED_BYTES = (
@@ -71,6 +74,8 @@ class SafetensorsFile:
 
     def __init__(self, path: Path):
         self.path = path
+        if not os.access(path, os.R_OK):
+            raise ConvertError(f"{path} cannot be read: permission denied")
         with self._open() as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             self.tensors = {
@@ -100,7 +105,9 @@ class TorchFile:
 
     def __init__(self, path: Path):
         self.path = path
-        self._inert = _inert_globals(_torch(path), path)
+        if not os.access(path, os.R_OK):
+            raise ConvertError(f"{path} cannot be read: permission denied")
+        self._inert = _inert_globals(require_torch(f"reading {path}"), path)
         self._loaded: dict[str, Any] | None = None
         self._left = _MAPPED_BYTES
         state = self._load()
@@ -116,7 +123,7 @@ class TorchFile:
 
         if self._loaded is None:
             self._loaded, self._left = self._load(), _MAPPED_BYTES
-        tensor = self._loaded[name]
+        tensor = self._loaded[name].detach()
         self._left -= tensor.nbytes
         if self._left < 0:
             self._loaded = None
@@ -125,7 +132,8 @@ class TorchFile:
         return np.array(tensor.numpy(), order="C")
 
     def _load(self) -> dict[str, Any]:
-        torch = _torch(self.path)
+        import torch
+
         try:
             with torch.serialization.safe_globals(self._inert), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -144,36 +152,46 @@ class TorchFile:
         return dict(content)
 
 
-def _torch(path: Path) -> Any:
+def require_torch(purpose: str) -> Any:
+    """The torch module. Raises ConvertError, which says how to get it, where it is missing or too old."""
     try:
         import torch
     except ModuleNotFoundError:
-        raise ConvertError(f"reading {path} needs torch:  pip install 'chameleon-jax[convert]'") from None
+        raise ConvertError(f"{purpose} needs torch:  pip install 'chameleon-jax[convert]'") from None
     # Before 2.10 `weights_only` could be got round (CVE-2025-32434, CVE-2026-24747).
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 10):
-        raise ConvertError(f"reading {path} needs torch 2.10 or newer, found {torch.__version__}")
+        raise ConvertError(f"{purpose} needs torch 2.10 or newer, found {torch.__version__}")
     return torch
 
 
 def _inert_globals(torch: Any, path: Path) -> list[tuple[Any, str]]:
-    """Stand-ins for the framework classes that the file names; anything else stays refused."""
+    """Stand-ins for the classes that the file names beside tensors; what could only run something stays refused."""
     if not zipfile.is_zipfile(path):
         return []
     try:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # the same damage comes up, with a better message, when the file is loaded
         return []
-    return [(type(name.rpartition(".")[2], (_Inert,), {}), name) for name in named if _INERT.match(name)]
+    return [(type(name.rpartition(".")[2], (_Inert,), {}), name) for name in named if not _HARMFUL.match(name)]
 
 
-class _Inert:
-    """Takes any arguments and does nothing."""
+class _Inert(dict):
+    """Takes anything and does nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> _Inert:
+        return dict.__new__(cls)
 
     def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__()
+
+    def __setitem__(self, key: Any, value: Any) -> None:
         pass
 
     def __setstate__(self, state: Any) -> None:
         pass
+
+    def __hash__(self) -> int:
+        return id(self)
 
 
 def _one_line(error: BaseException) -> str:

@@ -8,7 +8,7 @@ Names: facebookresearch/chameleon `inference/vqgan.py`; Hugging Face keeps them 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, TypeVar
 
 import ml_dtypes
@@ -75,15 +75,11 @@ def strip_prefix(tensors: Mapping[str, _Value]) -> dict[str, _Value]:
 
 def ignored(names: Iterable[str]) -> dict[str, str]:
     """The bare names that `from_torch` leaves out, each with the reason. All others are used, or are an error there."""
-    names = list(names)
-    decoder = _has_decoder(names)
     found = {}
     for name in names:
         reason = next((reason for pattern, reason in _BAGGAGE if re.search(pattern, name)), None)
         if reason is None and name.split(".")[0] not in _PARTS:
             reason = "not a part of the codec"
-        if reason is None and name.startswith("post_quant_conv.") and not decoder:
-            reason = "first layer of a decoder that is not there"
         if reason is not None:
             found[name] = reason
     return found
@@ -95,7 +91,7 @@ def from_torch(tensors: Mapping[str, Shaped[np.ndarray, "..."]], config: VQConfi
     `where` names the source in errors. Narrower floats are widened, which is exact. Raises ConvertError for a tensor that is
     missing, of another shape, no float of at most 32 bits, or a part of the codec that the config does not ask for.
     """
-    table = _table(config, decoder=_has_decoder(tensors))
+    table = _table(config, vqgan.lacking(tensors))
     left_out = ignored(tensors)
     known = {name for name, _ in table.values()}
     if extra := next((name for name in tensors if name not in known and name not in left_out), None):
@@ -122,19 +118,15 @@ def to_torch(params: Params, config: VQConfig) -> dict[str, Shaped[np.ndarray, "
     _check_foreign(config)
     flat = traverse_util.flatten_dict(params)
     made = {}
-    for path, (name, _) in _table(config, decoder="decoder" in params).items():
+    for path, (name, _) in _table(config, vqgan.lacking(params)).items():
         array = np.asarray(flat[path], np.float32)
         made[name] = np.array(array.transpose(3, 2, 0, 1) if array.ndim == 4 else array, order="C")
     return made
 
 
-def _has_decoder(names: Iterable[str]) -> bool:
-    return any(name.startswith("decoder.") for name in names)
-
-
-def _table(config: VQConfig, *, decoder: bool) -> dict[tuple[str, ...], tuple[str, tuple[int, ...]]]:
+def _table(config: VQConfig, without: Container[str] = ()) -> dict[tuple[str, ...], tuple[str, tuple[int, ...]]]:
     """Path in our tree -> bare name and torch shape."""
-    flat = traverse_util.flatten_dict(vqgan.shapes(config, decoder=decoder))
+    flat = traverse_util.flatten_dict(vqgan.shapes(config, without=without))
     return {path: (_torch_name(path), _torch_shape(leaf.shape)) for path, leaf in flat.items()}
 
 

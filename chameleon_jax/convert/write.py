@@ -24,6 +24,7 @@ from chameleon_jax.errors import ConvertError
 from chameleon_jax.files import new_folder
 from chameleon_jax.models import params, transformer
 from chameleon_jax.progress import progress
+from chameleon_jax.tokenizers import vqgan
 from chameleon_jax.tokenizers.vqgan import Codec
 
 Layout = Literal["jax", "hf", "meta"]
@@ -58,10 +59,12 @@ def write(
     shards = meta.default_shards(config) if shards is None else shards
     if layout == "meta":
         meta.check_shards(config, shards)
+    if layout == "hf" and not config.qk_norm:
+        raise ConvertError("Transformers' Chameleon always has QK-norms, this model has none: write it as jax or meta")
     size = source.nbytes(config)
     _check_room(output, size + (size // shards if layout == "meta" else 0), opened.codec)
     try:
-        with new_folder(output) as folder, progress("Converting", total=size >> 20, unit="MB") as bar:
+        with new_folder(output) as folder, progress("Converting", total=max(1, size >> 20), unit="MB") as bar:
             counted = _Megabytes(bar.advance)
             if layout == "jax":
                 _write_run(opened, folder, counted)
@@ -80,7 +83,7 @@ def write(
                 dropped=report.dropped,
                 notes=report.notes,
             )
-            account = dataclasses.asdict(written) | {"used": report.used}
+            account = dataclasses.asdict(written) | {"used": {file: list(keys) for file, keys in report.used.items()}}
             (folder / REPORT).write_text(json.dumps(account, indent=1) + "\n", encoding="utf-8")
     except FileExistsError as error:
         raise ConvertError(f"{error}: give another --output or remove it") from error
@@ -120,6 +123,8 @@ def _write_run(opened: OpenedRelease, folder: Path, on_bytes: Callable[[int], No
     run.write_weights(opened.weights, folder, {"converted_from": opened.weights.flavour}, on_bytes)
     if opened.bundle is not None:
         opened.bundle.save(folder / TOKENIZER)
+    elif opened.codec is not None:  # a later --tokenizer completes the bundle
+        vqgan.save(folder / TOKENIZER, opened.codec.params, opened.codec.config)
 
 
 def _write_hf(opened: OpenedRelease, folder: Path, shard_bytes: int, on_bytes: Callable[[int], None]) -> None:
@@ -131,12 +136,15 @@ def _write_hf(opened: OpenedRelease, folder: Path, shard_bytes: int, on_bytes: C
         extra = {
             hf.CODEC_PREFIX + name: tensor for name, tensor in codec_names.to_torch(codec.params, codec.config).items()
         }
+    values |= {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
+    if opened.weights.flavour == "lumina" or (bundle is not None and bundle.vocab_config.image_span == "grid"):
+        values["mask_image_logits"] = False  # what Lumina-mGPT's config has and Chameleon's has not
     if bundle is not None:
         values["vocabulary_map"] = hf_files.vocabulary_map(bundle.text)
-        values |= {"bos_token_id": bundle.vocab.bos, "eos_token_id": bundle.vocab.eos, "pad_token_id": bundle.vocab.pad}
-        if bundle.vocab_config.image_span == "grid":
-            values["mask_image_logits"] = False  # what Lumina-mGPT's config has and Chameleon's has not
         hf_files.write(folder, bundle, config)
+    else:
+        values["vocabulary_map"] = hf_files.default_vocabulary_map(config.vocab_size)
+        opened.weights.report.note("without a text tokenizer config.json has the names of the released ids only")
     (folder / hf.CONFIG).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     hf.write_weights(opened.weights, folder, extra, shard_bytes, on_bytes)
 

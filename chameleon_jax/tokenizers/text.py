@@ -160,6 +160,12 @@ def _derive_config(vocab: dict[str, Any], spans: VocabConfig, path: str) -> Voca
     # Hugging Face renames one reserved id to <image>.
     while _RESERVED.fullmatch(name := by_id.get(begin_of_image + 1 + reserved, "")) or name == "<image>":
         reserved += 1
+    misplaced = {f"<reserved{i - 4:05d}>": i for i in range(begin_of_image + 1, begin_of_image + 1 + reserved)}
+    for name, expected in misplaced.items():
+        if by_id[expected] not in (name, "<image>"):
+            raise TokenizerError(
+                f"{path}: '{name}' should have id {expected}, found {vocab.get(name)}: not Chameleon's layout"
+            )
     text_start = begin_of_image + 1 + reserved
     text_tokens = max(by_id) + 1 - text_start
     missing = [piece for piece in pre_tokenizers.ByteLevel.alphabet() if vocab.get(piece, -1) < text_start]
@@ -168,7 +174,13 @@ def _derive_config(vocab: dict[str, Any], spans: VocabConfig, path: str) -> Voca
             f"{path}: {codes} image codes, {reserved} reserved ids and {text_tokens} text ids that lack {len(missing)} of "
             f"{_BYTES} bytes: not Chameleon's layout"
         )
-    return dataclasses.replace(spans, image_codes=codes, reserved=reserved, text_tokens=text_tokens)
+    config = dataclasses.replace(spans, image_codes=codes, reserved=reserved, text_tokens=text_tokens)
+    placeholder = Vocab.from_config(config).image_placeholder
+    if vocab.get("<image>", placeholder) != placeholder:
+        raise TokenizerError(
+            f"{path}: '<image>' should have id {placeholder}, found {vocab['<image>']}: not Chameleon's layout"
+        )
+    return config
 
 
 def _text_merges(merges: list[Any], vocab: dict[str, int], text_start: int) -> list[Any]:

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import json
 import os
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +77,19 @@ def init(key: Array, config: VQConfig) -> Params:
     return traverse_util.unflatten_dict(made)
 
 
-def shapes(config: VQConfig, *, decoder: bool = True) -> Params:
-    """The parameters of a codec, or of its encoding half, as a nested dict of `jax.ShapeDtypeStruct`; nothing is computed."""
+def lacking(names: Iterable[str]) -> frozenset[str]:
+    """Decoding parts that files of these dotted names do not have. A decoder needs its first layer, which may be there alone."""
+    there = {name.split(".")[0] for name in names}
+    return frozenset() if "decoder" in there else frozenset(_DECODING) - there
+
+
+def shapes(config: VQConfig, *, without: Container[str] = ()) -> Params:
+    """The parameters of a codec, but for those parts, as a nested dict of `jax.ShapeDtypeStruct`; nothing is computed."""
     size = config.downsampling  # one code is enough to shape every parameter
     images = jax.ShapeDtypeStruct((1, size, size, config.in_channels), jnp.float32)
     module = _VQGAN(config)
     tree = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, method=_VQGAN.reconstruct)["params"], images)
-    return {name: part for name, part in tree.items() if decoder or name not in _DECODING}
+    return {name: part for name, part in tree.items() if name not in without}
 
 
 def encode_latents(
@@ -178,8 +185,7 @@ def load(directory: str | os.PathLike) -> Codec:
         raise TokenizerError(f"{error.filename} does not exist: run  python -m experiments.train_tokenizer") from None
     except (OSError, ValueError, AttributeError, TypeError, KeyError, SafetensorError, ConfigError) as error:
         raise TokenizerError(f"codec in {folder} is damaged: {error}") from error
-    decoder = any(name.split(".")[0] in _DECODING for name in tensors)
-    wanted = traverse_util.flatten_dict(shapes(config, decoder=decoder), sep=".")
+    wanted = traverse_util.flatten_dict(shapes(config, without=lacking(tensors)), sep=".")
     for name in sorted(wanted.keys() | tensors.keys()):
         if name not in tensors or name not in wanted:
             state = "lacks" if name not in tensors else "has, but its config does not ask for,"

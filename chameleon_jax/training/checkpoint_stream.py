@@ -11,6 +11,7 @@ import asyncio
 import dataclasses
 import os
 import shutil
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -97,14 +98,18 @@ def save_stream(
         else ocp.SaveArgs()
         for path, leaf in leaves.items()
     }
-    try:
-        folder.mkdir(parents=True)
+
+    def write() -> None:
         with ocp.Checkpointer(
             ocp.PyTreeCheckpointHandler(
                 use_ocdbt=True, use_zarr3=True, use_compression=False, type_handler_registry=registry
             )
         ) as writer:
             writer.save(folder / ARRAYS, args=ocp.args.PyTreeSave(tree, save_args=manifests.nest(chunks)))
+
+    try:
+        folder.mkdir(parents=True)
+        _interruptible(write, handler.stop)
         sync_tree(folder)
         saved = {
             path: Leaf(leaf.shape, leaf.dtype.name, tuple(handler.regions[".".join(path.split("/"))]))
@@ -121,6 +126,35 @@ def save_stream(
         raise
 
 
+def _interruptible(work: Callable[[], None], stop: Callable[[], None]) -> None:
+    """Do `work` in a thread; interrupted, tell it to stop, and wait until it has.
+
+    Orbax writes in threads of its own: one that goes on would write files anew while they are being deleted.
+    """
+    errors: list[BaseException] = []
+    done = (
+        threading.Event()
+    )  # not `Thread.join`, which takes a thread for ended once it has been interrupted (Python 3.11)
+
+    def guarded() -> None:
+        try:
+            work()
+        except BaseException as error:  # raised below, in the caller's thread
+            errors.append(error)
+        finally:
+            done.set()
+
+    threading.Thread(target=guarded, name="checkpoint-stream").start()
+    try:
+        done.wait()
+    except BaseException:
+        stop()
+        done.wait()
+        raise
+    if errors:
+        raise errors[0]
+
+
 def _stream_handler() -> Any:
     """Orbax's handler of host arrays, but for where the values come from. (Made here: importing Orbax takes seconds.)"""
     import orbax.checkpoint as ocp
@@ -131,6 +165,11 @@ def _stream_handler() -> Any:
             super().__init__(deepcopy_host_arrays=False)
             self.regions: dict[str, list[Region]] = {}
             self._one_at_a_time = asyncio.Lock()
+            self._stopped = threading.Event()
+
+        def stop(self) -> None:
+            """Write no further block. What is written then is not whole, and not meant to be."""
+            self._stopped.set()
 
         async def serialize(self, values: Any, infos: Any, args: Any = None) -> Any:
             self._names = {id(value): info.name for value, info in zip(values, infos, strict=True)}
@@ -139,8 +178,12 @@ def _stream_handler() -> Any:
         async def _open_and_write(self, value: LeafStream, tspec: dict[str, Any], ts_context: Any) -> None:
             regions = self.regions.setdefault(self._names[id(value)], [])
             async with self._one_at_a_time:
+                if self._stopped.is_set():
+                    return
                 array = await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
                 for where, values in value.blocks():
+                    if self._stopped.is_set():
+                        return
                     crc = manifests.checksum(values)
                     regions.append(Region(tuple(s.start for s in where), tuple(s.stop for s in where), crc))
                     await array[where].write(values, can_reference_source_data_indefinitely=True)
@@ -159,19 +202,19 @@ class StreamedCheckpoint:
         reasons = []
         for step in reversed(numbered_steps(directory)):
             self._folder = directory / str(step)
+            self.leaves: dict[str, Leaf] = {}
             try:
                 manifest = manifests.read_manifest(self._folder)
                 self.step, self.metadata = step, manifest.metadata
                 self.leaves = {p: leaf for p, leaf in manifest.leaves.items() if p.startswith(f"{part}/")}
                 self._whole: tuple[str, np.ndarray] | None = None
-                damaged = next((path for path in self.leaves if not self._verified(path)), None)
+                path = next((path for path in self.leaves if not self._verified(path)), None)
+                damaged = None if path is None else f"{path} does not match its checksum"
             except (OSError, ValueError, KeyError, TypeError) as error:
                 damaged = brief(error)
             if damaged is None:
                 return
-            reasons.append(
-                f"{step}: {damaged} does not match its checksum" if damaged in self.leaves else f"{step}: {damaged}"
-            )
+            reasons.append(f"{step}: {damaged}")
         raise CheckpointError(f"no step in {directory} can be used ({'; '.join(reasons) or 'it has none'})")
 
     def read(self, path: str, index: int | None = None) -> Shaped[np.ndarray, "..."]:

@@ -103,7 +103,7 @@ META = {
     ),
     "swin_norm contradicts itself": (
         lambda r: (model_of(r) / "consolidate_params.json").write_text('{"swin_norm": false}'),
-        r"contradict each other about swin_norm",
+        r"swin_norm is both true and false",
     ),
     "a release of another size": (
         lambda r: None,
@@ -185,6 +185,25 @@ META = {
         lambda r: more_pieces(r / "tokenizer" / "text_tokenizer.json"),
         r"the text tokenizer has \d+ ids, the model \d+: they do not belong together",
     ),
+    "a reserved id out of its place": (
+        lambda r: swap_names(r / "tokenizer" / "text_tokenizer.json", "<reserved00020>", "<reserved00030>"),
+        r"'<reserved00020>' should have id 24, found 34: not Chameleon's layout",
+    ),
+    "a placeholder out of its place": (
+        lambda r: rename(r / "tokenizer" / "text_tokenizer.json", "<reserved00030>", "<image>"),
+        r"'<image>' should have id \d+, found 34",
+    ),
+    "swin_norm in words": (
+        lambda r: edit_json(model_of(r) / "params.json", swin_norm="false"),
+        r"swin_norm is 'false', expected true or false",
+    ),
+    "shards for another layout": (lambda r: None, r"--shards is for --to=meta", "", "--shards=4"),
+    "a resolution where there is one only": (
+        lambda r: None,
+        r"--resolution is for pictures of many",
+        "",
+        "--resolution=64",
+    ),
     "shards that do not divide": (
         lambda r: None,
         r"n_kv_heads 4 cannot be cut into 3 shards",
@@ -199,16 +218,22 @@ META = {
         "--to=meta",
         "--shards=2",
     ),
-    "no shards asked for": (lambda r: None, r"must be positive", "", "--shards=0"),
+    "no shards asked for": (lambda r: None, r"must be positive", "", "--to=meta", "--shards=0"),
     "an unknown preset": (lambda r: None, r"invalid choice: 'chameleon-8b'", "", "--preset=chameleon-8b"),
     "an unknown flag": (lambda r: None, r"unknown argument '--dtipe=.*did you mean '--dtype'", "", "--dtipe=float32"),
 }
 
 
-def swap_names(path):
+def swap_names(path, one="IMGIMGDZ", other="IMGIMGEZ"):
     content = json.loads(path.read_text())
     vocab = content["model"]["vocab"]
-    vocab["IMGIMGDZ"], vocab["IMGIMGEZ"] = vocab["IMGIMGEZ"], vocab["IMGIMGDZ"]
+    vocab[one], vocab[other] = vocab[other], vocab[one]
+    path.write_text(json.dumps(content))
+
+
+def rename(path, old, new):
+    content = json.loads(path.read_text())
+    content["model"]["vocab"][new] = content["model"]["vocab"].pop(old)
     path.write_text(json.dumps(content))
 
 
@@ -277,6 +302,11 @@ def lie_in_the_index(folder):
     path.write_text(json.dumps(index))
 
 
+def twice(folder):
+    key, value = next(iter(load_file(folder / "a.safetensors").items()))
+    save_file(load_file(folder / "b.safetensors") | {key: value}, folder / "b.safetensors")
+
+
 def escape_from_the_folder(folder):
     path = folder / "model.safetensors.index.json"
     index = json.loads(path.read_text())
@@ -295,6 +325,19 @@ HF = {
         config(hidden_size=64),
         r"model\.embed_tokens\.weight is float32\[\d+, 32\], config\.json asks for \[\d+, 64\]",
     ),
+    "another activation": (config(hidden_act="gelu"), r"hidden_act is 'gelu', the family has 'silu'"),
+    "scaling without a type": (config(rope_scaling={"factor": 2.0}, rope_parameters=None), r"has rotary scaling"),
+    "scaling in words": (config(rope_parameters="linear"), r"has rotary scaling linear"),
+    "an endless size": (config(hidden_size=float("inf")), r"config\.json is no model"),
+    "norms without an axis": (
+        tensors(lambda t: t.update({k: v[0] for k, v in t.items() if "q_norm" in k})),
+        r"neither one row a head nor one a group",
+    ),
+    "an index of numbers": (
+        then(split_in_two, lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": 1}}')),
+        r"is no index of tensors",
+    ),
+    "a tensor in two files": (then(split_in_two, twice), r"b\.safetensors holds .* which .* does not list there"),
     "no weights": (
         lambda f: (f / "model.safetensors").unlink(),
         r"has config\.json but neither model\.safetensors nor pytorch_model\.bin",

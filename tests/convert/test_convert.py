@@ -1,6 +1,7 @@
 """Whole releases through the command: Meta's tree to a workdir, to Transformers, to Meta's again; Anole and Lumina-mGPT."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -174,6 +175,79 @@ def test_the_codec_is_left_out_on_request(tmp_path, release_tree, convert, capsy
     assert back.codec is None and back.vocab_config.codes_per_image == 16
     print_path(str(tmp_path / "back" / "tokenizer"), verify=False)
     assert "neither read nor written" in capsys.readouterr().out
+
+
+def test_paths_may_be_relative(tmp_path, release_tree, convert, monkeypatch):
+    monkeypatch.chdir(release_tree / "models" / "30b")
+    code, out, _ = convert("--source=.", "--output=../../../run/")
+    assert code == 0 and "no image codec" not in out and "no text tokenizer" not in out
+    assert run_lib.load(tmp_path / "run").bundle.codec.has_decoder
+
+
+def test_a_tokenizer_may_come_later(tmp_path, release_tree, convert):
+    """Weights and codec first: the codec is kept, and the workdir becomes whole when the tokenizer is there."""
+    assert convert(f"--source={release_tree}", f"--output={tmp_path / 'run'}")[0] == 0
+    file = release_tree / "tokenizer" / "text_tokenizer.json"
+    file.rename(tmp_path / "words.json")
+    code, out, _ = convert(f"--source={release_tree}", f"--output={tmp_path / 'half'}")
+    assert code == 0 and "no text tokenizer found: give --tokenizer" in out
+    flags = (f"--tokenizer={tmp_path / 'words.json'}", f"--output={tmp_path / 'whole'}")
+    assert convert(f"--source={tmp_path / 'half'}", *flags)[0] == 0
+    assert_same_run(run_lib.load(tmp_path / "run"), run_lib.load(tmp_path / "whole"))
+
+
+def test_the_text_tokenizer_comes_back_from_hugging_face_as_it_was(tmp_path, release_tree, convert):
+    original = json.loads((release_tree / "tokenizer" / "text_tokenizer.json").read_text())
+    assert convert(f"--source={release_tree}", f"--output={tmp_path / 'hf'}", "--to=hf")[0] == 0
+    assert convert(f"--source={tmp_path / 'hf'}", f"--output={tmp_path / 'meta'}", "--to=meta")[0] == 0
+    back = json.loads((tmp_path / "meta" / "tokenizer" / "text_tokenizer.json").read_text())
+    assert back["model"]["vocab"] == original["model"]["vocab"]
+    assert {key: back[key] for key in original if key != "model"} == {k: v for k, v in original.items() if k != "model"}
+
+
+def test_the_first_layer_of_a_decoder_is_kept_without_the_decoder(tmp_path, release_tree, convert):
+    """As Transformers stores it: its module has that layer and no other of the decoder."""
+    assert convert(f"--source={release_tree}", f"--output={tmp_path / 'hf'}", "--to=hf")[0] == 0
+    file = tmp_path / "hf" / "model.safetensors"
+    kept = {key: value for key, value in load_file(file).items() if "vqmodel.decoder." not in key}
+    save_file(kept, file)
+    for source, output, layout in (("hf", "run", "jax"), ("run", "back", "hf")):
+        assert convert(f"--source={tmp_path / source}", f"--output={tmp_path / output}", f"--to={layout}")[0] == 0
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    assert back.keys() == kept.keys() and all(np.array_equal(back[key], kept[key]) for key in kept)
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+import chameleon_jax.convert.meta as meta
+read = meta.MetaWeights.read
+def slow(self, parameter, layer):
+    print("reading", flush=True)
+    time.sleep(0.3)
+    return read(self, parameter, layer)
+meta.MetaWeights.read = slow
+sys.argv[0] = "convert"
+import runpy
+runpy.run_module("experiments.convert", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_a_conversion_that_is_stopped_leaves_nothing_and_can_be_run_again(tmp_path, release_tree, convert, name):
+    command = [sys.executable, "-c", SLOW, f"--source={release_tree}", f"--output={tmp_path / 'run'}"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(6):
+        assert child.stdout.readline() == "reading\n"
+    child.send_signal(getattr(signal, name))
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == (-signal.SIGKILL if name == "SIGKILL" else 130), err
+    left = [path.name for path in tmp_path.iterdir() if "run" in path.name]
+    if name != "SIGKILL":
+        assert "interrupted" in err and "Traceback" not in err
+        assert not left
+    assert convert(f"--source={release_tree}", f"--output={tmp_path / 'run'}")[0] == 0
+    assert [path.name for path in tmp_path.iterdir() if "run" in path.name] == ["run"]
 
 
 def test_dtype_rounds_and_says_so(tmp_path, release_tree, convert):

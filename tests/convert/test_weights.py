@@ -103,8 +103,10 @@ def test_every_layout_comes_back_bit_for_bit_from_every_other(tmp_path, swin, ra
     assert [path.name for path in files] == [path.name for path in sorted((tmp_path / "again").glob("*.pth"))]
     for path, state in zip(files, shards, strict=True):
         exported = torch.load(tmp_path / "again" / path.name, weights_only=True)
-        assert exported.keys() == state.keys() - {"rope.freqs"}
-        assert all(torch.equal(exported[name], state[name]) for name in exported)
+        assert (
+            exported.keys() == state.keys()
+        )  # rope.freqs too, which Meta's loader wants to be there and does not read
+        assert all(torch.equal(exported[name], state[name]) for name in state.keys() - {"rope.freqs"})
 
 
 @pytest.fixture
@@ -279,4 +281,4 @@ def test_released_numerics_round_as_the_port_does(folder):
     assert (plain.astype(jnp.bfloat16).astype(np.float32) != plain).any()
     theirs = np.delete(theirs, masked, axis=1)
     near = np.abs(np.delete(port, masked, axis=1) - theirs).mean()
-    assert near < 0.03 and near <= np.abs(plain - theirs).mean() * 1.05
+    assert near < 0.03 and near < np.abs(plain - theirs).mean()

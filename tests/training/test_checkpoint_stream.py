@@ -122,6 +122,14 @@ def test_what_a_stream_raises_goes_through_and_nothing_is_left(tmp_path, error, 
     assert list((tmp_path / "c").iterdir()) == []
 
 
+def test_a_step_without_a_manifest_is_passed_over(tmp_path):
+    save(tmp_path / "c", step=0)
+    (tmp_path / "c" / "1").mkdir()
+    assert StreamedCheckpoint(tmp_path / "c").step == 0
+    (tmp_path / "c" / "1" / "manifest.json").write_text("{")
+    assert StreamedCheckpoint(tmp_path / "c").step == 0
+
+
 MEMORY = """
 import resource, sys
 import numpy as np
