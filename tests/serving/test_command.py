@@ -1,0 +1,123 @@
+"""experiments.serve as a process: who may reach it, what it answers, and how it ends."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import jax
+import pytest
+
+from chameleon_jax import cli
+from chameleon_jax.configs import CheckpointConfig, ServeConfig
+from chameleon_jax.training.checkpoint import Checkpointer
+from experiments import serve
+from tests.serving.conftest import make_run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A run as training leaves it, with a context long enough for an answer to take a while."""
+    folder, run = tmp_path_factory.mktemp("lizard") / "model", make_run(context=8192)
+    checkpointer = Checkpointer(folder / "checkpoints", CheckpointConfig())
+    params = jax.tree.map(lambda leaf: jax.device_put(leaf, jax.devices()[0]), run.params)
+    checkpointer.save(3, {"params": params}, {"config": {"model": run.model.to_dict()}})
+    checkpointer.close()
+    run.bundle.save(folder / "tokenizer")
+    return folder
+
+
+@contextlib.contextmanager
+def command(workdir, *flags, **environment):
+    """The process; it is killed if the test does not end it."""
+    arguments = [sys.executable, "-m", "experiments.serve", f"--workdir={workdir}", *flags]
+    clean = {name: value for name, value in os.environ.items() if name not in ("CHAMELEON_API_KEY", "XLA_FLAGS")}
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**clean, "JAX_PLATFORMS": "cpu", **environment}
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def url_of(process):
+    """The address that the log names."""
+    for line in process.stderr:
+        if "serving " in line:
+            return line.split()[-1]
+    raise AssertionError("the server did not start")
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        (["--host=0.0.0.0"], "host 0.0.0.0 can be reached from other machines: set CHAMELEON_API_KEY"),
+        (["--host=::"], "can be reached from other machines"),
+        (["--host=0.0.0.0", "--api_key="], "the API key is empty"),
+        (["--port=99999"], "port must be in 0..65535"),
+        (["--port=1", "--host=203.0.113.1", "--insecure"], "cannot listen on 203.0.113.1:1"),
+        (["--slots=0"], "slots must be at least 1"),
+        (["--weights=fp4"], "EngineConfig.weights"),
+        (["--gin.ServeConfig.prot=1"], "did you mean 'port'?"),
+        (["--workdir=/nowhere"], "/nowhere"),
+    ],
+)
+def test_a_server_that_should_not_start_does_not(workdir, monkeypatch, capsys, flags, told):
+    monkeypatch.delenv("CHAMELEON_API_KEY", raising=False)
+    with pytest.raises(SystemExit) as stop:
+        argv = [f"--workdir={workdir}", *([] if "port" in flags[0] else ["--port=0"]), *flags]
+        cli.run(serve.main, ServeConfig, serve.__doc__, add_flags=serve._flags, argv=argv)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and line.startswith("error: ") and told in line
+
+
+def test_it_answers_and_drains_at_sigterm(workdir):
+    with command(workdir, "--port=0", "--slots=2", CHAMELEON_API_KEY="secret") as process:
+        url = url_of(process)
+        client = httpx.Client(base_url=url, headers={"authorization": "Bearer secret"}, timeout=60)
+        assert httpx.get(url + "/v1/models").status_code == 401
+        assert client.get("/v1/models").json()["data"][0]["id"] == workdir.parent.name
+        body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1000, "stream": True, "mode": "image"}
+        with client.stream("POST", "/v1/chat/completions", json=body) as response:
+            lines = response.iter_lines()
+            assert next(lines).startswith("data: {")
+            process.send_signal(signal.SIGTERM)
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]" and not any('"error"' in line for line in rest)
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(url + "/health")
+        assert process.wait(30) == 0
+
+
+def test_streams_that_do_not_end_in_time_are_told(workdir):
+    with command(workdir, "--port=0", "--gin.ServeConfig.drain_seconds=0.3") as process:
+        url, body = (
+            url_of(process),
+            {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8000, "stream": True},
+        )
+        body |= {"mode": "image", "max_images": 64, "image_temperature": 1, "n": 8}
+        with httpx.stream("POST", url + "/v1/chat/completions", json=body, timeout=60) as response:
+            lines = response.iter_lines()
+            assert next(lines).startswith("data: {")
+            started = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            rest = [line for line in lines if line]
+        assert "the server is stopping" in rest[-2] and rest[-1] == "data: [DONE]"
+        assert time.monotonic() - started < 20
+        assert process.wait(30) == 0
+
+
+def test_a_name_is_the_last_part_of_the_folder_that_says_something():
+    assert (
+        serve.default_name(Path("/runs/emoji/model")) == "emoji"
+        and serve.default_name(Path("/runs/chameleon")) == "chameleon"
+    )
