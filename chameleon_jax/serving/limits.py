@@ -127,10 +127,10 @@ class Guard:
 
     def _check(self, request: Request) -> None:
         host = request.headers.get("host", "")
-        if self._check_host and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        if self._check_host and not is_loopback(_host_name(host)):
             raise ApiError(403, "this server answers to localhost only; start it with a key to reach it by name")
         origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and origin.partition("://")[2] != host:
             raise ApiError(403, "requests of pages of other sites are not answered", code="origin")
         if self._key is None or request.url.path in self._public:
             return
@@ -140,6 +140,13 @@ class Guard:
         if not (hmac.compare_digest(key.strip().encode("utf-8", "replace"), self._key) and scheme.lower() == "bearer"):
             message = "the API key is wrong" if given else "send the API key: Authorization: Bearer KEY"
             raise ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+
+def _host_name(host: str) -> str:
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _abort(scope: Scope) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import signal
 import socket
@@ -19,6 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from chameleon_jax.configs import ServeConfig
 from chameleon_jax.errors import ConfigError
+from chameleon_jax.serving.errors import ApiError
 from chameleon_jax.serving.limits import is_loopback
 from chameleon_jax.serving.service import Service
 
@@ -71,6 +73,13 @@ class Protocol(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._wait_for_request()
+
+    def send_400_response(self, msg: str) -> None:
+        """As uvicorn's, in the form of all other errors."""
+        body = json.dumps(ApiError(400, msg, code="invalid_http").body()).encode()
+        head = f"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        self.transport.write(head.encode() + b"Connection: close\r\n\r\n" + body)
+        self.transport.close()
 
     def _wait_for_request(self) -> None:
         if self._clock is not None:

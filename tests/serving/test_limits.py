@@ -1,6 +1,7 @@
 """Clients that leave, wait, crowd in or are strangers: slots come free, and everybody else is served."""
 
 import asyncio
+import contextlib
 import http.client
 import json
 import socket
@@ -242,6 +243,26 @@ def test_a_body_that_does_not_come_is_not_waited_for(server, scripted):
     wait_until(lambda: server.service._in_hand == 0)
 
 
+def test_what_is_no_http_is_told_so(server, scripted):
+    url = urlsplit(server(engine=scripted))
+    for head in (b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n"):
+        with socket.create_connection((url.hostname, url.port)) as sock:
+            sock.sendall(head)
+            sock.settimeout(20)
+            answer = b"".join(iter(lambda: sock.recv(4096), b""))
+        assert answer.startswith(b"HTTP/1.1 400 ") and json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+
+
+def test_a_connection_that_asks_nothing_is_closed(server, scripted, monkeypatch):
+    monkeypatch.setattr("chameleon_jax.serving.server._HEADER_SECONDS", 0.2)
+    url = urlsplit(server(engine=scripted))
+    with socket.create_connection((url.hostname, url.port)) as sock:
+        sock.sendall(b"GET /health HTTP/1.1\r\nHost: ")
+        sock.settimeout(20)
+        with contextlib.suppress(ConnectionResetError):
+            assert sock.recv(1) == b""
+
+
 def test_a_length_that_lies_is_refused_unread(server, scripted):
     url = urlsplit(server(engine=scripted))
     for length in (10**12, int("9" * 19)):
@@ -286,7 +307,19 @@ def test_strangers_need_the_key(server, scripted):
 def test_pages_of_other_sites_are_not_answered(server, scripted):
     url = server(engine=scripted)
     assert httpx.get(url + "/health", headers={"origin": "https://evil.example"}).status_code == 403
-    assert httpx.get(url + "/health", headers={"host": "evil.example"}).status_code == 403
+    for host in (
+        "evil.example",
+        "evil.example:8000",
+        "localhost.evil.example",
+        "[",
+        "[::1",
+        "127.0.0.1@evil.example",
+        "",
+    ):
+        assert httpx.get(url + "/health", headers={"host": host}).status_code == 403
+    for host in ("localhost", "127.0.0.1:1", "[::1]:8000"):
+        assert httpx.get(url + "/health", headers={"host": host}).status_code == 200
+    assert httpx.get(url + "/health", headers={"origin": "http://["}).status_code == 403
     assert httpx.get(url + "/health", headers={"origin": url}).status_code == 200
     assert "access-control-allow-origin" not in httpx.get(url + "/health", headers={"origin": url}).headers
     open_url = server(engine=scripted, access={"insecure": True})
