@@ -270,7 +270,7 @@ def _describe_model(service: Service) -> dict[str, object]:
 def _defaults(service: Service) -> dict[str, object]:
     """What a request gets that leaves a field out, by the names of a request's fields; without a seed each has its own."""
     config, base = service.config, service.config.generation
-    values = {"format": config.format, "partial_every": config.partial_every, "n": 1}
+    values = {"format": config.format, "partial_every": service.partial_every, "n": 1}
     values |= {name: getattr(base.text, name) for name in ("temperature", "top_p", "top_k", "repetition_penalty")}
     values |= {f"image_{name}": getattr(base.image, name) for name in ("temperature", "top_p", "top_k")}
     if base.guidance is not None:
@@ -281,7 +281,7 @@ def _defaults(service: Service) -> dict[str, object]:
 
 
 def _image_sizes(service: Service) -> list[str]:
-    """Sizes that a picture may be asked for, of a grid those that make use of all codes."""
+    """Sizes that a picture may be asked for; of a grid those in which pictures go in, which are not all."""
     grammar, images = service.bundle.vocab.image.grammar, service.bundle.image_config
     if not isinstance(grammar, GridSpan):
         return [f"{images.resolution}x{images.resolution}"]

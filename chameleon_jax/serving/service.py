@@ -60,6 +60,7 @@ class Service:
         self.created = int(time.time())
         self.context = min(config.engine.context or engine.model.max_seq_len, engine.model.max_seq_len)
         self.pieces, self.metrics = Pieces(bundle), Metrics(engine)
+        self.partial_every = config.partial_every or max(1, bundle.vocab_config.codes_per_image // 8)
         image_config = dataclasses.replace(
             bundle.image_config, max_pixels=min(config.max_pixels, bundle.image_config.max_pixels)
         )
@@ -133,7 +134,7 @@ class Service:
         for prompt in prompts:
             if len(prompt) >= self.context:
                 raise context_exceeded(f"the prompt has {len(prompt)} ids, the context {self.context}")
-        every = (request.partial_every or self.config.partial_every) if request.stream else 0
+        every = (request.partial_every or self.partial_every) if request.stream else 0
         if isinstance(request, ImagesRequest):
             previews = request.partial_images or 0 if request.stream else 0
             codes = int(np.prod(config.image_grid)) if config.image_grid else self.bundle.vocab_config.codes_per_image
