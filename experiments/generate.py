@@ -7,7 +7,7 @@ Examples:
       --temperature=0 --gin.GenerationConfig.max_tokens=200 --out=out
   python -m experiments.generate --workdir=runs/chameleon --format=chat --image=a.png --prompt="What is this?" --mode=text --out=out
   python -m experiments.generate --workdir=runs/lumina --format=lumina --image_size=768x512 --prompt="A red fox." --mode=image \\
-      --max_images=1 --sampling=lumina --out=out
+      --max_images=1 --sampling=lumina --guidance=lumina --out=out
 
 Every --image takes the place of an <image> of the prompt, in order; without such places the pictures come first. The workdir is
 that of `experiments.pretrain`; its newest checkpoint that verifies is used. Writes OUT/KK.txt (the words, with the names of the
@@ -20,7 +20,7 @@ import logging
 from pathlib import Path
 
 from chameleon_jax import cli
-from chameleon_jax.configs import SAMPLING_PRESETS, GenerationConfig
+from chameleon_jax.configs import SAMPLING_PRESETS, GenerationConfig, GuidanceConfig
 from chameleon_jax.errors import GenerationError
 
 SETTINGS = {"mode": str, "max_tokens": int, "max_images": int, "seed": int}  # flags that set a field of the config
@@ -45,6 +45,7 @@ def _flags(parser):
     for name, kind in SETTINGS.items():
         parser.add_argument(f"--{name}", type=kind, help=f"same as --gin.GenerationConfig.{name}")
     parser.add_argument("--sampling", choices=SAMPLING_PRESETS, help="settings of a released decoder")
+    parser.add_argument("--guidance", choices=("meta", "lumina"), help="guide pictures as that release does")
     parser.add_argument("--temperature", type=float, help="of text and images; 0 takes the most likely")
     parser.add_argument("--top_p", type=float, help="of text and images")
     parser.add_argument("--top_k", type=int, help="of text and images; 0 takes all")
@@ -62,6 +63,8 @@ def _with_flags(config: GenerationConfig, args) -> GenerationConfig:
     given = {name: getattr(args, name) for name in ("temperature", "top_p", "top_k") if getattr(args, name) is not None}
     settings = SAMPLING_PRESETS.get(args.sampling, (config.text, config.image))
     changes |= {name: dataclasses.replace(s, **given) for name, s in zip(("text", "image"), settings, strict=True)}
+    if args.guidance:
+        changes["guidance"] = dataclasses.replace(config.guidance or GuidanceConfig(), scheme=args.guidance)
     return dataclasses.replace(config, **changes)
 
 

@@ -139,11 +139,10 @@ class EngineConfig(Config):
     slots: int = 8
     context: int = 0  # ids of one slot, prompt and output; 0 = the model's context
     block: int = 16  # ids that every request gets before the host looks: more is faster, fewer come sooner
-    max_queued: int = 32
+    max_queued: int = 32  # requests that wait for slots
     weights: Literal["as they are", "bfloat16", "int8"] = "as they are"
 
     def validate(self):
-        for name in ("slots", "block"):
+        for name in ("slots", "block", "max_queued"):
             self.require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("context", "max_queued"):
-            self.require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        self.require(self.context >= 0, f"context must not be negative, got {self.context}")

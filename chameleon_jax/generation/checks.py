@@ -55,6 +55,8 @@ def check_prompt(where: str, prompt: np.ndarray, vocab: Vocab, context: int, con
         raise GenerationError(f"{where} holds the padding id {vocab.pad}; pass it without padding")
     if len(prompt) >= context:
         raise GenerationError(f"{where} has {len(prompt)} ids; the context of {context} leaves no room to continue")
+    if config.mode == "unrestricted" and config.guidance is not None:
+        raise GenerationError(f"{where} asks for guidance, which mode 'unrestricted' has not: it knows no images")
     opened = None if config.mode == "unrestricted" else _opened(where, prompt, vocab, config)
     remaining = min(config.max_tokens, context - len(prompt))
     needed, wanted = 0, config.image_grid or (0, 0)

@@ -136,7 +136,7 @@ class Engine:
             if self._closing is not None:
                 raise GenerationError("the engine takes no more requests: it is closing")
             waiting = len(self._new) + self._scheduler.queued
-            if waiting >= max(self.config.max_queued, 1) and not self._scheduler.idle:
+            if waiting >= self.config.max_queued:
                 raise QueueFull(f"{waiting} requests wait already; {self.config.max_queued} are the most", 5.0)
             self._new.append(job)
             self._requests += 1

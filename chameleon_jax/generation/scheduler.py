@@ -74,11 +74,6 @@ class Scheduler:
     def lanes(self) -> int:
         return self._count
 
-    @property
-    def idle(self) -> bool:
-        """Whether a request that needs one lane would run at once."""
-        return bool(self._free) and not self._queue
-
     @staticmethod
     def job(shapes: Shapes, request: Request, context: int, where: str = "the prompt") -> Job:
         """Check a request (its prompt called `where`) against lanes of `context` ids. Raises GenerationError."""
@@ -209,7 +204,7 @@ class Scheduler:
 def lanes_needed(config: GenerationConfig, has_pictures: bool) -> int:
     """Lanes of a request: two where guidance compares with the bare image, three where there are pictures to keep apart."""
     guidance = config.guidance
-    if guidance is None or config.mode in ("text", "unrestricted"):
+    if guidance is None or config.mode == "text":
         return 1
     return 3 if guidance.scheme == "meta" and (has_pictures or config.max_images > 1) else 2
 

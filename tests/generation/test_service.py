@@ -1,0 +1,205 @@
+"""The engine as a service: requests from threads, slots used again, cancelling, failing, closing."""
+
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from chameleon_jax.configs import EngineConfig, GenerationConfig, GuidanceConfig, MeshConfig, SamplingConfig
+from chameleon_jax.errors import GenerationError
+from chameleon_jax.generation import lanes, scheduler
+from chameleon_jax.generation.engine import Engine, generate
+from chameleon_jax.generation.requests import QueueFull, Request
+from chameleon_jax.models.quantize import Int8Matrix, quantize
+from chameleon_jax.parallel.mesh import make_mesh
+from tests.generation.test_guidance import CONTEXT, FIXED, model_of, weights_of
+
+MODEL, VOCAB = model_of(FIXED), FIXED
+RANDOM = SamplingConfig(temperature=1.0, top_p=0.9)
+CONFIG = EngineConfig(slots=4, block=4, max_queued=64)
+
+
+def request(seed=0, mode="interleaved", length=3, guided=False, **changes):
+    random = np.random.default_rng(seed)
+    prompt = np.array([VOCAB.bos, *random.integers(VOCAB.text.start, VOCAB.text.stop, length)])
+    guidance = GuidanceConfig(text=2.0) if guided else None
+    settings = {"max_tokens": 20, "max_images": 2} | changes
+    config = GenerationConfig(mode=mode, text=RANDOM, image=RANDOM, seed=seed, guidance=guidance, **settings)
+    return Request(prompt=prompt, config=config)
+
+
+MODES = ("text", "image", "interleaved", "unrestricted")
+MIXED = [request(seed, mode=MODES[seed % 4], length=1 + 3 * seed % 11, guided=seed % 4 in (1, 2)) for seed in range(12)]
+
+
+@pytest.fixture(scope="module")
+def engine():
+    with Engine(weights_of(VOCAB), MODEL, VOCAB, CONFIG) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def alone(engine):
+    """What each request gives with the engine to itself."""
+    return [engine.submit(request).result() for request in MIXED]
+
+
+def test_what_streams_is_what_results(engine):
+    stream = engine.submit(MIXED[2])
+    pieces = list(stream)
+    assert len(pieces) > 1 and all(1 <= len(piece) <= CONFIG.block for piece in pieces)
+    assert np.concatenate(pieces).tolist() == stream.result().ids.tolist()
+    assert list(stream) == []
+
+
+def test_requests_together_in_slots_used_again_get_what_they_get_alone(engine, alone):
+    streams = [engine.submit(request) for request in MIXED]
+    results = [stream.result() for stream in streams]
+    assert [r.ids.tolist() for r in results] == [a.ids.tolist() for a in alone]
+    assert [r.finish_reason for r in results] == [a.finish_reason for a in alone]
+    stats = engine.stats()
+    assert (stats.slots, stats.running, stats.queued) == (4, 0, 0)
+    assert stats.cache_bytes == 2 * MODEL.n_layers * 4 * CONTEXT * MODEL.n_kv_heads * MODEL.head_dim * 4
+
+
+def test_cancelling_in_the_middle_leaves_the_others_as_they_are(engine, alone):
+    long = request(99, mode="text", max_tokens=40)
+    first = [engine.submit(long) for _ in range(3)]
+    streams = [engine.submit(request) for request in MIXED]
+    for stream in first:
+        next(iter(stream))
+        stream.cancel()
+    assert [stream.result().ids.tolist() for stream in streams] == [a.ids.tolist() for a in alone]
+    for stream in first:
+        result = stream.result()
+        assert result.finish_reason == "cancelled" and len(result.ids) < 40
+        stream.cancel()  # no harm when it has ended
+
+
+def test_many_threads_may_submit(engine, alone):
+    found = {}
+
+    def ask(i):
+        found[i] = engine.submit(MIXED[i % 12]).result().ids.tolist()
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(found[i] == alone[i % 12].ids.tolist() for i in range(24))
+
+
+def test_a_service_gives_the_ids_of_a_batch(engine, alone):
+    for request, expected in zip(MIXED[:4], alone, strict=False):
+        [output] = generate(weights_of(VOCAB), MODEL, VOCAB, [request.prompt], request.config, row_ids=[request.row_id])
+        assert output.ids.tolist() == expected.ids.tolist()
+
+
+def test_a_queue_has_an_end():
+    with Engine(weights_of(VOCAB), MODEL, VOCAB, EngineConfig(slots=1, block=1, max_queued=2)) as small:
+        streams = [small.submit(request(1, mode="text", max_tokens=40))]
+        with pytest.raises(QueueFull, match="requests wait already; 2 are the most") as refused:
+            for _ in range(8):
+                streams.append(small.submit(request(2, mode="text")))
+        assert refused.value.retry_after > 0
+        assert all(len(stream.result().ids) for stream in streams)
+
+
+def test_bad_requests_are_refused_at_once_and_cost_nothing(engine, alone):
+    with pytest.raises(GenerationError, match="the prompt is empty"):
+        engine.submit(Request(prompt=np.array([], int), config=GenerationConfig()))
+    with pytest.raises(GenerationError, match=f"context of {CONTEXT} leaves no room"):
+        engine.submit(Request(prompt=np.full(CONTEXT, VOCAB.bos), config=GenerationConfig()))
+    assert engine.submit(MIXED[0]).result().ids.tolist() == alone[0].ids.tolist()
+    with (
+        Engine(weights_of(VOCAB), MODEL, VOCAB, EngineConfig(slots=2)) as small,
+        pytest.raises(GenerationError, match="needs 3 slots, the engine has 2"),
+    ):
+        small.submit(request(guided=True))
+
+
+@pytest.mark.parametrize("drain", [True, False])
+def test_closing_drains_or_stops(drain):
+    service = Engine(weights_of(VOCAB), MODEL, VOCAB, EngineConfig(slots=1, block=1, max_queued=9))
+    streams = [service.submit(request(i, mode="text", max_tokens=30)) for i in range(3)]
+    next(iter(streams[0]))
+    service.close(drain=drain)
+    reasons = [stream.result().finish_reason for stream in streams]
+    assert reasons == [r if drain else "cancelled" for r in reasons] and ("cancelled" not in reasons) == drain
+    with pytest.raises(GenerationError, match="closing"):
+        service.submit(request())
+
+
+def test_a_failing_engine_tells_everybody(monkeypatch):
+    service = Engine(weights_of(VOCAB), MODEL, VOCAB, EngineConfig(slots=1, block=2))
+    monkeypatch.setattr(lanes, "run_block", lambda *args: 1 / 0)
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    stream = service.submit(request())
+    with pytest.raises(GenerationError, match="the engine has failed: ZeroDivisionError"):
+        stream.result()
+    with pytest.raises(GenerationError, match="the engine has failed"):
+        service.submit(request())
+
+
+def test_a_block_asks_the_host_for_nothing():
+    """With every transfer forbidden, a block of guided and plain requests runs to its end."""
+    shapes = lanes.Shapes(model=MODEL, vocab=VOCAB)
+    running = scheduler.Scheduler(weights_of(VOCAB), shapes, count=4, slots=CONTEXT, block=8)
+    for asked in MIXED[:2]:
+        running.submit(scheduler.Scheduler.job(shapes, asked, CONTEXT))
+    running.step()
+    before = np.asarray(running._lanes.rows.length)
+    with jax.transfer_guard("disallow"):
+        state, progress = lanes.run_block(weights_of(VOCAB), running._lanes, shapes, 8, CONTEXT)
+        jax.block_until_ready((state, progress))
+    assert (np.asarray(progress.length) - before).max() == 8
+
+
+def test_a_bucket_is_compiled_at_most_twice(engine):
+    """All that came before ran in prefills of one width and two group sizes, and in two numbers of slots looked at."""
+    lanes.admit.clear_cache()
+    lanes.run_block.clear_cache()
+    with Engine(weights_of(VOCAB), MODEL, VOCAB, CONFIG) as fresh:
+        for asked in [*MIXED, *MIXED]:
+            fresh.submit(asked)
+    buckets = {32, CONTEXT}
+    assert lanes.admit._cache_size() <= 2 * len(buckets)
+    assert lanes.run_block._cache_size() <= 2 * len(buckets)
+
+
+@pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices")
+def test_four_devices_give_the_same(alone):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=1, tensor=2), jax.devices()[:4])
+    greedy = SamplingConfig(temperature=0.0)
+    config = GenerationConfig(
+        mode="image", max_images=2, max_tokens=20, text=greedy, image=greedy, guidance=GuidanceConfig()
+    )
+    prompts = [asked.prompt for asked in MIXED[:3]]
+    expected = generate(weights_of(VOCAB), MODEL, VOCAB, prompts, config)
+    with Engine(weights_of(VOCAB), MODEL, VOCAB, EngineConfig(slots=6, block=5), mesh=mesh) as service:
+        streams = [service.submit(Request(prompt=prompt, config=config)) for prompt in prompts]
+        results = [stream.result() for stream in streams]
+    assert [r.ids.tolist() for r in results] == [e.ids.tolist() for e in expected]
+
+
+def test_eight_bits_are_near_and_a_quarter():
+    weights = weights_of(VOCAB)
+    narrow = quantize(weights)
+    wide = dict(jax.tree.leaves_with_path(weights))
+    for path, leaf in jax.tree.leaves_with_path(narrow, is_leaf=lambda leaf: isinstance(leaf, Int8Matrix)):
+        if isinstance(leaf, Int8Matrix):
+            inputs = leaf.values.ndim - leaf.scale.ndim
+            axes = tuple(
+                range(
+                    leaf.values.ndim - leaf.scale.ndim + (path[0].key == "layers") - inputs,
+                    inputs + (path[0].key == "layers"),
+                )
+            )
+            scale = np.expand_dims(np.asarray(leaf.scale), axes)
+            error = np.abs(np.asarray(leaf.values) * scale - np.asarray(wide[path]))
+            assert (error <= scale / 2 * 1.0001).all()
+    with Engine(weights, MODEL, VOCAB, EngineConfig(slots=2, weights="int8")) as service:
+        output = service.submit(request(mode="image")).result()
+    assert output.finish_reason == "images" and len(output.ids) == 12
