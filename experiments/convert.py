@@ -8,9 +8,9 @@ Examples:
   python -m experiments.convert --source runs/chameleon-34b --to meta --shards 4 --output chameleon-34b-meta
 
 The source is known by its files: params.json, config.json or checkpoints/. Values are moved, not computed: they come out bit
-for bit, unless --dtype asks for rounding. Memory stays at a few times the largest tensor. The output is a new folder that is
-whole or absent; its convert.json lists every tensor that was read or dropped, and why. Reading or writing Meta's .pth needs
-torch: pip install 'chameleon-jax[convert]'. docs/convert.md has the layouts.
+for bit, unless --dtype asks for rounding. An import needs memory for a few copies of the largest tensor. The output is a new
+folder that is whole or absent; its convert.json lists every tensor that was read or dropped, and why. Reading or writing Meta's
+.pth needs torch: pip install 'chameleon-jax[convert]'. docs/convert.md has the layouts.
 """
 
 import signal
