@@ -71,7 +71,7 @@ def _with_flags(config: GenerationConfig, args) -> GenerationConfig:
 def main(config: GenerationConfig, args) -> None:
     from chameleon_jax.generation import run as run_lib
     from chameleon_jax.generation.engine import generate
-    from chameleon_jax.generation.output_files import make_folder, write_output
+    from chameleon_jax.generation.output_files import make_folder, read_file, write_output
     from chameleon_jax.generation.prompt import build_request, read_output
     from chameleon_jax.tokenizers.images import load_pixels
 
@@ -80,7 +80,7 @@ def main(config: GenerationConfig, args) -> None:
     folder, config = Path(args.out), _with_flags(config, args)
     make_folder(folder)
     run = run_lib.load(args.workdir)
-    pictures = [load_pixels(_read(name), run.bundle.image_config) for name in args.image]
+    pictures = [load_pixels(read_file(name), run.bundle.image_config) for name in args.image]
     form = {"format": args.format, "image_size": args.image_size}
     prompt, config = build_request(args.prompt, pictures, run.bundle, config, **form)
     logging.info("step %d of %s, prompt of %d ids", run.step, args.workdir, len(prompt))
@@ -88,13 +88,6 @@ def main(config: GenerationConfig, args) -> None:
     for number, output in enumerate(outputs):
         words = write_output(read_output(output.ids, run.bundle), folder, number)
         print(f"{folder}/{number:02d}.txt ({len(output.ids)} ids, stopped by {output.finish_reason}): {words}")
-
-
-def _read(name: str) -> bytes:
-    try:
-        return Path(name).read_bytes()
-    except OSError as error:
-        raise GenerationError(f"--image {name} cannot be read: {error.strerror}") from error
 
 
 if __name__ == "__main__":

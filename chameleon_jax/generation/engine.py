@@ -22,7 +22,7 @@ from jaxtyping import Int
 from chameleon_jax.configs import EngineConfig, GenerationConfig, TransformerConfig
 from chameleon_jax.errors import GenerationError
 from chameleon_jax.generation.lanes import Shapes
-from chameleon_jax.generation.requests import EngineStats, Generated, QueueFull, Request
+from chameleon_jax.generation.requests import EngineStats, EngineStopped, Generated, QueueFull, Request
 from chameleon_jax.generation.scheduler import Job, Scheduler
 from chameleon_jax.models import transformer
 from chameleon_jax.models.params import map_specs
@@ -132,9 +132,9 @@ class Engine:
         job.on_ids = functools.partial(self._counted, stream)
         with self._changed:
             if self._failed is not None:
-                raise GenerationError(f"the engine has failed: {self._failed}")
+                raise EngineStopped(f"the engine has failed: {self._failed}")
             if self._closing is not None:
-                raise GenerationError("the engine takes no more requests: it is closing")
+                raise EngineStopped("the engine takes no more requests: it is closing")
             waiting = len(self._new) + self._scheduler.queued
             if waiting >= self.config.max_queued:
                 raise QueueFull(f"{waiting} requests wait already; {self.config.max_queued} are the most", 5.0)
@@ -205,7 +205,7 @@ class Engine:
                 jobs += self._new
             for job in jobs:
                 if not job.ended:
-                    job.on_end(GenerationError(f"the engine has failed: {self._failed}"))
+                    job.on_end(EngineStopped(f"the engine has failed: {self._failed}"))
             raise
 
     def _on_mesh(self) -> contextlib.AbstractContextManager:

@@ -36,3 +36,11 @@ def write_output(parts: list[TextOutput | ImageOutput], folder: Path, number: in
     except OSError as error:
         raise GenerationError(f"{folder} cannot be written: {error.strerror}") from error
     return "".join(words)
+
+
+def read_file(name: str) -> bytes:
+    """The bytes of a picture file that was named on the command line. Raises GenerationError, saying why it cannot be read."""
+    try:
+        return Path(name).read_bytes()
+    except OSError as error:
+        raise GenerationError(f"--image {name} cannot be read: {error.strerror}") from error

@@ -25,6 +25,10 @@ class QueueFull(GenerationError):
         self.retry_after = retry_after
 
 
+class EngineStopped(GenerationError):
+    """The engine has failed or is closing: no request is served any more."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
     """A prompt in ids (without padding, beginning with `bos`) and how to continue it. `row_id` is added to the seed's draws."""

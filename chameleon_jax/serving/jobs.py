@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 import numpy as np
 
 from chameleon_jax.errors import ChameleonError
-from chameleon_jax.generation.requests import Engine, Generated, QueueFull, Request, Stream
+from chameleon_jax.generation.requests import Engine, EngineStopped, Generated, QueueFull, Request, Stream
 from chameleon_jax.serving.errors import ApiError, bad_request, too_many
 
 
@@ -42,6 +42,8 @@ class Jobs:
             raise
         except QueueFull as error:
             raise too_many(str(error), error.retry_after) from None
+        except EngineStopped as error:
+            raise ApiError(503, str(error), code="engine_stopped") from None
         except ChameleonError as error:
             raise bad_request(str(error)) from None
         return cls(streams, loop.time() + seconds)

@@ -21,12 +21,12 @@ from jaxtyping import Int
 
 from chameleon_jax.configs import GenerationConfig, ServeConfig
 from chameleon_jax.errors import ChameleonError, did_you_mean
+from chameleon_jax.generation.reader import ImagePiece, OutputReader, Pieces, TextPiece, padded_codes
 from chameleon_jax.generation.requests import Engine, Generated, Request
 from chameleon_jax.serving.errors import ApiError, bad_request, too_many
 from chameleon_jax.serving.jobs import Jobs
 from chameleon_jax.serving.messages import PictureLimits, build_ids, context_exceeded, read_turns
 from chameleon_jax.serving.metrics import Metrics
-from chameleon_jax.serving.reader import ImagePiece, OutputReader, Pieces, TextPiece, padded_codes
 from chameleon_jax.serving.replies import Picture, Update, Usage
 from chameleon_jax.serving.schema import ChatRequest, CompletionRequest, ImagesRequest, Settings
 from chameleon_jax.serving.settings import generation_config, parse_size

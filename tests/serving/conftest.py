@@ -37,6 +37,7 @@ from chameleon_jax.serving.service import Service
 from chameleon_jax.tokenizers import vqgan
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.text import train_bpe
+from tests.serving import page_driver
 
 CODES, CONTEXT = 16, 192
 
@@ -223,3 +224,52 @@ class ScriptedStream:
     def result(self):
         reason = "cancelled" if self.cancelled else self.engine.finish_reason
         return Generated(ids=np.concatenate([np.zeros(0, np.int32), *self.said]), finish_reason=reason)
+
+
+PROGRAM = page_driver.find_browser()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if PROGRAM is None:
+        pytest.skip("no Chromium: `apt-get install chromium` brings one")
+    browser = page_driver.Browser(PROGRAM, tmp_path_factory.mktemp("browser"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def fake():
+    fake = page_driver.FakeServer()
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def open_page(browser, fake):
+    """open_page(width, height, features, url) -> the page, ready; every page must end without an error on its console."""
+    pages = []
+
+    def open(width=1200, height=850, features=None, is_ready=True, url=None):
+        page = browser.open(url or fake.url, width, height, features)
+        pages.append(page)
+        if is_ready:
+            page.wait("document.querySelector('#model').options.length")
+        return page
+
+    yield open
+    for page in pages:
+        assert page.events("Runtime.exceptionThrown") == []
+        page.close()
+
+
+@pytest.fixture
+def page(open_page):
+    return open_page()
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "red heart.png"
+    Image.new("RGB", (32, 24), (220, 20, 40)).save(path)
+    return path

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from chameleon_jax.generation.prompt import ImageOutput, TextOutput, read_output
-from chameleon_jax.serving.reader import ImagePiece, OutputReader, Pieces, TextPiece, padded_codes
+from chameleon_jax.generation.reader import ImagePiece, OutputReader, Pieces, TextPiece, padded_codes
 from tests.serving.conftest import make_run
 
 

@@ -1,0 +1,107 @@
+"""Words and pictures in, words and pictures out, on a small random model."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from chameleon_jax.configs import EngineConfig, GenerationConfig, ImageConfig, TransformerConfig, VocabConfig, VQConfig
+from chameleon_jax.errors import GenerationError
+from chameleon_jax.generation.api import Generator, Picture
+from chameleon_jax.generation.run import Run
+from chameleon_jax.models import transformer
+from chameleon_jax.tokenizers import vqgan
+from chameleon_jax.tokenizers.bundle import TokenizerBundle
+from chameleon_jax.tokenizers.text import train_bpe
+
+VQ = VQConfig(
+    resolution=16,
+    channels=8,
+    channel_multipliers=(1, 1, 1),
+    res_blocks=1,
+    latent_channels=4,
+    embed_dim=4,
+    codes=16,
+    norm_groups=4,
+)
+
+
+@pytest.fixture(scope="module")
+def generator():
+    text = train_bpe(["a red fox"] * 4, VocabConfig(image_codes=16, reserved=4, text_tokens=300, codes_per_image=16))
+    random = np.random.default_rng(0)
+    codec = jax.tree.map(lambda leaf: random.normal(0, 0.3, leaf.shape).astype(np.float32), vqgan.shapes(VQ))
+    bundle = TokenizerBundle(
+        vocab_config=text.vocab_config,
+        image_config=ImageConfig(resolution=16),
+        text=text,
+        codec=vqgan.Codec(params=codec, config=VQ),
+    )
+    model = TransformerConfig(
+        vocab_size=bundle.vocab.size,
+        d_model=16,
+        n_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        head_dim=8,
+        d_ff=24,
+        max_seq_len=96,
+        compute_dtype="float32",
+        init_std=0.2,
+    )
+    params = transformer.init(jax.random.key(0), model)
+    run = Run(params=params, model=model, bundle=bundle, step=0)
+    with Generator(run, EngineConfig(slots=4, block=4)) as generator:
+        yield generator
+
+
+FOX = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8))
+DRAW = GenerationConfig(mode="image", max_images=2, max_tokens=60)
+
+
+def test_pictures_come_out_in_order(generator):
+    answer = generator.generate(["a red fox ", FOX, " again"], DRAW)
+    assert [type(segment) for segment in answer] == [Image.Image, Image.Image]
+    assert all(picture.size == (16, 16) for picture in answer)
+
+
+def test_a_batch_gives_each_prompt_its_answer_and_draws_equal_ones_apart(generator):
+    text = GenerationConfig(mode="text", max_tokens=12)
+    first, second, third = generator.generate_batch([["a fox"], ["a fox"], [FOX, "what is it?"]], text)
+    assert all(isinstance(segment, str) for answer in (first, second, third) for segment in answer)
+    assert first != second
+    assert generator.generate(["a fox"], text) == first
+
+
+def test_a_stream_ends_in_what_generate_gives(generator):
+    pieces = list(generator.stream(["a red fox"], DRAW, partial_every=4))
+    assert all(isinstance(piece, Picture) for piece in pieces)
+    assert [(piece.codes, piece.of) for piece in pieces] == [(4, 16), (8, 16), (12, 16), (16, 16)] * 2
+    whole = [np.asarray(piece.image) for piece in pieces if not piece.partial]
+    expected = [np.asarray(picture) for picture in generator.generate(["a red fox"], DRAW)]
+    assert all(np.array_equal(a, b) for a, b in zip(whole, expected, strict=True))
+    words = generator.stream(["a red fox"], dataclasses.replace(DRAW, mode="text"))
+    assert "".join(words) == "".join(generator.generate(["a red fox"], dataclasses.replace(DRAW, mode="text")))
+
+
+def test_leaving_a_stream_frees_its_slot(generator):
+    stream = generator.stream(["a"], GenerationConfig(mode="text", max_tokens=80))
+    next(stream)
+    stream.close()
+    assert generator.generate(["a red fox"], DRAW)
+    assert generator.engine.stats().running == 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [
+        ("a fox", "list of strings and pictures"),
+        ([FOX, "an <image>"], "put the picture itself"),
+        (["zebra "] * 90, "context of 96"),
+    ],
+)
+def test_prompts_that_cannot_be_served_are_refused(generator, prompt, told):
+    with pytest.raises(GenerationError, match=told):
+        generator.generate(prompt)
