@@ -221,7 +221,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--tokens", type=int, help="a request; 96 by default, 1024 of --images")
     parser.add_argument("--prompt", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=2, help="timed runs of each process")
     parser.add_argument("--rounds", type=int, default=3)
@@ -229,6 +229,7 @@ def main() -> None:
     parser.add_argument("--images", action="store_true")
     parser.add_argument("--accelerator", action="store_true")
     args = parser.parse_args()
+    args.tokens = args.tokens or (1024 if args.images else 96)
     if args.side:
         print(json.dumps(SIDES[args.side](args)))
     elif args.accelerator:
@@ -237,10 +238,10 @@ def main() -> None:
         found = {"image_engine": [], "image_host": []}
         for _ in range(args.rounds):
             for side, seconds in found.items():
-                seconds += measure(side, args, tokens=1024, repeats=1)
+                seconds += measure(side, args, repeats=1)
         engine, host = (statistics.median(seconds) for seconds in found.values())
         print(
-            f"image of 1,024 codes with guidance: engine {engine:.1f} s, host loop {host:.1f} s: {host / engine:.2f} x"
+            f"image of {args.tokens:,} codes with guidance: engine {engine:.1f} s, host loop {host:.1f} s: {host / engine:.2f} x"
         )
     else:
         for batch in (1, 8):

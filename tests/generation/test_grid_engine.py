@@ -6,7 +6,7 @@ import pytest
 
 from chameleon_jax.configs import GenerationConfig, SamplingConfig, TransformerConfig, VocabConfig
 from chameleon_jax.errors import GenerationError
-from chameleon_jax.generation import engine
+from chameleon_jax.generation import engine, lanes
 from chameleon_jax.generation.grammar import split_spans
 from chameleon_jax.models import transformer
 from chameleon_jax.models.params import map_specs
@@ -101,10 +101,10 @@ def test_the_end_of_a_turn_ends_an_output_that_may_end_so(weights):
 
 def test_sizes_and_ends_share_one_compiled_loop(weights):
     run(weights, [[0]])
-    before = engine._decode._cache_size()
+    before = lanes.run_block._cache_size()
     for config in ({"image_grid": (2, 2)}, {"image_grid": (4, 4), "mode": "image"}, {"stop_at_turn_end": True}):
         run(weights, [[0, BOI, side_id(2)]] if "image_grid" not in config else [[0]], **config)
-    assert engine._decode._cache_size() == before
+    assert lanes.run_block._cache_size() == before
 
 
 CUT = [0, *VOCAB.image_span(np.zeros((2, 4), int))][:-3]
