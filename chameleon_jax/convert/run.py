@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from chameleon_jax.configs import TransformerConfig
@@ -65,7 +64,7 @@ def write_weights(
 ) -> None:
     """Write the weights as checkpoint 0 of a workdir, one layer of one parameter in memory at a time."""
     config = weights.config
-    dtype = np.dtype(ml_dtypes.bfloat16 if config.param_dtype == "bfloat16" else np.float32)
+    dtype = np.dtype(config.param_dtype)
 
     def stream(parameter: Parameter) -> LeafStream:
         shape = layout.our_shape(parameter, config)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import ml_dtypes
+import ml_dtypes  # noqa: F401 (gives numpy the name "bfloat16")
 import numpy as np
 from jaxtyping import Shaped
 
@@ -91,7 +91,7 @@ def refuse_unknown(unknown: list[tuple[TensorFile, str]]) -> None:
 
 def cast(array: np.ndarray, dtype: str) -> np.ndarray:
     """The array in float32 or bfloat16."""
-    return array.astype({"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}[dtype], copy=False)
+    return array.astype(np.dtype(dtype), copy=False)
 
 
 def equal_groups(rows: Mapping[str, Shaped[np.ndarray, "L g P H"]], config: TransformerConfig) -> int:
@@ -155,7 +155,7 @@ def nbytes(config: TransformerConfig) -> int:
 
 def pieces(config: TransformerConfig) -> list[tuple[Parameter, int | None, int]]:
     """(parameter, layer, bytes) of a whole model, in the order in which it is written."""
-    width = np.dtype(ml_dtypes.bfloat16 if config.param_dtype == "bfloat16" else np.float32).itemsize
+    width = np.dtype(config.param_dtype).itemsize
     return [
         (parameter, layer, math.prod(layout.our_shape(parameter, config)) * width)
         for parameter in layout.parameters(config)

@@ -115,7 +115,7 @@ def from_torch(tensors: Mapping[str, Shaped[np.ndarray, "..."]], config: VQConfi
 
 def to_torch(params: Params, config: VQConfig) -> dict[str, Shaped[np.ndarray, "..."]]:
     """Inverse of `from_torch`: float32 tensors under Meta's bare names. Raises ConvertError for a codec that only we can run."""
-    _check_foreign(config)
+    check_foreign(config)
     flat = traverse_util.flatten_dict(params)
     made = {}
     for path, (name, _) in _table(config, vqgan.lacking(params)).items():
@@ -162,7 +162,7 @@ def config_from_yaml(values: Mapping[str, Any], where: str) -> VQConfig:
 
 def config_to_yaml(config: VQConfig) -> dict[str, Any]:
     """Inverse of `config_from_yaml`, with every field."""
-    _check_foreign(config)
+    check_foreign(config)
     values = config.to_dict()
     ddconfig = {"double_z": False, "out_ch": config.in_channels} | _named(values, _YAML_DDCONFIG)
     return {"model": {"params": _named(values, _YAML) | {"ddconfig": ddconfig}}}
@@ -177,7 +177,7 @@ def config_from_hf(values: Mapping[str, Any], where: str) -> VQConfig:
 
 def config_to_hf(config: VQConfig) -> dict[str, Any]:
     """Inverse of `config_from_hf`, with every field."""
-    _check_foreign(config)
+    check_foreign(config)
     fixed = {"model_type": "chameleon_vqgan", "double_latent": False, "attn_type": "vanilla"}
     return fixed | _named(config.to_dict(), _HF)
 
@@ -211,7 +211,8 @@ def _config(values: dict[str, Any], where: str) -> VQConfig:
         raise ConvertError(f"{where}: {error}") from error
 
 
-def _check_foreign(config: VQConfig) -> None:
+def check_foreign(config: VQConfig) -> None:
+    """Raise ConvertError for a codec that no layout but ours can hold."""
     if config.patch_size > 1:
         raise ConvertError(
             f"a codec with patch_size {config.patch_size} cannot be exported, since other programs fold no pixels: "

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from chameleon_jax.convert import hf, hf_files, meta, run, source
@@ -61,6 +62,8 @@ def write(
         meta.check_shards(config, shards)
     if layout == "hf" and not config.qk_norm:
         raise ConvertError("Transformers' Chameleon always has QK-norms, this model has none: write it as jax or meta")
+    if layout != "jax" and opened.codec is not None:
+        codec_names.check_foreign(opened.codec.config)
     size = source.nbytes(config)
     _check_room(output, size + (size // shards if layout == "meta" else 0), opened.codec)
     try:
@@ -107,16 +110,12 @@ class _Megabytes:
 
 def _check_room(output: Path, size: int, codec: Codec | None) -> None:
     place = next(parent for parent in (output.absolute().parent, *output.absolute().parents) if parent.exists())
-    needed = size + _HEADROOM + (sum(leaf.nbytes for leaf in _leaves(codec)) if codec else 0)
+    needed = size + _HEADROOM + (sum(leaf.nbytes for leaf in jax.tree.leaves(codec.params)) if codec else 0)
     free = shutil.disk_usage(place).free
     if needed > free:
         raise ConvertError(
             f"{output} needs {needed / 1e9:.1f} GB, the disk at {place} has {free / 1e9:.1f} GB left: nothing was written"
         )
-
-
-def _leaves(codec: Codec) -> list[np.ndarray]:
-    return list(codec_names.to_torch(codec.params, codec.config).values())
 
 
 def _write_run(opened: OpenedRelease, folder: Path, on_bytes: Callable[[int], None]) -> None:

@@ -69,7 +69,7 @@ def generate(
     longest = max(len(job.request.prompt) + job.checked.remaining for job in jobs)
     slots = min(longest + -longest % SLOT_STEP, model_config.max_seq_len)
     count = max(max(len(job.contexts) for job in jobs), min(MOST_LANES, sum(len(job.contexts) for job in jobs)))
-    scheduler = Scheduler(_compute_copies(weights, model_config), shapes, count=count, slots=slots, block=BLOCK)
+    scheduler = Scheduler(_in_form(weights, model_config, "as they are"), shapes, count=count, slots=slots, block=BLOCK)
     results: list[Generated | GenerationError | None] = [None] * len(jobs)
     for i, job in enumerate(jobs):
         job.on_end = functools.partial(results.__setitem__, i)
@@ -253,17 +253,14 @@ def _check_vocab(model: TransformerConfig, vocab: Vocab) -> None:
         )
 
 
-@functools.partial(jax.jit, static_argnames=("config",))
-def _compute_copies(weights: Params, config: TransformerConfig) -> Params:
-    """The weights, matrices in the compute dtype, as `forward` would cast them for every token; norms stay as they are."""
+@functools.partial(jax.jit, static_argnames=("config", "dtype"))
+def _matrices_in(weights: Params, config: TransformerConfig, dtype: str) -> Params:
+    """The weights with matrices cast once, not for every token; norms stay as they are."""
     is_matrix = map_specs(lambda spec: spec.init == "normal", transformer.param_specs(config))
-    return jax.tree.map(lambda w, matrix: w.astype(config.compute_dtype) if matrix else w, weights, is_matrix)
+    return jax.tree.map(lambda w, matrix: w.astype(dtype) if matrix else w, weights, is_matrix)
 
 
 def _in_form(weights: Params, config: TransformerConfig, form: str) -> Params:
     if form == "int8":
         return jax.jit(quantize)(weights)
-    if form == "bfloat16":
-        is_matrix = map_specs(lambda spec: spec.init == "normal", transformer.param_specs(config))
-        return jax.tree.map(lambda w, matrix: w.astype("bfloat16") if matrix else w, weights, is_matrix)
-    return _compute_copies(weights, config)
+    return _matrices_in(weights, config, "bfloat16" if form == "bfloat16" else config.compute_dtype)
