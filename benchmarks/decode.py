@@ -5,7 +5,9 @@
     python benchmarks/decode.py --accelerator         # random bfloat16 weights of the 7B, batch 1 and 16, on a GPU or TPU
 
 Each side runs in a process of its own, in turn, round by round; medians are compared. Expected on a CPU: both sides are bound by
-reading the weights, so float32 gains what torch spends beside that, and eight bits up to four times less reading.
+reading the weights, so no side with float32 can pass their size over the memory's bandwidth by much; eight bits save memory
+there, and time only on an accelerator. What a loop on the host costs is about the same for every model, so the device's gain is
+the larger the smaller the model, or the faster the machine, is.
 """
 
 from __future__ import annotations
@@ -19,20 +21,20 @@ import subprocess
 import sys
 import time
 
-IDS, HIDDEN, LAYERS, HEADS, WIDTH = 16384, 768, 12, 12, 2048
+IDS, HEAD_DIM = 16384, 64
 
 
-def our_model(context: int):
+def our_model(context: int, args):
     from chameleon_jax.configs import TransformerConfig
 
     return TransformerConfig(
         vocab_size=IDS,
-        d_model=HIDDEN,
-        n_layers=LAYERS,
-        n_heads=HEADS,
-        n_kv_heads=HEADS,
-        head_dim=HIDDEN // HEADS,
-        d_ff=WIDTH,
+        d_model=args.hidden,
+        n_layers=args.layers,
+        n_heads=args.hidden // HEAD_DIM,
+        n_kv_heads=args.hidden // HEAD_DIM,
+        head_dim=HEAD_DIM,
+        d_ff=args.hidden * 8 // 3,
         max_seq_len=context,
         compute_dtype="float32",
     )
@@ -60,7 +62,7 @@ def ours(args) -> list[float]:
     from chameleon_jax.models import transformer
 
     context = 64 * -(-(args.prompt + args.tokens) // 64)
-    model, vocab = our_model(context), our_vocab()
+    model, vocab = our_model(context, args), our_vocab()
     weights = jax.jit(transformer.init, static_argnums=1)(jax.random.key(0), model)
     prompts = np.random.default_rng(0).integers(vocab.text.start, vocab.text.stop, (args.batch, args.prompt))
     greedy = SamplingConfig(temperature=0.0, top_p=1.0)
@@ -84,11 +86,11 @@ def theirs(args) -> list[float]:
     torch.manual_seed(0)
     config = transformers.ChameleonConfig(
         vocab_size=IDS,
-        hidden_size=HIDDEN,
-        intermediate_size=WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=HEADS,
+        hidden_size=args.hidden,
+        intermediate_size=args.hidden * 8 // 3,
+        num_hidden_layers=args.layers,
+        num_attention_heads=args.hidden // HEAD_DIM,
+        num_key_value_heads=args.hidden // HEAD_DIM,
         max_position_embeddings=4096,
         vocabulary_map={"<image>": 8, "IMGIMGBZ": 4},
         vq_config={"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1, "num_embeddings": 8},
@@ -119,8 +121,9 @@ def image(args) -> list[float]:
 
     codes, guidance = args.tokens, GuidanceConfig()
     context = 64 * -(-(args.prompt + codes + 2) // 64)
-    model, vocab = our_model(context), our_vocab(codes)
+    model, vocab = our_model(context, args), our_vocab(codes)
     weights = jax.jit(transformer.init, static_argnums=1)(jax.random.key(0), model)
+    layers = transformer.by_layer(weights)
     prompt = np.array(
         [vocab.bos, *np.random.default_rng(0).integers(vocab.text.start, vocab.text.stop, args.prompt), vocab.begin_of_image]
     )  # fmt: skip
@@ -132,15 +135,15 @@ def image(args) -> list[float]:
 
     @jax.jit
     def feed(tokens, positions, cache):
-        out = transformer.forward(weights, tokens, positions, jnp.ones_like(tokens), model, cache=cache)
-        return transformer.logits(weights, out.hidden[:, -1:], model)[:, 0], out.cache
+        out = transformer.forward(layers, tokens, positions, jnp.ones_like(tokens), model, cache=cache)
+        return transformer.logits(layers, out.hidden[:, -1:], model)[:, 0], out.cache
 
     def by_host() -> None:
         """As the released code does it: logits to the host, mixed, masked and drawn there, one token after the other."""
         random = np.random.default_rng(0)
         _, cache = feed(prompt[None, :-1], np.arange(len(prompt) - 1)[None], kv_cache.create(model, 1, context))
         _, bare = feed(np.array([[vocab.bos]]), np.array([[0]]), kv_cache.create(model, 1, context))
-        cache = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), cache, bare)
+        cache = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cache, bare)
         token, places = vocab.begin_of_image, np.array([len(prompt) - 1, 1])
         for _ in range(codes):
             logits, cache = feed(np.full((2, 1), token), places[:, None], cache)
@@ -211,9 +214,12 @@ SIDES = {"ours": ours, "theirs": theirs, "image_engine": image, "image_host": im
 
 
 def measure(side: str, args, **changes) -> list[float]:
-    flags = {"batch": args.batch, "tokens": args.tokens, "prompt": args.prompt, "repeats": args.repeats} | changes
+    flags = {"batch": args.batch, "tokens": args.tokens, "prompt": args.prompt, "repeats": args.repeats}
+    flags |= {"hidden": args.hidden, "layers": args.layers} | changes
     command = [sys.executable, __file__, f"--side={side}", *[f"--{k}={v}" for k, v in flags.items()]]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -223,6 +229,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--tokens", type=int, help="a request; 96 by default, 1024 of --images")
     parser.add_argument("--prompt", type=int, default=32)
+    parser.add_argument("--hidden", type=int, default=768, help="a multiple of 64; with 12 layers ~100 M parameters")
+    parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=2, help="timed runs of each process")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--weights", default="as they are")

@@ -253,14 +253,10 @@ def _check_vocab(model: TransformerConfig, vocab: Vocab) -> None:
         )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "dtype"))
-def _matrices_in(weights: Params, config: TransformerConfig, dtype: str) -> Params:
-    """The weights with matrices cast once, not for every token; norms stay as they are."""
-    is_matrix = map_specs(lambda spec: spec.init == "normal", transformer.param_specs(config))
-    return jax.tree.map(lambda w, matrix: w.astype(dtype) if matrix else w, weights, is_matrix)
-
-
 def _in_form(weights: Params, config: TransformerConfig, form: str) -> Params:
+    """The weights a layer at a time, their matrices cast once, not for every token; norms stay as they are."""
     if form == "int8":
-        return jax.jit(quantize)(weights)
-    return _matrices_in(weights, config, "bfloat16" if form == "bfloat16" else config.compute_dtype)
+        return transformer.by_layer(jax.jit(quantize)(weights))
+    dtype = "bfloat16" if form == "bfloat16" else config.compute_dtype
+    is_matrix = map_specs(lambda spec: spec.init == "normal", transformer.param_specs(config))
+    return transformer.by_layer(jax.tree.map(lambda w, matrix: w.astype(dtype) if matrix else w, weights, is_matrix))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 from collections.abc import Sequence
 
 import flax.struct
@@ -97,7 +98,7 @@ def start(
     opened: Int[np.ndarray, "B"],
     grid: Int[np.ndarray, "B 2"] | None = None,
 ) -> GrammarState:
-    """The state behind the prompts. `configs` is one for each row, or the one of all.
+    """The state behind the prompts, in NumPy arrays. `configs` is one for each row, or the one of all.
 
     `opened` is the ModalityId of a marked span that a prompt has just begun, or OUTSIDE. `grid` is the height and width that such
     a prompt has said, 0 where it has not. The begun span counts as one of `max_images`. A row without remaining ids is finished
@@ -118,19 +119,20 @@ def start(
                 writes[row, modality] = True
         stop_ids[row, : len(config.stop_ids)] = config.stop_ids
     may_end = writes.any(axis=1)
+    int32 = functools.partial(np.asarray, dtype=np.int32)
     return GrammarState(
-        open=jnp.asarray(opened, jnp.int32),
-        emitted=jnp.asarray(np.count_nonzero(grid, axis=1), jnp.int32),
-        grid=jnp.asarray(grid, jnp.int32),
-        wanted=jnp.asarray([config.image_grid or (0, 0) for config in configs], jnp.int32),
-        begins_left=jnp.asarray(begins_left),
-        writes=jnp.asarray(writes),
-        may_end=jnp.asarray(may_end),
-        may_end_turn=jnp.asarray(may_end & [config.stop_at_turn_end for config in configs]),
-        unrestricted=jnp.asarray(unrestricted),
-        stop_ids=jnp.asarray(stop_ids),
-        remaining=jnp.asarray(remaining, jnp.int32),
-        finish=jnp.where(jnp.asarray(remaining) > 0, int(FinishReason.RUNNING), int(FinishReason.LENGTH)),
+        open=int32(opened),
+        emitted=int32(np.count_nonzero(grid, axis=1)),
+        grid=int32(grid),
+        wanted=int32([config.image_grid or (0, 0) for config in configs]),
+        begins_left=begins_left,
+        writes=writes,
+        may_end=may_end,
+        may_end_turn=may_end & [config.stop_at_turn_end for config in configs],
+        unrestricted=unrestricted,
+        stop_ids=stop_ids,
+        remaining=int32(remaining),
+        finish=int32(np.where(np.asarray(remaining) > 0, FinishReason.RUNNING, FinishReason.LENGTH)),
     )
 
 

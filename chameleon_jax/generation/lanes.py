@@ -44,7 +44,7 @@ class Rows:
     `ids` holds prompt and output, `length` counts both, `fed` how many have been through the model. `leader` is the lane that a
     lane follows, itself for a leader; `pictures` and `bare` are the lanes that guide a leader, itself without. Image ids are
     guided from `guided_from` ids behind the begin marker on; a bare lane keeps `kept` ids before that marker. `finite` turns False
-    where the model gave logits that are not numbers.
+    where the model gave logits that are not numbers, which ends the row.
     """
 
     ids: Int[Array, "N S"]
@@ -96,7 +96,7 @@ def empty(shapes: Shapes, rows: Rows) -> Lanes:
     """Lanes with nothing in them; `rows` (see `scheduler.idle_rows`) gives their number and slots."""
     lanes, slots = rows.ids.shape
     # Copies: what is donated later must not be memory that NumPy, or another leaf, holds as well.
-    rows = jax.tree.map(lambda leaf: leaf.copy(), rows)
+    rows = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), rows)
     return Lanes(cache=kv_cache.create(shapes.model, lanes, slots), rows=rows)
 
 
@@ -116,7 +116,7 @@ def admit(weights: Params, lanes: Lanes, places: Int[Array, "b"], rows: Rows, sh
         return whole.at[places].set(part, mode="drop")
 
     def put_cache(whole: Array, part: Array) -> Array:
-        return whole.at[:, places, :width].set(part, mode="drop")
+        return whole.at[places, :, :width].set(part, mode="drop")
 
     return Lanes(cache=jax.tree.map(put_cache, lanes.cache, filled), rows=jax.tree.map(put, lanes.rows, rows))
 
@@ -194,6 +194,7 @@ def _step(weights: Params, lanes: Lanes, shapes: Shapes, visible: int) -> Lanes:
     )
     moved = grammar.advance(state, token, shapes.vocab)
     moved = jax.tree.map(lambda new, old: jnp.where(_like(draws, new), new, old), moved, state)
+    moved = moved.replace(finish=jnp.where(finite, moved.finish, jnp.int32(FinishReason.LENGTH)))
     rows = rows.replace(fed=rows.fed + feeds, grammar=moved, finite=finite)
     rows = _take(rows, token, draws, was_open=state.open, vocab=shapes.vocab)
     return Lanes(cache=out.cache, rows=rows)
@@ -245,25 +246,38 @@ def make_rows(
     slots: int,
     shapes: Shapes,
     *,
+    seeds: Int[np.ndarray, "b"],
+    row_ids: Int[np.ndarray, "b"],
     grammar_state: GrammarState,
     settings: Settings,
-    keys: Key[Array, "b"],
     **fields: np.ndarray,
 ) -> Rows:
-    """Rows of `b` contexts, all ids but the last to be fed by `admit`; `fields` are the other fields of `Rows`."""
+    """Rows of `b` contexts, all ids but the last to be fed by `admit`; `fields` are the other fields of `Rows`.
+
+    A row draws by its seed and its row id. Nearly all stays in NumPy: operations on the device, one by one, take longer than a
+    block of tokens.
+    """
     ids = np.full((len(contexts), slots), shapes.vocab.pad, np.int32)
     for row, context in zip(ids, contexts, strict=True):
         row[: len(context)] = context
     lengths = np.array([len(context) for context in contexts], np.int32)
-    ids, lengths = jnp.asarray(ids), jnp.asarray(lengths)
+    seen, keys = _seen_and_keys(
+        ids, lengths, seeds.astype(np.uint32), row_ids.astype(np.uint32), shapes.model.vocab_size
+    )
     return Rows(
         ids=ids,
         length=lengths,
-        fed=jnp.maximum(lengths - 1, 0),
+        fed=np.maximum(lengths - 1, 0),
         grammar=grammar_state,
         settings=settings,
-        seen=seen_ids(ids, lengths, shapes.model.vocab_size),
+        seen=seen,
         keys=keys,
-        finite=jnp.ones(len(contexts), bool),
-        **{name: jnp.asarray(values) for name, values in fields.items()},
+        finite=np.ones(len(contexts), bool),
+        **fields,
     )
+
+
+@functools.partial(jax.jit, static_argnames="vocab_size")
+def _seen_and_keys(ids: Array, lengths: Array, seeds: Array, row_ids: Array, vocab_size: int) -> tuple[Array, Array]:
+    keys = jax.vmap(lambda seed, row: jax.random.fold_in(jax.random.key(seed), row))(seeds, row_ids)
+    return seen_ids(ids, lengths, vocab_size), keys

@@ -29,11 +29,11 @@ class Settings:
 
     @classmethod
     def of(cls, configs: Sequence[GenerationConfig]) -> Settings:
-        """`[B M]`: row b as `configs[b]` says, column m for ModalityId m."""
+        """`[B M]` in NumPy: row b as `configs[b]` says, column m for ModalityId m."""
 
-        def stack(name: str, dtype: type) -> Array:
+        def stack(name: str, dtype: type) -> np.ndarray:
             rows = [[getattr(getattr(config, modality), name) for modality in MODALITY_NAMES] for config in configs]
-            return jnp.asarray(np.array(rows, dtype))
+            return np.array(rows, dtype)
 
         return cls(
             temperature=stack("temperature", np.float32),

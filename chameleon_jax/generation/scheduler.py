@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from chameleon_jax.configs import GenerationConfig
@@ -26,7 +25,7 @@ from chameleon_jax.models.transformer import Params
 from chameleon_jax.parallel.mesh import batch_shards
 from chameleon_jax.vocab import GridSpan, ModalityId
 
-PREFILL_GROUP = 16  # prompts that are run together; one alone is run alone
+PREFILL_GROUP = 8  # prompts that are run together; a few, up to half a group, are run one by one
 SMALLEST_BUCKET = 32  # ids of a prefill and slots looked at are powers of two from here
 
 
@@ -126,11 +125,14 @@ class Scheduler:
         by_bucket: dict[int, list] = collections.defaultdict(list)
         for row in new:
             by_bucket[min(_bucket(max(len(row[2]) - 1, 1)), self._slots)].append(row)
+        # Two sizes a bucket, since each is compiled for itself.
         shards = batch_shards()
+        group = PREFILL_GROUP + -PREFILL_GROUP % shards
         for width, rows in sorted(by_bucket.items()):
-            size = shards if len(rows) <= shards else PREFILL_GROUP + -PREFILL_GROUP % shards
-            for start in range(0, len(rows), size):
-                self._admit(rows[start : start + size], size, width)
+            while rows:
+                size = group if len(rows) > group // 2 else shards
+                self._admit(rows[:size], size, width)
+                rows = rows[size:]
 
     def _admit(self, rows: list[tuple[int, Role, np.ndarray, Job]], size: int, width: int) -> None:
         # Rows that fill up the group go into no lane.
@@ -169,7 +171,8 @@ class Scheduler:
                 np.array([job.checked.grid for job in jobs], np.int32),
             ),
             settings=Settings.of(configs),
-            keys=_keys([config.seed for config in configs], [job.request.row_id for job in jobs]),
+            seeds=np.array([config.seed for config in configs]),
+            row_ids=np.array([job.request.row_id for job in jobs]),
         )
 
     def _hand_out(self, progress: Progress, jobs: dict[int, Job]) -> None:
@@ -234,11 +237,6 @@ def _guided_from(config: GenerationConfig, shapes: Shapes) -> int:
     return 2 if sizes and config.guidance is not None and config.guidance.scheme == "lumina" else 0
 
 
-def _keys(seeds: list[int], row_ids: list[int]) -> jax.Array:
-    make = jax.vmap(lambda seed, row: jax.random.fold_in(jax.random.key(seed), row))
-    return make(jnp.asarray(np.array(seeds, np.uint32)), jnp.asarray(np.array(row_ids, np.uint32)))
-
-
 def _idle_rows(count: int, slots: int, shapes: Shapes) -> Rows:
     config = GenerationConfig()
     own, none = np.arange(count, dtype=np.int32), np.zeros(count, np.int32)
@@ -256,7 +254,8 @@ def _idle_rows(count: int, slots: int, shapes: Shapes) -> Rows:
         kept=none,
         grammar_state=grammar.start(shapes.vocab, [config] * count, none, np.full(count, OUTSIDE), None),
         settings=Settings.of([config] * count),
-        keys=_keys([0] * count, [0] * count),
+        seeds=none,
+        row_ids=none,
     )
 
 

@@ -52,8 +52,8 @@ class AttentionOutput:
 
 def attention(
     query: Float[Array, "B T N H"],
-    key: Float[Array, "B S K H"],
-    value: Float[Array, "B S K H"],
+    key: Float[Array, "B K S H"],
+    value: Float[Array, "B K S H"],
     mask: MaskSpec,
     *,
     backend: str,
@@ -61,13 +61,14 @@ def attention(
 ) -> AttentionOutput:
     """Softmax attention with scale 1/sqrt(H); query head n uses key/value head n // (N/K).
 
-    Softmax in fp32. `backend`: reference | chunked | auto (chunked, but for a single query).
+    Heads come before tokens in keys and values, as products read them and a cache holds them. Softmax in fp32. `backend`: reference
+    | chunked | auto (chunked, but for a single query).
     """
     length = query.shape[1]
     if backend == "auto":
         backend = "chunked" if length > 1 else "reference"
     if backend == "reference":
-        return _attend(query, key, value, mask.block(0, length, key.shape[1]))
+        return _attend(query, key, value, mask.block(0, length, key.shape[2]))
     if backend != "chunked":
         raise ValueError(f"unknown attention backend {backend!r}")
     return _chunked(query, key, value, mask, max(chunk, -(-length // MAX_BLOCKS)))
@@ -76,21 +77,20 @@ def attention(
 def _attend(query: Array, key: Array, value: Array, visible: Bool[Array, "B T S"]) -> AttentionOutput:
     """The definition, with automatic differentiation."""
     batch, length, heads, head_dim = query.shape
-    query = query.reshape(batch, length, key.shape[2], -1, head_dim) * head_dim**-0.5
-    logits = jnp.einsum("btkgh,bskh->bkgts", query, key, preferred_element_type=jnp.float32)
+    query = query.reshape(batch, length, key.shape[1], -1, head_dim) * head_dim**-0.5
+    logits = jnp.einsum("btkgh,bksh->bkgts", query, key, preferred_element_type=jnp.float32)
     logits = jnp.where(visible[:, None, None], logits, _HIDDEN)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    values = jnp.einsum("bkgts,bskh->btkgh", weights, value, preferred_element_type=jnp.float32)
+    values = jnp.einsum("bkgts,bksh->btkgh", weights, value, preferred_element_type=jnp.float32)
     values = values.astype(value.dtype).reshape(batch, length, heads, head_dim)
     return AttentionOutput(values=values, max_logit=jax.lax.stop_gradient(jnp.max(logits)))
 
 
 def _chunked(query: Array, key: Array, value: Array, mask: MaskSpec, chunk: int) -> AttentionOutput:
-    """Bring the heads forward and fold the G query heads of a key/value head into its rows, so all is plain matrix products."""
+    """Fold the G query heads of a key/value head into its rows, so all is plain matrix products."""
     batch, length, heads, head_dim = query.shape
-    kv_heads = key.shape[2]
-    query = query.reshape(batch, length, kv_heads, -1, head_dim) * head_dim**-0.5
-    query, key, value = jnp.moveaxis(query, 1, 3), jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2)
+    query = query.reshape(batch, length, key.shape[1], -1, head_dim) * head_dim**-0.5
+    query = jnp.moveaxis(query, 1, 3)
     values, log_totals, max_logit = _blockwise(query, key, value, mask, chunk)
     del log_totals
     values = jnp.moveaxis(values, 3, 1).reshape(batch, length, heads, head_dim)

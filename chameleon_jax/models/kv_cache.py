@@ -7,7 +7,6 @@ perhaps, needs no clearing. Taking a row back to an earlier position is a matter
 from __future__ import annotations
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -16,33 +15,48 @@ from chameleon_jax.parallel.mesh import constrain
 
 
 @flax.struct.dataclass
-class KVCache:
+class LayerCache:
     """S slots for each of B rows. Keys are held after QK-norm and RoPE, values as projected."""
 
-    keys: Float[Array, "L B S K H"]
-    values: Float[Array, "L B S K H"]
+    keys: Float[Array, "B K S H"]
+    values: Float[Array, "B K S H"]
+
+
+@flax.struct.dataclass
+class KVCache:
+    """One entry a layer: arrays of their own are written in place, where slices of one array would be copied out and in."""
+
+    layers: tuple[LayerCache, ...]
 
     @property
     def slots(self) -> int:
-        return self.keys.shape[2]
+        return self.layers[0].keys.shape[2]
 
 
 def create(config: TransformerConfig, batch: int, slots: int) -> KVCache:
     """An empty cache in the compute dtype."""
-    shape = (config.n_layers, batch, slots, config.n_kv_heads, config.head_dim)
-    keys, values = (constrain(jnp.zeros(shape, config.compute_dtype), "L B S K H") for _ in range(2))
-    return KVCache(keys=keys, values=values)
+
+    def zeros() -> Float[Array, "B K S H"]:
+        shape = (batch, config.n_kv_heads, slots, config.head_dim)
+        return constrain(jnp.zeros(shape, config.compute_dtype), "B K S H")
+
+    return KVCache(layers=tuple(LayerCache(keys=zeros(), values=zeros()) for _ in range(config.n_layers)))
 
 
 def write(
-    cache: Float[Array, "L B S K H"], new: Float[Array, "B T K H"], layer: Int[Array, ""], slots: Int[Array, "B T"]
-) -> Float[Array, "L B S K H"]:
-    """Put new entries of one layer into their rows' slots; a slot beyond the cache (padding) is dropped."""
-    rows = jnp.arange(cache.shape[1])[:, None]
-    return cache.at[layer, rows, slots].set(new.astype(cache.dtype), mode="drop")
+    cache: LayerCache, keys: Float[Array, "B K T H"], values: Float[Array, "B K T H"], slots: Int[Array, "B T"]
+) -> LayerCache:
+    """Put new entries into their rows' slots; a slot beyond the cache (padding) is dropped."""
+    rows = jnp.arange(slots.shape[0])[:, None]
+
+    def put(old: Array, new: Array) -> Array:
+        return old.at[rows[:, None], jnp.arange(old.shape[1])[:, None], slots[:, None]].set(
+            new.astype(old.dtype), mode="drop"
+        )
+
+    return LayerCache(keys=put(cache.keys, keys), values=put(cache.values, values))
 
 
-def read(cache: Float[Array, "L B S K H"], layer: Int[Array, ""], slots: int) -> Float[Array, "B s K H"]:
-    """The first `slots` slots of one layer."""
-    whole = jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False)
-    return constrain(whole[:, :slots], "B S K H")
+def read(cache: LayerCache, slots: int) -> tuple[Float[Array, "B K s H"], Float[Array, "B K s H"]]:
+    """Keys and values of the first `slots` slots."""
+    return tuple(constrain(whole[:, :, :slots], "B K S H") for whole in (cache.keys, cache.values))

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from chameleon_jax.models import quantize
 from chameleon_jax.models.quantize import Int8Matrix
 from chameleon_jax.parallel.mesh import constrain
 
@@ -74,12 +75,11 @@ def linear(
     Written as one product of two matrices: with the tokens in one dimension XLA's CPU backend takes the operands of the weight
     gradient as they lie; with two it transposes them in memory first, which costs as much as the product.
     """
-    if isinstance(kernel, Int8Matrix):
-        # The scale belongs to an output: after the product it touches one number a token, not one a weight.
-        return linear(x, kernel.values) * kernel.scale.astype(x.dtype)
     inputs = x.ndim - 2
     width = math.prod(kernel.shape[:inputs])
-    product = x.reshape(-1, width) @ kernel.astype(x.dtype).reshape(width, -1)
+    rows = x.reshape(-1, width)
+    narrow = isinstance(kernel, Int8Matrix)
+    product = quantize.product(rows, kernel) if narrow else rows @ kernel.astype(x.dtype).reshape(width, -1)
     return product.reshape(*x.shape[:2], *kernel.shape[inputs:])
 
 

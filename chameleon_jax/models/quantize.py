@@ -1,6 +1,6 @@
 """Weights in eight bits: each column of a matrix as int8 with one scale, for engines that are bound by reading them.
 
-The one idea: a quantised matrix is another kind of leaf in the same tree, and `layers.linear` is the only place that knows.
+The one idea: a quantised matrix is another kind of leaf in the same tree, and `layers.linear` is the only place that knows it.
 Rounding is to nearest by the largest value of a column (absmax); embeddings, norms and biases stay as they are. Weight-only, as
 LLM.int8() without its outliers (Dettmers et al. 2022, section 2).
 """
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
+_BLOCK_ROWS = 64  # of a thousand or two outputs each: 256 to 512 KB in fp32
 # How many of a matrix's axes, the layer's left out, are inputs.
 _INPUT_AXES = {"wq": 1, "wk": 1, "wv": 1, "wo": 2, "gate": 1, "up": 1, "down": 1, "head": 1}
 
@@ -28,6 +29,39 @@ class Int8Matrix:
     @property
     def shape(self) -> tuple[int, ...]:
         return self.values.shape
+
+
+def product(x: Float[Array, "R I"], matrix: Int8Matrix) -> Float[Array, "R O"]:
+    """x @ matrix with all its input axes, and all its output axes, as one.
+
+    The eight bits are widened where they are used: widened whole, or ahead of a loop over tokens, they would be read as slowly as
+    the matrix that they stand for.
+    """
+    values = matrix.values.reshape(x.shape[1], -1)
+    out = jax.lax.platform_dependent(x, values, cpu=_product_by_blocks, default=_product)
+    # The scale belongs to an output: after the product it touches one number a row, not one a weight.
+    return out * matrix.scale.astype(x.dtype).reshape(-1)
+
+
+def _product(x: Array, values: Array) -> Array:
+    # The barrier ties the matrix to x, so that no pass takes the widening out of a loop over tokens.
+    x, values = jax.lax.optimization_barrier((x, values))
+    return x @ values.astype(x.dtype)
+
+
+def _product_by_blocks(x: Array, values: Array) -> Array:
+    """Blocks of rows that stay in a core's cache while they are widened and used: on CPUs, XLA fuses no cast into a product."""
+    block = min(_BLOCK_ROWS, x.shape[1])
+    count = x.shape[1] // block
+
+    def add(start: Array | int, rows: int, total: Array) -> Array:
+        part = jax.lax.dynamic_slice_in_dim(values, start, rows).astype(x.dtype)
+        return total + jax.lax.dynamic_slice_in_dim(x, start, rows, axis=1) @ part
+
+    total = jnp.zeros((x.shape[0], values.shape[1]), x.dtype)
+    total = jax.lax.fori_loop(0, count, lambda i, total: add(i * block, block, total), total)
+    rest = x.shape[1] - count * block
+    return add(count * block, rest, total) if rest else total
 
 
 def quantize(params: dict[str, Any]) -> dict[str, Any]:

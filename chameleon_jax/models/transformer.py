@@ -9,6 +9,7 @@ feed-forward.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -21,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from chameleon_jax.configs import TransformerConfig
 from chameleon_jax.models import kv_cache, params
 from chameleon_jax.models.attention import SAVED_NAME, MaskSpec, attention
-from chameleon_jax.models.kv_cache import KVCache
+from chameleon_jax.models.kv_cache import KVCache, LayerCache
 from chameleon_jax.models.layers import apply_rotary, dropout, linear, qk_norm, rms, rms_norm, rotary_angles, swiglu
 from chameleon_jax.models.params import ParamSpec
 from chameleon_jax.models.quantize import Int8Matrix
@@ -90,6 +91,16 @@ def init(key: jax.Array, config: TransformerConfig) -> Params:
     return params.initialise(key, param_specs(config))
 
 
+def by_layer(weights: Params) -> Params:
+    """The weights with a tuple of layers in place of stacked ones, the form for decoding; given such, the same."""
+    layers = weights["layers"]
+    if isinstance(layers, dict):
+        count = len(layers["attn_norm"])
+        take = functools.partial(jax.lax.dynamic_index_in_dim, axis=0, keepdims=False)  # the same program for all
+        layers = tuple(jax.tree.map(lambda leaf: take(leaf, i), layers) for i in range(count))  # noqa: B023
+    return weights | {"layers": layers}
+
+
 @flax.struct.dataclass
 class _Stream:
     """What every layer needs and no layer changes."""
@@ -127,7 +138,6 @@ def forward(
     # Gathering rows from a table that is split along D would make XLA move the whole activation.
     table = constrain(weights["embed"].astype(config.compute_dtype), "V D")
     x = constrain(table[tokens], "B T D")
-    layers = {"weights": weights["layers"], "index": jnp.arange(config.n_layers)}
     slots = None
     mask = MaskSpec(query_segments=segment_ids, key_segments=segment_ids)
     if cache is not None:
@@ -140,22 +150,34 @@ def forward(
     stream = _Stream(
         cos=cos, sin=sin, mask=mask, slots=slots, real=real, dropout_key=dropout_key, statistics=statistics
     )
-    block = _rematerialised(lambda x, cache, layer: _block(x, cache, layer, stream, config), config.remat)
+    block = _rematerialised(lambda x, layer: _block(x, layer, stream, config), config.remat)
 
     # A chosen layer has a place in the tap buffers, the others one beyond their end, where writes are dropped.
     places = [tap_layers.index(i) if i in tap_layers else len(tap_layers) for i in range(config.n_layers)]
     taps = {name: jnp.zeros((len(tap_layers), *x.shape), x.dtype) for name in ACTIVATIONS} if tap_layers else {}
 
-    # The cache is carried from layer to layer and written in place; as an input and output of the scan it would be copied.
-    def step(carry: tuple[Array, KVCache | None, dict[str, Array]], layer: dict[str, Any]) -> tuple[Any, Any]:
-        x, cache, taps = carry
-        out = block(x, cache, layer)
+    def step(carry: tuple[Array, dict[str, Array]], layer: dict[str, Any]) -> tuple[Any, Any]:
+        x, taps = carry
+        out = block(x, layer)
         if taps:
             place = jnp.asarray(places)[layer["index"]]
             taps = {name: tap.at[place].set(getattr(out, name), mode="drop") for name, tap in taps.items()}
-        return (out.residual, out.cache, taps), out.statistics
+        return (out.residual, taps), (out.statistics, out.cache)
 
-    (x, cache, taps), stats = jax.lax.scan(step, (x, cache, taps), layers, unroll=config.scan_unroll)
+    layers = weights["layers"]
+    if cache is None and isinstance(layers, dict):
+        layers = {"weights": layers, "index": jnp.arange(config.n_layers)}
+        (x, taps), (stats, _) = jax.lax.scan(step, (x, taps), layers, unroll=config.scan_unroll)
+    else:
+        # A scan would copy each layer's weights out of the stack, which costs as much as using them for one token.
+        layers = by_layer(weights)["layers"]
+        caches = [None] * config.n_layers if cache is None else cache.layers
+        made = []
+        for index, (layer, old) in enumerate(zip(layers, caches, strict=True)):
+            (x, taps), extra = step((x, taps), {"weights": layer, "index": index, "cache": old})
+            made.append(extra)
+        stats = jax.tree.map(lambda *values: jnp.stack(values), *(stats for stats, _ in made))
+        cache = None if cache is None else KVCache(layers=tuple(new for _, new in made))
     return ForwardOutput(
         hidden=_rms_norm(x, weights["norm"], config),
         statistics=stats,
@@ -170,12 +192,10 @@ class _BlockOutput:
     mlp_out: Float[Array, "B T D"]
     residual: Float[Array, "B T D"]
     statistics: dict[str, Float[Array, ""]]
-    cache: KVCache | None
+    cache: LayerCache | None
 
 
-def _block(
-    x: Float[Array, "B T D"], cache: KVCache | None, layer: dict[str, Any], stream: _Stream, config: TransformerConfig
-) -> _BlockOutput:
+def _block(x: Float[Array, "B T D"], layer: dict[str, Any], stream: _Stream, config: TransformerConfig) -> _BlockOutput:
     weights = layer["weights"]
     drop_keys = (None, None)
     if stream.dropout_key is not None:
@@ -189,9 +209,7 @@ def _block(
         out, extra = function(x)
         return _rms_norm(out, scale, config), extra
 
-    attention_out, (stats, cache) = normed(
-        lambda y: _attention(y, cache, layer, stream, config), x, weights["attn_norm"]
-    )
+    attention_out, (stats, cache) = normed(lambda y: _attention(y, layer, stream, config), x, weights["attn_norm"])
     x = x + dropout(attention_out, config.dropout, drop_keys[0])
     mlp_out, _ = normed(lambda y: (swiglu(y, weights["mlp"]), None), x, weights["mlp_norm"])
     x = constrain(x + dropout(mlp_out, config.dropout, drop_keys[1]), "B T D")
@@ -206,10 +224,10 @@ def _rms_norm(x: Float[Array, "B T D"], scale: Float[Array, "D"], config: Transf
 
 
 def _attention(
-    x: Float[Array, "B T D"], cache: KVCache | None, layer: dict[str, Any], stream: _Stream, config: TransformerConfig
-) -> tuple[Float[Array, "B T D"], tuple[dict[str, Array], KVCache | None]]:
-    """Output projection of attention, and (statistics, the cache with this layer's keys and values)."""
-    weights, stats = layer["weights"]["attn"], {}
+    x: Float[Array, "B T D"], layer: dict[str, Any], stream: _Stream, config: TransformerConfig
+) -> tuple[Float[Array, "B T D"], tuple[dict[str, Array], LayerCache | None]]:
+    """Output projection of attention, and (statistics, the layer's cache with the new keys and values)."""
+    weights, cache, stats = layer["weights"]["attn"], layer.get("cache"), {}
     q = constrain(linear(x, weights["wq"]), "B T N H")
     k = constrain(linear(x, weights["wk"]), "B T K H")
     v = constrain(linear(x, weights["wv"]), "B T K H")
@@ -219,13 +237,10 @@ def _attention(
         q = qk_norm(q, **weights["q_norm"], round_early=config.numerics.round_norms)
         k = qk_norm(k, **weights["k_norm"], round_early=config.numerics.round_norms)
     q, k = apply_rotary(q, stream.cos, stream.sin), apply_rotary(k, stream.cos, stream.sin)
+    k, v = jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2)
     if cache is not None:
-        index, visible = layer["index"], stream.mask.key_segments.shape[1]
-        keys, values = (
-            kv_cache.write(whole, new, index, stream.slots) for whole, new in ((cache.keys, k), (cache.values, v))
-        )
-        cache = KVCache(keys=keys, values=values)
-        k, v = kv_cache.read(keys, index, visible), kv_cache.read(values, index, visible)
+        cache = kv_cache.write(cache, k, v, stream.slots)
+        k, v = kv_cache.read(cache, stream.mask.key_segments.shape[1])
     out = attention(q, k, v, stream.mask, backend=config.attention, chunk=config.attention_chunk)
     if stream.statistics:
         stats["max_attention_logit"] = out.max_logit

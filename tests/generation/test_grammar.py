@@ -198,7 +198,8 @@ def test_a_row_can_be_started_alone_and_put_among_others():
     slots = _start("interleaved", np.array([5, 6, 7]))
     for i, config in enumerate(configs):
         row = grammar.start(VOCAB, [config], remaining[i : i + 1], opened[i : i + 1])
-        slots = jax.tree.map(lambda batch, one, i=i: batch.at[i].set(one[0]), slots, row)
+        for batch, one in zip(jax.tree.leaves(slots), jax.tree.leaves(row), strict=True):
+            batch[i] = one[0]
     jax.tree.map(np.testing.assert_array_equal, slots, together)
 
 

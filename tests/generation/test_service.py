@@ -157,8 +157,8 @@ def test_a_block_asks_the_host_for_nothing():
     assert (np.asarray(progress.length) - before).max() == 8
 
 
-def test_a_bucket_is_compiled_at_most_twice(engine):
-    """All that came before ran in prefills of one width and two group sizes, and in two numbers of slots looked at."""
+def test_a_block_is_compiled_once_a_bucket_and_a_prefill_twice(engine):
+    """Prefills of two widths come in two group sizes each; blocks look at two numbers of slots."""
     lanes.admit.clear_cache()
     lanes.run_block.clear_cache()
     with Engine(weights_of(VOCAB), MODEL, VOCAB, CONFIG) as fresh:
@@ -166,7 +166,7 @@ def test_a_bucket_is_compiled_at_most_twice(engine):
             fresh.submit(asked)
     buckets = {32, CONTEXT}
     assert lanes.admit._cache_size() <= 2 * len(buckets)
-    assert lanes.run_block._cache_size() <= 2 * len(buckets)
+    assert lanes.run_block._cache_size() <= len(buckets)
 
 
 @pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices")
@@ -203,3 +203,18 @@ def test_eight_bits_are_near_and_a_quarter():
     with Engine(weights, MODEL, VOCAB, EngineConfig(slots=2, weights="int8")) as service:
         output = service.submit(request(mode="image")).result()
     assert output.finish_reason == "images" and len(output.ids) == 12
+
+
+def test_a_row_whose_logits_are_no_numbers_stops_and_its_lane_is_free_for_the_next():
+    shapes, weights = lanes.Shapes(model=MODEL, vocab=VOCAB), weights_of(VOCAB)
+    damaged = weights | {"head": weights["head"].at[0, 0].set(np.nan)}
+    running = scheduler.Scheduler(damaged, shapes, count=1, slots=CONTEXT, block=8)
+    told = []
+    for _ in range(2):
+        job = scheduler.Scheduler.job(shapes, MIXED[0], CONTEXT)
+        job.on_end = told.append
+        running.submit(job)
+    while running.step():
+        pass
+    assert [type(error) for error in told] == [GenerationError] * 2
+    assert int(running._lanes.rows.length[0]) == len(MIXED[0].prompt) + 1

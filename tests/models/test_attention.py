@@ -12,10 +12,8 @@ LENGTH = 13
 
 def inputs(queries=LENGTH, keys=LENGTH, heads=4, kv_heads=2):
     rng = np.random.default_rng(0)
-    return tuple(
-        jnp.asarray(rng.normal(size=(2, length, n, 8)), jnp.float32)
-        for length, n in ((queries, heads), (keys, kv_heads), (keys, kv_heads))
-    )
+    shapes = ((2, queries, heads, 8), (2, kv_heads, keys, 8), (2, kv_heads, keys, 8))
+    return tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
 
 
 def packed_mask():
@@ -59,10 +57,10 @@ def test_reference_equals_a_loop_over_queries():
     segments = np.asarray(mask.key_segments)
     for row, t, n in ((0, 3, 0), (0, 8, 3), (1, 12, 1), (1, 2, 2)):
         seen = [s for s in range(t + 1) if segments[row, s] == segments[row, t]]
-        scores = np.array([query[row, t, n] @ key[row, s, n // 2] for s in seen]) / np.sqrt(8)
+        scores = np.array([query[row, t, n] @ key[row, n // 2, s] for s in seen]) / np.sqrt(8)
         chances = np.exp(scores) / np.exp(scores).sum()
         np.testing.assert_allclose(
-            out[row, t, n], sum(c * value[row, s, n // 2] for c, s in zip(chances, seen, strict=True)), atol=1e-5
+            out[row, t, n], sum(c * value[row, n // 2, s] for c, s in zip(chances, seen, strict=True)), atol=1e-5
         )
 
 
@@ -77,7 +75,7 @@ def test_logits_far_beyond_the_range_of_exp_stay_finite(backend):
 
 
 def test_the_chunked_backend_never_holds_the_scores_of_all_queries():
-    query, key, value = (jnp.zeros((1, 512, 1, 8)) for _ in range(3))
+    query, key, value = jnp.zeros((1, 512, 1, 8)), jnp.zeros((1, 1, 512, 8)), jnp.zeros((1, 1, 512, 8))
     ones = jnp.ones((1, 512), jnp.int32)
     mask = MaskSpec(query_segments=ones, key_segments=ones)
 
@@ -91,7 +89,7 @@ def test_the_chunked_backend_never_holds_the_scores_of_all_queries():
 
 def test_long_rows_get_longer_chunks_instead_of_more_of_them():
     length = 4 * MAX_BLOCKS
-    arrays = (jnp.zeros((1, length, 1, 2)),) * 3
+    arrays = (jnp.zeros((1, length, 1, 2)), jnp.zeros((1, 1, length, 2)), jnp.zeros((1, 1, length, 2)))
     ones = jnp.ones((1, length), jnp.int32)
     mask = MaskSpec(query_segments=ones, key_segments=ones)
     text = str(jax.make_jaxpr(lambda *a: attention(*a, mask, backend="chunked", chunk=1).values)(*arrays))

@@ -260,6 +260,16 @@ def test_decoding_with_a_cache_equals_the_full_forward_for_rows_of_different_len
             np.testing.assert_allclose(out.hidden[row, 0], full[row][at[row]], atol=1e-5)
 
 
+@pytest.mark.parametrize("with_taps", [False, True])
+def test_layers_one_by_one_give_what_the_scanned_ones_give(with_taps):
+    weights = random_weights(CONFIG)
+    options = {"statistics": True, "tap_layers": (1,)} if with_taps else {}
+    scanned = forward(weights, *packed_rows(), CONFIG, **options)
+    one_by_one = forward(transformer.by_layer(weights), *packed_rows(), CONFIG, **options)
+    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=1e-5), one_by_one, scanned)
+    assert bool(scanned.statistics) == with_taps
+
+
 def test_slots_behind_the_visible_ones_are_not_looked_at():
     weights, tokens = random_weights(CONFIG), packed_rows()[0][:1, :9]
     positions, segments = jnp.arange(9)[None], jnp.ones((1, 9), jnp.int32)
