@@ -84,7 +84,7 @@ def main(config: GenerationConfig, args) -> None:
     form = {"format": args.format, "image_size": args.image_size}
     prompt, config = build_request(args.prompt, pictures, run.bundle, config, **form)
     logging.info("step %d of %s, prompt of %d ids", run.step, args.workdir, len(prompt))
-    outputs = generate(run.params, run.model, run.bundle.vocab, [prompt] * args.count, config)
+    outputs = generate(run.params, run.model, run.bundle.vocab, [prompt] * args.count, config, donate=True)
     for number, output in enumerate(outputs):
         words = write_output(read_output(output.ids, run.bundle), folder, number)
         print(f"{folder}/{number:02d}.txt ({len(output.ids)} ids, stopped by {output.finish_reason}): {words}")

@@ -58,10 +58,10 @@ def main(config: ServeConfig, args) -> None:
 
 
 def start_engine(run, config: ServeConfig):
-    """The engine of this run."""
+    """The engine of this run, whose weights it takes."""
     from chameleon_jax.generation.engine import Engine
 
-    return Engine(run.params, run.model, run.bundle.vocab, config.engine)
+    return Engine(run.params, run.model, run.bundle.vocab, config.engine, donate=True)
 
 
 def default_name(workdir: Path) -> str:

@@ -27,6 +27,10 @@ class CaptionEvalConfig(Config):
         self.require(self.choices >= 2, f"choices must be at least 2, got {self.choices}")
 
 
+# What the device holds settings in: int32, and normal float32.
+_INTEGERS, _SMALLEST_FLOAT = 2**31, 1.2e-38
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingConfig(Config):
     """How one modality is sampled; temperature 0 is greedy. `generation.sampling` says in which order, and what comes of ties."""
@@ -41,8 +45,11 @@ class SamplingConfig(Config):
             self.temperature >= 0 and math.isfinite(self.temperature),
             f"temperature must be finite and >= 0, got {self.temperature}",
         )
-        self.require(0 < self.top_p <= 1, f"top_p must be in (0, 1], got {self.top_p}")
-        self.require(self.top_k >= 0, f"top_k must be at least 0, got {self.top_k}")
+        self.require(
+            _SMALLEST_FLOAT <= self.top_p <= 1,
+            f"top_p must be in (0, 1] and no smaller than {_SMALLEST_FLOAT}, got {self.top_p}",
+        )
+        self.require(0 <= self.top_k < _INTEGERS, f"top_k must be in 0..{_INTEGERS - 1}, got {self.top_k}")
         self.require(
             self.repetition_penalty > 0 and math.isfinite(self.repetition_penalty),
             f"repetition_penalty must be finite and positive, got {self.repetition_penalty}",
@@ -114,15 +121,17 @@ class GenerationConfig(Config):
     seed: int = 0
 
     def validate(self):
-        self.require(self.max_tokens >= 1, f"max_tokens must be at least 1, got {self.max_tokens}")
-        self.require(self.max_images >= 1, f"max_images must be at least 1, got {self.max_images}")
+        for name in ("max_tokens", "max_images"):
+            value = getattr(self, name)
+            self.require(1 <= value < _INTEGERS, f"{name} must be at least 1 and below {_INTEGERS}, got {value}")
+        self.require(0 <= self.seed < 2**32, f"seed must be in 0..{2**32 - 1}, got {self.seed}")
         self.require(
             len(self.image_grid) in (0, 2) and all(side >= 1 for side in self.image_grid),
             f"image_grid must be empty or a height and a width in codes, got {self.image_grid}",
         )
         self.require(
-            len(self.stop_ids) <= MAX_STOP_IDS and all(i >= 0 for i in self.stop_ids),
-            f"stop_ids must be at most {MAX_STOP_IDS} ids, none negative, got {self.stop_ids}",
+            len(self.stop_ids) <= MAX_STOP_IDS and all(0 <= i < _INTEGERS for i in self.stop_ids),
+            f"stop_ids must be at most {MAX_STOP_IDS} ids, none negative nor beyond {_INTEGERS}, got {self.stop_ids}",
         )
 
     @classmethod

@@ -6,6 +6,7 @@ characters become whole and pictures as their codes come.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 
@@ -15,10 +16,10 @@ from PIL import Image
 
 from chameleon_jax.configs import EngineConfig, GenerationConfig
 from chameleon_jax.errors import GenerationError
-from chameleon_jax.generation.engine import Engine
+from chameleon_jax.generation.engine import Engine, EngineStream
 from chameleon_jax.generation.prompt import PLACEHOLDER, ImageOutput, build_request, read_output
 from chameleon_jax.generation.reader import ImagePiece, OutputReader, Pieces, padded_codes
-from chameleon_jax.generation.requests import Request
+from chameleon_jax.generation.requests import QueueFull, Request
 from chameleon_jax.generation.run import Run
 from chameleon_jax.tokenizers.images import prepare, to_image
 
@@ -43,12 +44,14 @@ class Picture:
 class Generator:
     """A run (`generation.run.load`) behind an engine. A context manager; `close` frees the engine's thread.
 
+    The run's weights are copied; `donate` them if the run is not used elsewhere.
+
     `format` and `image_size` of its methods are those of `prompt.build_request`. Methods may be called from several threads.
     """
 
-    def __init__(self, run: Run, config: EngineConfig = _ENGINE, *, mesh: Mesh | None = None):
+    def __init__(self, run: Run, config: EngineConfig = _ENGINE, *, mesh: Mesh | None = None, donate: bool = False):
         self.bundle = run.bundle
-        self.engine = Engine(run.params, run.model, run.bundle.vocab, config, mesh=mesh)
+        self.engine = Engine(run.params, run.model, run.bundle.vocab, config, mesh=mesh, donate=donate)
         self._pieces = Pieces(run.bundle)
 
     def generate(
@@ -66,12 +69,24 @@ class Generator:
         config: GenerationConfig = _PLAIN,
         **form: object,
     ) -> list[list[Segment]]:
-        """The answers to several prompts, which run together; equal prompts draw apart."""
-        streams = []
-        for i, prompt in enumerate(prompts):
-            ids, wanted = self._request(prompt, config, form)
-            streams.append(self.engine.submit(Request(prompt=ids, config=wanted, row_id=i)))
-        return [self._segments(stream.result().ids) for stream in streams]
+        """The answers to several prompts, which run together, as many as the engine takes; equal prompts draw apart."""
+        asked = [self._request(prompt, config, form) for prompt in prompts]
+        streams: list[EngineStream] = []
+        try:
+            for i, (ids, wanted) in enumerate(asked):
+                streams.append(self._submit(Request(prompt=ids, config=wanted, row_id=i), streams))
+            return [self._segments(stream.result().ids) for stream in streams]
+        finally:
+            for stream in streams:
+                stream.cancel()  # nothing if it has ended
+
+    def _submit(self, request: Request, before: list[EngineStream]) -> EngineStream:
+        """Submit when there is room: where the queue is full, one of those before has to end first."""
+        for stream in before:
+            with contextlib.suppress(QueueFull):
+                return self.engine.submit(request)
+            stream.result()
+        return self.engine.submit(request)
 
     def stream(
         self,

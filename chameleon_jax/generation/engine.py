@@ -24,9 +24,7 @@ from chameleon_jax.errors import GenerationError
 from chameleon_jax.generation.lanes import Shapes
 from chameleon_jax.generation.requests import EngineStats, EngineStopped, Generated, QueueFull, Request
 from chameleon_jax.generation.scheduler import Job, Scheduler
-from chameleon_jax.models import transformer
-from chameleon_jax.models.params import map_specs
-from chameleon_jax.models.quantize import quantize
+from chameleon_jax.generation.weights import decoding_form
 from chameleon_jax.models.transformer import Params
 from chameleon_jax.vocab import Vocab
 
@@ -44,13 +42,15 @@ def generate(
     config: GenerationConfig,
     *,
     row_ids: Sequence[int] | None = None,
+    donate: bool = False,
 ) -> list[Generated]:
     """Continue every prompt. All run together, each until it ends by itself.
 
     A prompt is ids, usually from `prompt.build_prompt`. It may end in a begin-of-image marker, in a grid vocabulary also in the
     height, or height and width, behind it: then that image is written first. In mode `image` the marker is written, as the first
     id of the output, if the prompt lacks it. `row_ids` are the numbers by which rows draw (0, 1, ... by default, none negative):
-    a prompt with the same seed and row id gives the same output in any batch, to the rounding of its logits.
+    a prompt with the same seed and row id gives the same output in any batch, to the rounding of its logits. The weights are
+    copied for the call; `donate` them if they are not needed afterwards, and their memory is used again.
 
     Raises GenerationError, before anything is compiled, for a prompt that cannot be served.
     """
@@ -69,7 +69,13 @@ def generate(
     longest = max(len(job.request.prompt) + job.checked.remaining for job in jobs)
     slots = min(longest + -longest % SLOT_STEP, model_config.max_seq_len)
     count = max(max(len(job.contexts) for job in jobs), min(MOST_LANES, sum(len(job.contexts) for job in jobs)))
-    scheduler = Scheduler(_in_form(weights, model_config, "as they are"), shapes, count=count, slots=slots, block=BLOCK)
+    scheduler = Scheduler(
+        decoding_form(weights, model_config, "as they are", donate=donate),
+        shapes,
+        count=count,
+        slots=slots,
+        block=BLOCK,
+    )
     results: list[Generated | GenerationError | None] = [None] * len(jobs)
     for i, job in enumerate(jobs):
         job.on_end = functools.partial(results.__setitem__, i)
@@ -85,8 +91,9 @@ def generate(
 class Engine:
     """Takes requests from any thread and runs them together, in a thread of its own. A context manager that drains at its end.
 
-    `weights` are used in the model's compute dtype, or as `config.weights` says; on a `mesh` they lie as they are sharded. The
-    cache of all slots is made at once: `stats().cache_bytes`.
+    `weights` are used in the model's compute dtype, or as `config.weights` says; on a `mesh` they lie as they are sharded. They
+    are copied; `donate` them if they are not needed elsewhere, and the engine is all that holds weights. The cache of all slots is
+    made at once: `stats().cache_bytes`.
     """
 
     def __init__(
@@ -97,6 +104,7 @@ class Engine:
         config: EngineConfig = EngineConfig(),  # noqa: B008
         *,
         mesh: Mesh | None = None,
+        donate: bool = False,
     ):
         _check_vocab(model, vocab)
         self.model, self.vocab, self.config = model, vocab, config
@@ -105,12 +113,13 @@ class Engine:
         self._context = min(config.context or model.max_seq_len, model.max_seq_len)
         with self._on_mesh():
             self._scheduler = Scheduler(
-                _in_form(weights, model, config.weights),
+                decoding_form(weights, model, config.weights, donate=donate),
                 self._shapes,
                 count=config.slots,
                 slots=self._context,
                 block=config.block,
             )
+        self._cache_bytes = self._scheduler.cache_bytes
         self._changed = threading.Condition()
         self._new: collections.deque[Job] = collections.deque()
         self._closing = self._failed = None
@@ -136,7 +145,7 @@ class Engine:
             if self._closing is not None:
                 raise EngineStopped("the engine takes no more requests: it is closing")
             waiting = len(self._new) + self._scheduler.queued
-            if waiting >= self.config.max_queued:
+            if waiting >= self.config.max_queued + self._scheduler.free:
                 raise QueueFull(f"{waiting} requests wait already; {self.config.max_queued} are the most", 5.0)
             self._new.append(job)
             self._requests += 1
@@ -156,7 +165,8 @@ class Engine:
                 requests=self._requests,
                 tokens=self._tokens,
                 tokens_per_second=sum(count for _, count in self._recent) / _RATE_SECONDS,
-                cache_bytes=self._scheduler.cache_bytes,
+                cache_bytes=self._cache_bytes,
+                failed=self._failed,
             )
 
     def close(self, drain: bool = True) -> None:
@@ -251,12 +261,3 @@ def _check_vocab(model: TransformerConfig, vocab: Vocab) -> None:
         raise GenerationError(
             f"the model has {model.vocab_size} ids, the vocabulary {vocab.size}: they are not of one run"
         )
-
-
-def _in_form(weights: Params, config: TransformerConfig, form: str) -> Params:
-    """The weights a layer at a time, their matrices cast once, not for every token; norms stay as they are."""
-    if form == "int8":
-        return transformer.by_layer(jax.jit(quantize)(weights))
-    dtype = "bfloat16" if form == "bfloat16" else config.compute_dtype
-    is_matrix = map_specs(lambda spec: spec.init == "normal", transformer.param_specs(config))
-    return transformer.by_layer(jax.tree.map(lambda w, matrix: w.astype(dtype) if matrix else w, weights, is_matrix))

@@ -18,7 +18,7 @@ def make_folder(folder: Path) -> None:
 
 
 def write_output(parts: list[TextOutput | ImageOutput], folder: Path, number: int) -> str:
-    """Write one output, all pictures of it whole, and return its words.
+    """Write one output and return its words; a picture that the model left broken is left out.
 
     Raises GenerationError when a file cannot be written.
     """
@@ -27,7 +27,7 @@ def write_output(parts: list[TextOutput | ImageOutput], folder: Path, number: in
         for part in parts:
             if isinstance(part, TextOutput):
                 words.append(part.text)
-            else:
+            elif part.pixels is not None:  # a broken image, as mode `unrestricted` may give, is no picture
                 name = f"{number:02d}-{drawn}.png"
                 to_image(part.pixels).save(folder / name)
                 words.append(f"[{name}]")

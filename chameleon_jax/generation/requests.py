@@ -60,6 +60,7 @@ class EngineStats:
     tokens: int  # generated since the start
     tokens_per_second: float
     cache_bytes: int
+    failed: str | None = None  # why the engine has ended, if by itself; it takes no more requests
 
 
 class Stream(Protocol):

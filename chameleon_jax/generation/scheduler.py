@@ -62,6 +62,11 @@ class Scheduler:
         return len(self._queue)
 
     @property
+    def free(self) -> int:
+        """Lanes that nobody uses, though some may be about to."""
+        return len(self._free)
+
+    @property
     def running(self) -> int:
         return len(self._running)
 

@@ -7,6 +7,7 @@ LLM.int8() without its outliers (Dettmers et al. 2022, section 2).
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.struct
@@ -66,16 +67,20 @@ def _product_by_blocks(x: Array, values: Array) -> Array:
 
 def quantize(params: dict[str, Any]) -> dict[str, Any]:
     """The parameters with every matrix but the embedding as Int8Matrix."""
+    return jax.tree_util.tree_map_with_path(quantize_matrix, params)
 
-    def convert(path: tuple, leaf: Array) -> Array | Int8Matrix:
-        name = path[-1].key
-        if name not in _INPUT_AXES:
-            return leaf
-        first = 1 if path[0].key == "layers" else 0
-        axes = tuple(range(first, first + _INPUT_AXES[name]))
-        wide = leaf.astype(jnp.float32)
-        scale = jnp.maximum(jnp.max(jnp.abs(wide), axis=axes) / 127, jnp.finfo(jnp.float32).tiny)
-        values = jnp.round(wide / jnp.expand_dims(scale, axes)).astype(jnp.int8)
-        return Int8Matrix(values=values, scale=scale)
 
-    return jax.tree_util.tree_map_with_path(convert, params)
+def quantize_matrix(path: tuple, leaf: Array) -> Array | Int8Matrix:
+    """The parameter at this path of the tree as Int8Matrix, or as it is if it is no matrix to be quantised."""
+    name = path[-1].key
+    if name not in _INPUT_AXES:
+        return leaf
+    first = 1 if path[0].key == "layers" else 0
+    return _quantized(leaf, tuple(range(first, first + _INPUT_AXES[name])))
+
+
+@functools.partial(jax.jit, static_argnames="axes")
+def _quantized(leaf: Array, axes: tuple[int, ...]) -> Int8Matrix:
+    wide = leaf.astype(jnp.float32)
+    scale = jnp.maximum(jnp.max(jnp.abs(wide), axis=axes) / 127, jnp.finfo(jnp.float32).tiny)
+    return Int8Matrix(values=jnp.round(wide / jnp.expand_dims(scale, axes)).astype(jnp.int8), scale=scale)

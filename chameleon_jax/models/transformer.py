@@ -9,7 +9,6 @@ feed-forward.
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -95,10 +94,13 @@ def by_layer(weights: Params) -> Params:
     """The weights with a tuple of layers in place of stacked ones, the form for decoding; given such, the same."""
     layers = weights["layers"]
     if isinstance(layers, dict):
-        count = len(layers["attn_norm"])
-        take = functools.partial(jax.lax.dynamic_index_in_dim, axis=0, keepdims=False)  # the same program for all
-        layers = tuple(jax.tree.map(lambda leaf: take(leaf, i), layers) for i in range(count))  # noqa: B023
+        layers = tuple(layer_of(layers, i) for i in range(len(layers["attn_norm"])))
     return weights | {"layers": layers}
+
+
+def layer_of(stacked: Any, index: int) -> Any:
+    """One layer of stacked leaves; outside jit, one program for all layers."""
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), stacked)
 
 
 @flax.struct.dataclass

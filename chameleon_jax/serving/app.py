@@ -212,21 +212,22 @@ def _add_information(app: FastAPI, service: Service) -> None:
     async def tokens(request: Request) -> Response:
         with service.admit():
             body = await read_body(request, service.config)
-            return JSONResponse({"tokens": await service.on_worker(_tokens, service, body)})
+            return await service.on_worker(_tokens, service, body)
 
     @app.get("/health")
     async def health() -> Response:
         stats = service.engine.stats()
         names = ("running", "queued", "tokens_per_second", "slots", "requests", "tokens", "cache_bytes")
-        status = {"status": "draining" if service.draining else "ok", "model": service.model_name}
-        return JSONResponse(status | {name: getattr(stats, name) for name in names})
+        status = "failed" if stats.failed else "draining" if service.draining else "ok"
+        found = {"status": status, "model": service.model_name} | {name: getattr(stats, name) for name in names}
+        return JSONResponse(found, status_code=503 if stats.failed else 200)
 
     @app.get("/metrics")
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
-def _tokens(service: Service, body: bytes) -> list[dict[str, object]]:
+def _tokens(service: Service, body: bytes) -> Response:
     request = schema.parse(schema.TokensRequest, body)
     service.check_model(request.model)
     ids = request.ids
@@ -235,7 +236,7 @@ def _tokens(service: Service, body: bytes) -> list[dict[str, object]]:
     outside = next((id for id in ids if not 0 <= id < service.bundle.vocab.size), None)
     if outside is not None:
         raise bad_request(f"ids: {str(outside)[:40]} is not in 0..{service.bundle.vocab.size - 1}", "ids")
-    return service.pieces.describe(ids)
+    return JSONResponse({"tokens": service.pieces.describe(ids)})
 
 
 def _describe_model(service: Service) -> dict[str, object]:
@@ -332,7 +333,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:
-        path = request.url.path[:200]
+        path = request.scope["path"][:200]
         message = f"{request.method} {path}: {error.detail}"
         if error.status_code == 404:
             message = f"there is nothing at {path}{did_you_mean(path, known)}"

@@ -132,7 +132,7 @@ class Guard:
         origin = request.headers.get("origin")
         if origin is not None and origin.partition("://")[2] != host:
             raise ApiError(403, "requests of pages of other sites are not answered", code="origin")
-        if self._key is None or request.url.path in self._public:
+        if self._key is None or request.scope["path"] in self._public:
             return
         given = request.headers.get("authorization", "")
         scheme, _, key = given.partition(" ")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -125,12 +126,12 @@ def build_ids(
 
     Raises ApiError for such a prompt, TokenizerError for pictures that nothing can encode.
     """
-    turns = [_joined(parts) for parts in turns]
-    if format == "lumina" and image_size:
-        turns[-1] = _asking_for_size(turns[-1], image_size)
     length = sum(len(part) for parts in turns for part in parts if isinstance(part, str))
     if length > longest:
         raise context_exceeded(f"a prompt of {length} characters cannot fit the context of this model")
+    turns = [_joined(parts) for parts in turns]
+    if format == "lumina" and image_size:
+        turns[-1] = _asking_for_size(turns[-1], image_size)
     queue = CodeQueue(bundle, batch=1)  # few pictures of perhaps many sizes
     queue.add(part for parts in turns for part in parts if not isinstance(part, str))
     codes = iter(queue.finish())
@@ -149,11 +150,9 @@ def context_exceeded(message: str) -> ApiError:
 def _joined(parts: Parts) -> Parts:
     """Words that follow words are one text: where a client cuts them must not change their ids."""
     joined: Parts = []
-    for part in parts:
-        if isinstance(part, str) and joined and isinstance(joined[-1], str):
-            joined[-1] += part
-        else:
-            joined.append(part)
+    for is_words, group in itertools.groupby(parts, lambda part: isinstance(part, str)):
+        run = list(group)
+        joined += ["".join(run)] if is_words else run
     return joined
 
 

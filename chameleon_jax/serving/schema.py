@@ -7,6 +7,7 @@ refused. Fields of OpenAI's that this server does not have are known by name and
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -194,10 +195,7 @@ class ImagesRequest(Settings):
     @field_validator("size")
     @classmethod
     def _is_size(cls, value: str | None) -> str | None:
-        width, _, height = (value or "1x1").partition("x")
-        if value == "auto" or all(
-            side.isascii() and side.isdecimal() and int(side[:6]) > 0 for side in (width, height)
-        ):
+        if value in (None, "auto") or re.fullmatch("[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", value):
             return value
         raise ValueError("must be 'auto' or a width and a height in pixels like '512x512'")
 
@@ -207,7 +205,7 @@ class TokensRequest(Strict):
 
     model: str | None = None
     ids: Annotated[list[int], Field(max_length=200_000)] | None = None
-    text: Text | None = None
+    text: Annotated[Text, Field(max_length=200_000)] | None = None
 
     @model_validator(mode="after")
     def _one(self) -> TokensRequest:

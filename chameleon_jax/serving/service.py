@@ -29,7 +29,7 @@ from chameleon_jax.serving.messages import PictureLimits, build_ids, context_exc
 from chameleon_jax.serving.metrics import Metrics
 from chameleon_jax.serving.replies import Picture, Update, Usage
 from chameleon_jax.serving.schema import ChatRequest, CompletionRequest, ImagesRequest, Settings
-from chameleon_jax.serving.settings import generation_config, parse_size
+from chameleon_jax.serving.settings import choose_format, generation_config, parse_size
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.images import to_image
 
@@ -125,12 +125,10 @@ class Service:
     def _plan(self, request: Settings) -> Plan:
         size = self._image_size(request)
         config = generation_config(request, self.config, self.context, self.bundle, size)
+        count, choices = len(request.prompt) if isinstance(request, CompletionRequest) else 1, request.n or 1
+        if count * choices > self.config.max_choices:
+            raise bad_request(f"prompt: {count} prompts of {choices} choices, {self.config.max_choices} are the most")
         prompts = self._prompts(request, size)
-        choices = request.n or 1
-        if len(prompts) * choices > self.config.max_choices:
-            raise bad_request(
-                f"prompt: {len(prompts)} prompts of {choices} choices, {self.config.max_choices} are the most"
-            )
         for prompt in prompts:
             if len(prompt) >= self.context:
                 raise context_exceeded(f"the prompt has {len(prompt)} ids, the context {self.context}")
@@ -155,11 +153,11 @@ class Service:
         return parse_size(asked) if asked else None
 
     def _prompts(self, request: Settings, size: tuple[int, int] | None) -> list[Int[np.ndarray, "n"]]:
-        format = request.format or self.config.format
+        format = choose_format(request, self.config)
         if isinstance(request, ChatRequest):
             conversations = [read_turns(request.messages, format, self._pictures)]
         elif isinstance(request, CompletionRequest):
-            format, conversations = request.format or "completion", [[[text]] for text in request.prompt]
+            conversations = [[[text]] for text in request.prompt]
         else:
             conversations = [[[request.prompt]]]
         longest = self.pieces.longest * self.context
@@ -200,6 +198,9 @@ class Service:
                 is_end, read = isinstance(item, Generated), sum(reader.tokens.values())
                 parts = reader.finish() if is_end else reader.feed(item)
                 ids = () if is_end else tuple(map(int, item[: sum(reader.tokens.values()) - read]))
+                # Told with each picture, so counted before it is.
+                plan.usage.text = sum(reader.tokens["text"] for reader in readers)
+                plan.usage.image = sum(reader.tokens["image"] for reader in readers)
                 async for update in self._write(number, parts):
                     yield dataclasses.replace(update, ids=ids)
                     ids = ()
@@ -207,8 +208,6 @@ class Service:
                     yield Update(choice=number, ids=ids)
                 if is_end or reader.stopped:
                     ended.add(number)
-                    plan.usage.text += reader.tokens["text"]
-                    plan.usage.image += reader.tokens["image"]
                     jobs.cancel(number)
                     yield Update(choice=number, finish_reason=_reason(item, reader.stopped))
         finally:

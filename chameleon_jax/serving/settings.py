@@ -10,7 +10,7 @@ from chameleon_jax.configs import GenerationConfig, GuidanceConfig, SamplingConf
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.generation.prompt import image_grid
 from chameleon_jax.serving.errors import bad_request
-from chameleon_jax.serving.schema import ChatRequest, ImagesRequest, Settings
+from chameleon_jax.serving.schema import ChatRequest, CompletionRequest, ImagesRequest, Settings
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 
 Mode = Literal["text", "image", "interleaved", "unrestricted"]
@@ -26,6 +26,11 @@ def choose_mode(request: Settings) -> Mode:
         return request.mode
     asked = set(request.modalities or ["text"]) if isinstance(request, ChatRequest) else {"text"}
     return "interleaved" if len(asked) == 2 else asked.pop()
+
+
+def choose_format(request: Settings, serve: ServeConfig) -> str:
+    """How words become a prompt: as asked, else as the server does, but raw for continuations."""
+    return request.format or ("completion" if isinstance(request, CompletionRequest) else serve.format)
 
 
 def can_draw(bundle: TokenizerBundle) -> bool:
@@ -50,7 +55,7 @@ def generation_config(
 
     Raises ApiError for what the server or the model does not have.
     """
-    mode, format = choose_mode(request), request.format or serve.format
+    mode, format = choose_mode(request), choose_format(request, serve)
     if mode != "text" and not can_draw(bundle):
         raise bad_request(
             f"mode '{mode}' may draw pictures, but this model has no decoder for them: use mode 'text'", "mode"

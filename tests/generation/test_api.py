@@ -1,6 +1,7 @@
 """Words and pictures in, words and pictures out, on a small random model."""
 
 import dataclasses
+import time
 
 import jax
 import numpy as np
@@ -73,6 +74,21 @@ def test_a_batch_gives_each_prompt_its_answer_and_draws_equal_ones_apart(generat
     assert all(isinstance(segment, str) for answer in (first, second, third) for segment in answer)
     assert first != second
     assert generator.generate(["a fox"], text) == first
+
+
+def test_a_batch_may_be_longer_than_the_engines_queue(generator):
+    text = GenerationConfig(mode="text", max_tokens=3)
+    answers = generator.generate_batch([["a fox"]] * 50, text)
+    assert len(answers) == 50 and answers[:2] == generator.generate_batch([["a fox"]] * 2, text)
+
+
+def test_a_batch_with_a_prompt_that_cannot_be_served_leaves_nothing_running(generator):
+    with pytest.raises(GenerationError):
+        generator.generate_batch([["a fox"], ["a fox " * 200]], GenerationConfig(mode="text"))
+    deadline = time.monotonic() + 20
+    while generator.engine.stats().running + generator.engine.stats().queued:  # the block under way is waited for
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_stream_ends_in_what_generate_gives(generator):

@@ -12,6 +12,8 @@ from PIL import Image
 from chameleon_jax.configs import GenerationConfig, ImageConfig, TransformerConfig, VocabConfig, VQConfig
 from chameleon_jax.errors import ChameleonError, GenerationError
 from chameleon_jax.generation import engine, run
+from chameleon_jax.generation.output_files import write_output
+from chameleon_jax.generation.prompt import ImageOutput, TextOutput
 from chameleon_jax.models import transformer
 from chameleon_jax.models.params import map_specs
 from chameleon_jax.tokenizers import vqgan
@@ -58,7 +60,8 @@ def command(loaded, monkeypatch, tmp_path):
     monkeypatch.setattr(run, "load", lambda workdir: loaded)
     prompts, generate_ids = [], engine.generate
 
-    def spy(params, model, vocab, given, config):
+    def spy(params, model, vocab, given, config, donate):
+        assert donate  # the command needs them once; the tests' run goes on
         prompts.extend(given)
         return generate_ids(params, model, vocab, given, config)
 
@@ -120,3 +123,9 @@ def test_a_folder_that_cannot_be_made_is_named(command, tmp_path):
 def test_a_size_is_two_numbers(text):
     with pytest.raises(argparse.ArgumentTypeError, match="no width and height in pixels like 768x512"):
         generate._size(text)
+
+
+def test_a_broken_picture_is_left_out(tmp_path):
+    parts = [TextOutput(text="so "), ImageOutput(pixels=None), TextOutput(text="it is")]
+    assert write_output(parts, tmp_path, 0) == "so it is"
+    assert [path.name for path in tmp_path.iterdir()] == ["00.txt"]

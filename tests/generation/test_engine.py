@@ -12,8 +12,10 @@ from chameleon_jax.errors import GenerationError
 from chameleon_jax.generation import engine, grammar, lanes
 from chameleon_jax.generation.engine import generate
 from chameleon_jax.generation.grammar import OUTSIDE, split_spans
+from chameleon_jax.generation.weights import decoding_form
 from chameleon_jax.models import transformer
 from chameleon_jax.models.params import map_specs
+from chameleon_jax.models.quantize import quantize
 from chameleon_jax.parallel.mesh import make_mesh
 from chameleon_jax.vocab import ModalityId, Vocab
 
@@ -279,3 +281,20 @@ def test_damaged_weights_are_reported_by_the_prompt_they_struck(weights):
     head = weights["head"].at[0, 0].set(jnp.nan)
     with pytest.raises(GenerationError, match="prompt 0: the model gave logits that are not finite"):
         _run(weights | {"head": head}, PROMPTS, _config())
+
+
+@pytest.mark.parametrize("form", ["as they are", "bfloat16", "int8"])
+def test_weights_in_decoding_form_are_those_of_the_stack_and_a_gift_is_taken(weights, form):
+    weights = jax.tree.map(jnp.asarray, weights)
+    kept = decoding_form(weights, MODEL, form)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(weights))
+    expected = transformer.by_layer(quantize(weights)) if form == "int8" else transformer.by_layer(weights)
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(ours.astype(float), theirs.astype(float), rtol=5e-3),
+        kept,
+        expected,
+    )
+    given = jax.tree.map(jnp.copy, weights)
+    taken = decoding_form(given, MODEL, form, donate=True)
+    jax.tree.map(np.testing.assert_array_equal, taken, kept)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given["layers"]))

@@ -338,7 +338,14 @@ def test_a_request_with_all_settings_survives_json():
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: SamplingConfig(top_k=-1), "top_k must be at least 0"),
+        (lambda: SamplingConfig(top_k=-1), "top_k must be in 0..2147483647"),
+        # Beyond what the device can hold they would be other numbers there.
+        (lambda: SamplingConfig(top_k=2**31), "top_k must be in 0..2147483647"),
+        (lambda: SamplingConfig(top_p=1e-50), "top_p must be in"),
+        (lambda: GenerationConfig(max_images=2**31), "max_images must be at least 1 and below"),
+        (lambda: GenerationConfig(seed=2**32), "seed must be in 0..4294967295"),
+        (lambda: GenerationConfig(seed=-1), "seed must be in 0..4294967295"),
+        (lambda: GenerationConfig(stop_ids=(2**31,)), "stop_ids must be at most 8 ids"),
         (lambda: SamplingConfig(repetition_penalty=0.0), "repetition_penalty must be finite and positive"),
         (lambda: SamplingConfig(repetition_penalty=float("inf")), "repetition_penalty must be finite and positive"),
         (lambda: GuidanceConfig(text=-1.0), "text must be finite and >= 0"),

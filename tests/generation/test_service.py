@@ -218,3 +218,19 @@ def test_a_row_whose_logits_are_no_numbers_stops_and_its_lane_is_free_for_the_ne
         pass
     assert [type(error) for error in told] == [GenerationError] * 2
     assert int(running._lanes.rows.length[0]) == len(MIXED[0].prompt) + 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # it is what this is about
+def test_an_engine_that_fails_says_so():
+    service = Engine(weights_of(VOCAB), MODEL, VOCAB, EngineConfig(slots=1, block=2))
+
+    def fail():
+        raise RuntimeError("out of memory")
+
+    service._scheduler.step = fail
+    with pytest.raises(GenerationError, match="the engine has failed: RuntimeError: out of memory"):
+        service.submit(MIXED[0]).result()
+    service._thread.join()
+    assert service.stats().failed == "RuntimeError: out of memory"
+    with pytest.raises(GenerationError, match="out of memory"):
+        service.submit(MIXED[0])

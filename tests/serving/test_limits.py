@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import http.client
 import json
 import socket
@@ -350,3 +351,11 @@ def test_numbers_for_an_operator(server, scripted):
     assert "chameleon_images_total 1.0" in text and "chameleon_slots 4.0" in text
     health = httpx.get(url + "/health").json()
     assert {"status", "running", "queued", "tokens_per_second", "slots"} <= set(health)
+
+
+def test_a_failed_engine_is_not_healthy(server, engine, monkeypatch):
+    url = server()
+    stats = dataclasses.replace(engine.stats(), failed="RuntimeError: out of memory")
+    monkeypatch.setattr(server.service.engine, "stats", lambda: stats, raising=False)
+    answer = httpx.get(url + "/health")
+    assert (answer.status_code, answer.json()["status"]) == (503, "failed")

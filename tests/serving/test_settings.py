@@ -29,6 +29,11 @@ def test_nothing_said_is_the_servers(tiny):
     assert dataclasses.replace(first, seed=0) == wanted and first.seed != second.seed
 
 
+def test_a_continuation_is_raw_unless_asked_otherwise(tiny):
+    assert not config_of(tiny, kind=schema.CompletionRequest).stop_at_turn_end
+    assert config_of(tiny, kind=schema.CompletionRequest, format="chat").stop_at_turn_end
+
+
 def test_words_and_pictures_have_settings_of_their_own(tiny):
     both = config_of(tiny, temperature=0.5, top_p=0.8, top_k=7, repetition_penalty=1.2)
     assert both.text == SamplingConfig(temperature=0.5, top_p=0.8, top_k=7, repetition_penalty=1.2)
