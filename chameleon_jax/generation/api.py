@@ -21,7 +21,7 @@ from chameleon_jax.generation.prompt import PLACEHOLDER, ImageOutput, build_requ
 from chameleon_jax.generation.reader import ImagePiece, OutputReader, Pieces, padded_codes
 from chameleon_jax.generation.requests import QueueFull, Request
 from chameleon_jax.generation.run import Run
-from chameleon_jax.tokenizers.images import prepare, to_image
+from chameleon_jax.tokenizers.images import flatten, prepare, to_image
 
 Segment = str | Image.Image
 _PLAIN, _ENGINE = GenerationConfig(), EngineConfig()
@@ -124,7 +124,7 @@ class Generator:
         if isinstance(prompt, str):
             raise GenerationError("a prompt is a list of strings and pictures: write [text]")
         pictures = [
-            prepare(segment.convert("RGB"), self.bundle.image_config)
+            prepare(flatten(segment, self.bundle.image_config), self.bundle.image_config)
             for segment in prompt
             if not isinstance(segment, str)
         ]

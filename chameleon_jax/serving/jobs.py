@@ -23,6 +23,7 @@ class Jobs:
     def __init__(self, streams: Sequence[Stream], deadline: float):
         self._streams, self._deadline = streams, deadline
         self._loop = asyncio.get_running_loop()
+        self._failure: ApiError | None = None
         self._queue: asyncio.Queue[tuple[int, np.ndarray | Generated | BaseException]] = asyncio.Queue()
         for i, stream in enumerate(streams):
             threading.Thread(target=self._pump, args=(i, stream), name="stream", daemon=True).start()
@@ -52,8 +53,11 @@ class Jobs:
         """Until all have ended. Raises ApiError when time is up, GenerationError when the engine failed."""
         left = len(self._streams)
         while left:
+            if self._failure is not None:  # told before what a slow reader has left waiting
+                raise self._failure
             try:
                 async with asyncio.timeout_at(self._deadline):
+                    await asyncio.sleep(0)  # where pieces wait, `get` alone would never look at the time
                     number, item = await self._queue.get()
             except TimeoutError:
                 raise ApiError(408, "the request took too long and was stopped", code="timeout") from None
@@ -63,7 +67,8 @@ class Jobs:
             yield number, item
 
     def fail(self, error: ApiError) -> None:
-        """Let the reader of `pieces` have this error."""
+        """Let the reader of `pieces` have this error next."""
+        self._failure = error
         self._queue.put_nowait((0, error))
 
     def cancel(self, number: int | None = None) -> None:

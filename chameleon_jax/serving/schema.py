@@ -191,6 +191,18 @@ class ImagesRequest(Settings):
     quality: Literal["auto", "standard"] | None = None
     style: None = None
     mode: Literal["image"] | None = None
+    # Settings of other requests that would say nothing here.
+    max_images: None = None
+    stop: None = None
+    partial_every: None = None
+    return_token_ids: None = None
+    stream_options: None = None
+
+    @model_validator(mode="after")
+    def _one_size(self) -> ImagesRequest:
+        if self.size not in (None, "auto") and self.image_size is not None:
+            raise ValueError("size and image_size are one setting: give one of them")
+        return self
 
     @field_validator("size")
     @classmethod

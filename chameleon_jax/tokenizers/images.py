@@ -51,11 +51,16 @@ def open_image(data: bytes, config: ImageConfig) -> Image.Image:
         raise DataError(f"ImageConfig.formats: Pillow knows no image format {error}") from error
     except Exception as error:  # decoders raise many kinds of exception on damaged headers
         raise DataError(f"image header cannot be read: {_one_line(error)}") from error
+    return flatten(image, config)
+
+
+def flatten(image: Image.Image, config: ImageConfig) -> Image.Image:
+    """An opened picture in RGB, alpha laid on white. Raises DataError as `open_image` does."""
     _check_header(image, config)
     try:
         image.load()
         return _composite(image) if config.preprocessing == "hf" else _to_rgb(image)
-    except Exception as error:  # as above, for the body
+    except Exception as error:  # decoders raise many kinds of exception on damaged bodies
         raise DataError(f"{image.format} image cannot be decoded: {_one_line(error)}") from error
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from chameleon_jax.configs import EngineConfig, GenerationConfig, ImageConfig, TransformerConfig, VocabConfig, VQConfig
-from chameleon_jax.errors import GenerationError
+from chameleon_jax.errors import DataError, GenerationError
 from chameleon_jax.generation.api import Generator, Picture
 from chameleon_jax.generation.run import Run
 from chameleon_jax.models import transformer
@@ -74,6 +74,15 @@ def test_a_batch_gives_each_prompt_its_answer_and_draws_equal_ones_apart(generat
     assert all(isinstance(segment, str) for answer in (first, second, third) for segment in answer)
     assert first != second
     assert generator.generate(["a fox"], text) == first
+
+
+def test_pictures_are_read_as_files_are(generator):
+    """Alpha lies on white; what is wider than eight bits is refused, not clipped."""
+    clear = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
+    ids = [generator._request([picture], DRAW, {})[0] for picture in (clear, Image.new("RGB", (20, 20), "white"))]
+    np.testing.assert_array_equal(*ids)
+    with pytest.raises(DataError, match="wider than 8 bits"):
+        generator.generate([Image.new("I;16", (20, 20))], DRAW)
 
 
 def test_a_batch_may_be_longer_than_the_engines_queue(generator):

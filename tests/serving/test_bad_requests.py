@@ -132,6 +132,8 @@ CASES = {
     "best_of": (COMPLETION, {"prompt": "a", "best_of": 2}, 400, "does not have it", "best_of"),
     "suffix": (COMPLETION, {"prompt": "a", "suffix": "b"}, 400, "does not have it", "suffix"),
     "image of a size without end": (IMAGES, {"prompt": "a", "size": "1" * 5000 + "x1"}, 400, "'auto' or a width", "size"),
+    "two sizes of an image": (IMAGES, {"prompt": "a", "size": "16x16", "image_size": "16x16"}, 400, "one setting", None),
+    "a stop string for an image": (IMAGES, {"prompt": "a", "stop": ["b"]}, 400, "stop", "stop"),
     "prompts without end": (COMPLETION, {"prompt": [""] * 100_000}, 400, "100000 prompts of 1 choices", None),
     "words in pieces without end": (
         CHAT,

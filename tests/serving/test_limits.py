@@ -11,14 +11,17 @@ import time
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 import pytest
 
 from chameleon_jax.configs import EngineConfig
 from chameleon_jax.errors import GenerationError
 from chameleon_jax.generation.engine import Engine
-from chameleon_jax.generation.requests import QueueFull
+from chameleon_jax.generation.requests import Generated, QueueFull
 from chameleon_jax.serving import streams
 from chameleon_jax.serving.app import create_app
+from chameleon_jax.serving.errors import ApiError
+from chameleon_jax.serving.jobs import Jobs
 from tests.serving.conftest import ScriptedEngine, wait_until
 
 CHAT = "/v1/chat/completions"
@@ -359,3 +362,34 @@ def test_a_failed_engine_is_not_healthy(server, engine, monkeypatch):
     monkeypatch.setattr(server.service.engine, "stats", lambda: stats, raising=False)
     answer = httpx.get(url + "/health")
     assert (answer.status_code, answer.json()["status"]) == (503, "failed")
+
+
+class Backlog:
+    """A stream whose ids are all there at once."""
+
+    def __iter__(self):
+        return iter([np.array([1], np.int32)] * 5)
+
+    def cancel(self):
+        pass
+
+    def result(self):
+        return Generated(ids=np.ones(5, np.int32), finish_reason="eos")
+
+
+@pytest.mark.parametrize("how", ["late", "failed"])
+def test_a_reader_that_lags_behind_hears_of_the_end_at_once(how):
+    async def read():
+        loop = asyncio.get_running_loop()
+        jobs = Jobs([Backlog()], loop.time() + (0.3 if how == "late" else 60))
+        pieces = jobs.pieces()
+        await anext(pieces)
+        if how == "late":
+            await asyncio.sleep(0.4)
+        else:
+            jobs.fail(ApiError(503, "the server stops"))
+        with pytest.raises(ApiError) as error:
+            await anext(pieces)
+        assert error.value.status == (408 if how == "late" else 503)
+
+    asyncio.run(read())
