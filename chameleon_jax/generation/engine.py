@@ -119,7 +119,6 @@ class Engine:
                 slots=self._context,
                 block=config.block,
             )
-        self._cache_bytes = self._scheduler.cache_bytes
         self._changed = threading.Condition()
         self._new: collections.deque[Job] = collections.deque()
         self._closing = self._failed = None
@@ -165,7 +164,7 @@ class Engine:
                 requests=self._requests,
                 tokens=self._tokens,
                 tokens_per_second=sum(count for _, count in self._recent) / _RATE_SECONDS,
-                cache_bytes=self._cache_bytes,
+                cache_bytes=self._scheduler.cache_bytes,
                 failed=self._failed,
             )
 

@@ -8,7 +8,6 @@ LLM.int8() without its outliers (Dettmers et al. 2022, section 2).
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import flax.struct
 import jax
@@ -65,13 +64,8 @@ def _product_by_blocks(x: Array, values: Array) -> Array:
     return add(count * block, rest, total) if rest else total
 
 
-def quantize(params: dict[str, Any]) -> dict[str, Any]:
-    """The parameters with every matrix but the embedding as Int8Matrix."""
-    return jax.tree_util.tree_map_with_path(quantize_matrix, params)
-
-
 def quantize_matrix(path: tuple, leaf: Array) -> Array | Int8Matrix:
-    """The parameter at this path of the tree as Int8Matrix, or as it is if it is no matrix to be quantised."""
+    """The parameter at this path of the tree as Int8Matrix; as it is if it is no matrix, or the embedding."""
     name = path[-1].key
     if name not in _INPUT_AXES:
         return leaf

@@ -3,58 +3,19 @@
 import dataclasses
 import time
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from chameleon_jax.configs import EngineConfig, GenerationConfig, ImageConfig, TransformerConfig, VocabConfig, VQConfig
+from chameleon_jax.configs import EngineConfig, GenerationConfig
 from chameleon_jax.errors import DataError, GenerationError
 from chameleon_jax.generation.api import Generator, Picture
-from chameleon_jax.generation.run import Run
-from chameleon_jax.models import transformer
-from chameleon_jax.tokenizers import vqgan
-from chameleon_jax.tokenizers.bundle import TokenizerBundle
-from chameleon_jax.tokenizers.text import train_bpe
-
-VQ = VQConfig(
-    resolution=16,
-    channels=8,
-    channel_multipliers=(1, 1, 1),
-    res_blocks=1,
-    latent_channels=4,
-    embed_dim=4,
-    codes=16,
-    norm_groups=4,
-)
+from tests.tiny_run import make_run
 
 
 @pytest.fixture(scope="module")
 def generator():
-    text = train_bpe(["a red fox"] * 4, VocabConfig(image_codes=16, reserved=4, text_tokens=300, codes_per_image=16))
-    random = np.random.default_rng(0)
-    codec = jax.tree.map(lambda leaf: random.normal(0, 0.3, leaf.shape).astype(np.float32), vqgan.shapes(VQ))
-    bundle = TokenizerBundle(
-        vocab_config=text.vocab_config,
-        image_config=ImageConfig(resolution=16),
-        text=text,
-        codec=vqgan.Codec(params=codec, config=VQ),
-    )
-    model = TransformerConfig(
-        vocab_size=bundle.vocab.size,
-        d_model=16,
-        n_layers=1,
-        n_heads=2,
-        n_kv_heads=2,
-        head_dim=8,
-        d_ff=24,
-        max_seq_len=96,
-        compute_dtype="float32",
-        init_std=0.2,
-    )
-    params = transformer.init(jax.random.key(0), model)
-    run = Run(params=params, model=model, bundle=bundle, step=0)
-    with Generator(run, EngineConfig(slots=4, block=4)) as generator:
+    with Generator(make_run(context=96), EngineConfig(slots=4, block=4)) as generator:
         yield generator
 
 

@@ -8,7 +8,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.serving.conftest import CONTEXT, data_url, make_run, running, wait_until
+from tests.serving.conftest import data_url, running, wait_until
+from tests.tiny_run import CONTEXT, make_run
 
 URL = "messages.0.content.0.image_url.url"  # where `picture` has it
 CHAT, COMPLETION, IMAGES, TOKENS = "/v1/chat/completions", "/v1/completions", "/v1/images/generations", "/v1/tokens"

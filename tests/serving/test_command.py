@@ -16,7 +16,7 @@ from chameleon_jax import cli
 from chameleon_jax.configs import CheckpointConfig, ServeConfig
 from chameleon_jax.training.checkpoint import Checkpointer
 from experiments import serve
-from tests.serving.conftest import make_run
+from tests.tiny_run import make_run
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,7 +14,8 @@ from chameleon_jax.serving import schema
 from chameleon_jax.serving.errors import ApiError
 from chameleon_jax.serving.messages import PictureLimits, build_ids, read_turns
 from chameleon_jax.tokenizers.images import load_pixels
-from tests.serving.conftest import data_url, make_run
+from tests.serving.conftest import data_url
+from tests.tiny_run import make_run
 
 COLORS = ("red", "blue", "green")
 

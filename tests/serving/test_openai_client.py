@@ -8,7 +8,8 @@ import pytest
 
 from chameleon_jax.generation.prompt import read_output
 from chameleon_jax.tokenizers.images import load_pixels, to_image
-from tests.serving.conftest import CONTEXT, data_url, read_picture
+from tests.serving.conftest import data_url, read_picture
+from tests.tiny_run import CONTEXT
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 
 from chameleon_jax.generation.prompt import ImageOutput, TextOutput, read_output
 from chameleon_jax.generation.reader import ImagePiece, OutputReader, Pieces, TextPiece, padded_codes
-from tests.serving.conftest import make_run
+from tests.tiny_run import make_run
 
 
 @pytest.fixture(scope="module")

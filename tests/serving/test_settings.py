@@ -9,7 +9,8 @@ import pytest
 from chameleon_jax.configs import GuidanceConfig, SamplingConfig
 from chameleon_jax.serving import schema
 from chameleon_jax.serving.settings import choose_mode, generation_config
-from tests.serving.conftest import CONTEXT, SERVE, make_run, read_picture, running
+from tests.serving.conftest import SERVE, read_picture, running
+from tests.tiny_run import CONTEXT, make_run
 
 CHAT = "/v1/chat/completions"
 
