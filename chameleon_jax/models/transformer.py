@@ -15,16 +15,18 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from chameleon_jax.configs import TransformerConfig
 from chameleon_jax.models import kv_cache, params
-from chameleon_jax.models.attention import SAVED_NAME, MaskSpec, attention
+from chameleon_jax.models.attention.mask import SAVED_NAME, MaskSpec
+from chameleon_jax.models.attention.registry import attention
+from chameleon_jax.models.keys import fold_name
 from chameleon_jax.models.kv_cache import KVCache, LayerCache
-from chameleon_jax.models.layers import apply_rotary, dropout, linear, qk_norm, rms, rms_norm, rotary_angles, swiglu
+from chameleon_jax.models.layers import apply_rotary, dropout, embed, linear, qk_norm, rms_norm, rotary_angles, swiglu
 from chameleon_jax.models.params import ParamSpec
 from chameleon_jax.models.quantize import Int8Matrix
+from chameleon_jax.models.statistics import Statistics, sum_of_squares
 from chameleon_jax.parallel.mesh import constrain
 
 Params = dict[str, Any]
@@ -35,13 +37,13 @@ ACTIVATIONS = ("attention_out", "mlp_out", "residual")
 
 @flax.struct.dataclass
 class ForwardOutput:
-    """hidden: after the final norm. statistics: name -> [L] fp32 (empty unless asked for).
+    """hidden: after the final norm. statistics: [L] fp32 each (None unless asked for).
 
     activations: name -> [selected layers, B, T, D] in the order of `tap_layers` (empty unless asked for).
     """
 
     hidden: Float[Array, "B T D"]
-    statistics: dict[str, Float[Array, "L"]]
+    statistics: Statistics | None
     activations: dict[str, Float[Array, "l B T D"]]
     cache: KVCache | None = None
 
@@ -137,9 +139,7 @@ def forward(
     `statistics` adds per-layer norms and the largest attention logit; `tap_layers` returns the raw activations of those layers.
     Dropout is applied only when `dropout_key` is given. `logits` maps the hidden states to the vocabulary.
     """
-    # Gathering rows from a table that is split along D would make XLA move the whole activation.
-    table = constrain(weights["embed"].astype(config.compute_dtype), "V D")
-    x = constrain(table[tokens], "B T D")
+    x = embed(weights["embed"], tokens, config.compute_dtype)
     slots = None
     mask = MaskSpec(query_segments=segment_ids, key_segments=segment_ids)
     if cache is not None:
@@ -193,15 +193,18 @@ class _BlockOutput:
     attention_out: Float[Array, "B T D"]
     mlp_out: Float[Array, "B T D"]
     residual: Float[Array, "B T D"]
-    statistics: dict[str, Float[Array, ""]]
+    statistics: Statistics | None
     cache: LayerCache | None
 
 
 def _block(x: Float[Array, "B T D"], layer: dict[str, Any], stream: _Stream, config: TransformerConfig) -> _BlockOutput:
     weights = layer["weights"]
-    drop_keys = (None, None)
-    if stream.dropout_key is not None:
-        drop_keys = jax.random.split(jax.random.fold_in(stream.dropout_key, layer["index"]))
+
+    def dropped(branch: Array, name: str) -> Array:
+        if stream.dropout_key is None:
+            return branch
+        key = fold_name(jax.random.fold_in(stream.dropout_key, layer["index"]), name)
+        return dropout(branch, config.dropout, key)
 
     def normed(function: Any, x: Array, scale: Array) -> tuple[Array, Any]:
         """The branch in the chosen norm order, and what the function returns beside its output."""
@@ -211,13 +214,18 @@ def _block(x: Float[Array, "B T D"], layer: dict[str, Any], stream: _Stream, con
         out, extra = function(x)
         return _rms_norm(out, scale, config), extra
 
-    attention_out, (stats, cache) = normed(lambda y: _attention(y, layer, stream, config), x, weights["attn_norm"])
-    x = x + dropout(attention_out, config.dropout, drop_keys[0])
+    attention_out, (seen, cache) = normed(lambda y: _attention(y, layer, stream, config), x, weights["attn_norm"])
+    x = x + dropped(attention_out, "attention")
     mlp_out, _ = normed(lambda y: (swiglu(y, weights["mlp"]), None), x, weights["mlp_norm"])
-    x = constrain(x + dropout(mlp_out, config.dropout, drop_keys[1]), "B T D")
+    x = constrain(x + dropped(mlp_out, "mlp"), "B T D")
+    stats = None
     if stream.statistics:
-        named = (("attention_out", attention_out), ("mlp_out", mlp_out), ("residual", x))
-        stats |= {f"{name}_rms": rms(value, stream.real) for name, value in named}
+        seen |= {"attention_out": attention_out, "mlp_out": mlp_out, "residual": x}
+        stats = Statistics(
+            maxima={"max_attention_logit": seen.pop("max_attention_logit")},
+            squares={f"{name}_rms": sum_of_squares(value, stream.real) for name, value in seen.items()},
+            tokens=jnp.sum(stream.real),
+        )
     return _BlockOutput(attention_out=attention_out, mlp_out=mlp_out, residual=x, statistics=stats, cache=cache)
 
 
@@ -228,13 +236,12 @@ def _rms_norm(x: Float[Array, "B T D"], scale: Float[Array, "D"], config: Transf
 def _attention(
     x: Float[Array, "B T D"], layer: dict[str, Any], stream: _Stream, config: TransformerConfig
 ) -> tuple[Float[Array, "B T D"], tuple[dict[str, Array], LayerCache | None]]:
-    """Output projection of attention, and (statistics, the layer's cache with the new keys and values)."""
-    weights, cache, stats = layer["weights"]["attn"], layer.get("cache"), {}
+    """Output projection of attention, and (what statistics look at, the layer's cache with the new keys and values)."""
+    weights, cache = layer["weights"]["attn"], layer.get("cache")
     q = constrain(linear(x, weights["wq"]), "B T N H")
     k = constrain(linear(x, weights["wk"]), "B T K H")
     v = constrain(linear(x, weights["wv"]), "B T K H")
-    if stream.statistics:
-        stats |= {"q_rms": rms(q, stream.real), "k_rms": rms(k, stream.real)}
+    seen = {"q": q, "k": k}
     if config.qk_norm:
         q = qk_norm(q, **weights["q_norm"], round_early=config.numerics.round_norms)
         k = qk_norm(k, **weights["k_norm"], round_early=config.numerics.round_norms)
@@ -243,11 +250,17 @@ def _attention(
     if cache is not None:
         cache = kv_cache.write(cache, k, v, stream.slots)
         k, v = kv_cache.read(cache, stream.mask.key_segments.shape[1])
-    out = attention(q, k, v, stream.mask, backend=config.attention, chunk=config.attention_chunk)
-    if stream.statistics:
-        stats["max_attention_logit"] = out.max_logit
-    values = checkpoint_name(out.values, SAVED_NAME)
-    return constrain(linear(values, weights["wo"]), "B T D"), (stats, cache)
+    out = attention(
+        q,
+        k,
+        v,
+        stream.mask,
+        backend=config.attention,
+        chunk=config.attention_chunk,
+        max_logit=stream.statistics,
+    )
+    seen["max_attention_logit"] = out.max_logit
+    return constrain(linear(out.values, weights["wo"]), "B T D"), (seen, cache)
 
 
 def logits(weights: Params, hidden: Float[Array, "B T D"], config: TransformerConfig) -> Float[Array, "B T V"]:

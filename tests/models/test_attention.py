@@ -1,11 +1,19 @@
 """Both backends of the mask specification give the same values, gradients and largest logit."""
 
+import dataclasses
+import typing
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chameleon_jax.models.attention import MAX_BLOCKS, MaskSpec, attention
+from chameleon_jax.configs import TransformerConfig
+from chameleon_jax.errors import ConfigError
+from chameleon_jax.models.attention import registry
+from chameleon_jax.models.attention.chunked import MAX_BLOCKS
+from chameleon_jax.models.attention.mask import MaskSpec
+from chameleon_jax.models.attention.registry import BACKENDS, attention
 
 LENGTH = 13
 
@@ -37,7 +45,7 @@ def test_chunked_equals_reference_in_values_gradients_and_largest_logit(kind, ch
 
     def run(backend):
         def loss(arrays):
-            out = attention(*arrays, mask, backend=backend, chunk=chunk)
+            out = attention(*arrays, mask, backend=backend, chunk=chunk, max_logit=True)
             return jnp.sum(out.values * weight), out
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(arrays)
@@ -97,5 +105,34 @@ def test_long_rows_get_longer_chunks_instead_of_more_of_them():
 
 
 def test_an_unknown_backend_is_refused():
-    with pytest.raises(ValueError, match="unknown attention backend 'fast'"):
-        attention(*inputs(), packed_mask(), backend="fast", chunk=4)
+    with pytest.raises(ConfigError, match="unknown attention backend 'chunky' \\(did you mean 'chunked'"):
+        attention(*inputs(), packed_mask(), backend="chunky", chunk=4)
+
+
+def test_the_config_offers_auto_and_every_backend():
+    offered = typing.get_args(typing.get_type_hints(TransformerConfig)["attention"])
+    assert set(offered) == {"auto", *BACKENDS}
+
+
+@pytest.mark.parametrize(
+    ("lacking", "message"),
+    [
+        ({"segments": False}, "masks by segment"),
+        ({"slots": False}, "queries at the slots of a cache"),
+        ({"max_logit": False}, "the largest attention logit"),
+        ({"dtypes": ("bfloat16",)}, "dtype float32"),
+        ({"platforms": ("tpu",)}, "platform cpu"),
+    ],
+)
+def test_a_backend_that_cannot_do_what_is_asked_is_refused_and_auto_passes_it_over(lacking, message, monkeypatch):
+    limited = dataclasses.replace(BACKENDS["chunked"], **lacking)
+    monkeypatch.setitem(registry.BACKENDS, "chunked", limited)
+    arrays, mask = inputs(queries=5), cached_mask()
+    with pytest.raises(ConfigError, match=f"attention backend 'chunked' cannot do {message}"):
+        attention(*arrays, mask, backend="chunked", chunk=4, max_logit=True)
+    text = str(jax.make_jaxpr(lambda *a: attention(*a, mask, backend="auto", chunk=4, max_logit=True).values)(*arrays))
+    assert "custom_vjp" not in text  # which is the chunked backend's
+
+
+def test_the_largest_logit_is_given_only_when_asked_for():
+    assert attention(*inputs(), packed_mask(), backend="auto", chunk=4).max_logit is None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from chameleon_jax.configs import TransformerConfig
-from chameleon_jax.models import kv_cache, params, transformer
+from chameleon_jax.models import keys, kv_cache, params, transformer
 
 CONFIG = TransformerConfig(
     vocab_size=61,
@@ -33,8 +33,8 @@ forward = jax.jit(transformer.forward, static_argnums=4, static_argnames=("stati
 def random_weights(config: TransformerConfig):
     """Every parameter random, norms and their biases too, so that nothing hides behind a one or a zero."""
     leaves, treedef = jax.tree.flatten(params.abstract(transformer.param_specs(config)))
-    keys = jax.random.split(jax.random.key(3), len(leaves))
-    values = [jax.random.normal(key, leaf.shape) * 0.3 for key, leaf in zip(keys, leaves, strict=True)]
+    split = jax.random.split(jax.random.key(3), len(leaves))
+    values = [jax.random.normal(key, leaf.shape) * 0.3 for key, leaf in zip(split, leaves, strict=True)]
     return jax.tree.map_with_path(
         lambda path, x: x + 1.0 if "norm" in jax.tree_util.keystr(path) else x, treedef.unflatten(values)
     )
@@ -133,15 +133,16 @@ def test_statistics_and_taps_equal_what_the_numpy_implementation_saw():
     tokens = packed_rows()[0][1]
     out = forward(weights, *document(tokens), CONFIG, statistics=True, tap_layers=(2, 0))
     _, record = oracle(weights, np.asarray(tokens), CONFIG)
+    statistics = out.statistics.named()
     for name in transformer.ACTIVATIONS:
         np.testing.assert_allclose(out.activations[name][:, 0], [record[name][2], record[name][0]], atol=2e-5)
         expected = [np.sqrt((layer**2).mean()) for layer in record[name]]
-        np.testing.assert_allclose(out.statistics[f"{name}_rms"], expected, rtol=1e-5)
+        np.testing.assert_allclose(statistics[f"{name}_rms"], expected, rtol=1e-5)
     for name in ("q", "k"):
         np.testing.assert_allclose(
-            out.statistics[f"{name}_rms"], [np.sqrt((layer**2).mean()) for layer in record[name]], rtol=1e-5
+            statistics[f"{name}_rms"], [np.sqrt((layer**2).mean()) for layer in record[name]], rtol=1e-5
         )
-    np.testing.assert_allclose(out.statistics["max_attention_logit"], record["max_attention_logit"], rtol=1e-5)
+    np.testing.assert_allclose(statistics["max_attention_logit"], record["max_attention_logit"], rtol=1e-5)
 
 
 def test_asking_for_taps_and_statistics_does_not_change_the_output():
@@ -149,15 +150,15 @@ def test_asking_for_taps_and_statistics_does_not_change_the_output():
     plain = forward(weights, *packed_rows(), CONFIG)
     tapped = forward(weights, *packed_rows(), CONFIG, statistics=True, tap_layers=(1, 3))
     np.testing.assert_allclose(plain.hidden, tapped.hidden, atol=1e-6)
-    assert plain.statistics == {} and plain.activations == {}
+    assert plain.statistics is None and plain.activations == {}
 
 
 def test_padding_does_not_enter_the_statistics():
     weights = random_weights(CONFIG)
     tokens, positions, segments = packed_rows()
-    real = forward(weights, *document(tokens[0, :6]), CONFIG, statistics=True).statistics
+    real = forward(weights, *document(tokens[0, :6]), CONFIG, statistics=True).statistics.named()
     alone = jnp.where(segments == 1, 1, 0)[:1]
-    padded = forward(weights, tokens[:1], positions[:1], alone, CONFIG, statistics=True).statistics
+    padded = forward(weights, tokens[:1], positions[:1], alone, CONFIG, statistics=True).statistics.named()
     for name in real:
         if name.endswith("_rms"):
             np.testing.assert_allclose(padded[name], real[name], rtol=1e-5, err_msg=name)
@@ -267,7 +268,51 @@ def test_layers_one_by_one_give_what_the_scanned_ones_give(with_taps):
     scanned = forward(weights, *packed_rows(), CONFIG, **options)
     one_by_one = forward(transformer.by_layer(weights), *packed_rows(), CONFIG, **options)
     jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=1e-5), one_by_one, scanned)
-    assert bool(scanned.statistics) == with_taps
+    assert (scanned.statistics is not None) == with_taps
+
+
+def test_statistics_of_parts_join_to_those_of_the_whole():
+    weights = random_weights(CONFIG)
+    tokens, positions, segments = packed_rows()  # rows of 11 and of 14 real tokens
+    of = lambda rows: forward(weights, tokens[rows], positions[rows], segments[rows], CONFIG, statistics=True).statistics  # noqa: E731
+    whole = of(slice(0, 2)).named()
+    parts = jax.tree.map(lambda *x: jnp.stack(x), of(slice(0, 1)), of(slice(1, 2)))
+    joined = parts.joined().named()
+    assert joined.keys() == whole.keys()
+    for name in whole:
+        np.testing.assert_allclose(joined[name], whole[name], rtol=1e-5, err_msg=name)
+    assert not np.allclose(joined["mlp_out_rms"], jnp.max(parts.named()["mlp_out_rms"], axis=0), rtol=1e-5)
+
+
+def saved_attention_values(backend: str, remat: str) -> list[tuple[int, ...]]:
+    """Shapes of the stacked arrays of the size of all attention values that the forward scan keeps for the backward pass."""
+    config = dataclasses.replace(CONFIG, attention=backend, remat=remat, compute_dtype="bfloat16", d_ff=44)
+    weights = params.abstract(transformer.param_specs(config))
+    loss = lambda w: jnp.sum(transformer.forward(w, *packed_rows(), config).hidden.astype(jnp.float32))  # noqa: E731
+    scan = next(e for e in jax.make_jaxpr(jax.grad(loss))(weights).eqns if e.primitive.name == "scan")
+    size = CONFIG.n_layers * 2 * LENGTH * CONFIG.n_heads * CONFIG.head_dim
+    named = {(2, LENGTH, 4, 8), (2, 2, 2, LENGTH, 8)}
+    kept = [v.aval.shape for v in scan.outvars if v.aval.size == size and v.aval.ndim > 1]
+    return [shape for shape in kept if shape[1:] in named]
+
+
+@pytest.mark.parametrize("backend", ["chunked", "reference"])
+def test_the_remat_policy_attention_keeps_the_attention_values_once(backend):
+    assert len(saved_attention_values(backend, "attention")) == 1
+    assert len(saved_attention_values(backend, "full")) == 0
+
+
+def test_dropout_of_a_branch_is_a_function_of_its_name_and_layer():
+    weights, config = random_weights(CONFIG), dataclasses.replace(CONFIG, dropout=0.5)
+    options = {"dropout_key": jax.random.key(1), "tap_layers": (0, 1)}
+    out = transformer.forward(weights, *packed_rows(), config, **options)
+    plain = transformer.forward(weights, *packed_rows(), config, tap_layers=(0,))
+    x = weights["embed"][packed_rows()[0]]
+    for name, tap in (("attention", "attention_out"), ("mlp", "mlp_out")):
+        key = keys.fold_name(jax.random.fold_in(jax.random.key(1), 0), name)
+        x = x + jnp.where(jax.random.bernoulli(key, 0.5, x.shape), out.activations[tap][0] * 2, 0)
+    np.testing.assert_allclose(x, out.activations["residual"][0], atol=1e-5)
+    np.testing.assert_allclose(out.activations["attention_out"][0], plain.activations["attention_out"][0], atol=1e-5)
 
 
 def test_slots_behind_the_visible_ones_are_not_looked_at():

@@ -1,94 +1,35 @@
-"""Attention behind a mask specification.
+"""Attention one block of queries at a time, with FlashAttention's backward pass, in plain matrix products.
 
-The one idea: callers say which keys a query may see as a `MaskSpec`, never as an array, and a backend lowers it or raises. Both
-backends here take every MaskSpec: `reference` holds all scores at once, `chunked` only those of one block of queries, and skips
-the keys that no query of the block can see.
+Only the scores of one block exist at one time, and keys that no query of a block can see are skipped.
 """
 
 from __future__ import annotations
 
 import functools
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
-MAX_BLOCKS = 32  # the chunked backend is unrolled; longer rows get longer blocks
-SAVED_NAME = "attention_values"  # what the remat policy "attention" keeps
-_HIDDEN = float(jnp.finfo(jnp.float32).min)
+from chameleon_jax.models.attention.mask import HIDDEN_LOGIT, SAVED_NAME, AttentionOutput, MaskSpec
 
-
-@flax.struct.dataclass
-class MaskSpec:
-    """Query t sees key s if they are of one segment and s <= query_slots[t].
-
-    `query_slots` are the key slots of the queries; None says that query t sits at key slot t (and T == S). Padding is segment 0
-    and sees padding, so no softmax is empty.
-    """
-
-    query_segments: Int[Array, "B T"]
-    key_segments: Int[Array, "B S"]
-    query_slots: Int[Array, "B T"] | None = None
-
-    def block(self, start: int, stop: int, keys: int) -> Bool[Array, "B t s"]:
-        """The dense mask of queries start..stop and the first `keys` keys."""
-        same = self.query_segments[:, start:stop, None] == self.key_segments[:, None, :keys]
-        if self.query_slots is None:
-            causal = jnp.arange(start, stop)[:, None] >= jnp.arange(keys)[None, :]
-        else:
-            causal = self.query_slots[:, start:stop, None] >= jnp.arange(keys)[None, None, :]
-        return same & causal
+MAX_BLOCKS = 32  # the blocks are unrolled; longer rows get longer blocks
 
 
-@flax.struct.dataclass
-class AttentionOutput:
-    """values [B T N H] and the largest visible attention logit (fp32, no gradient)."""
-
-    values: Float[Array, "B T N H"]
-    max_logit: Float[Array, ""]
-
-
-def attention(
+def attend(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B K S H"],
     value: Float[Array, "B K S H"],
     mask: MaskSpec,
-    *,
-    backend: str,
     chunk: int,
 ) -> AttentionOutput:
-    """Softmax attention with scale 1/sqrt(H); query head n uses key/value head n // (N/K).
+    """See `registry.attention`; `chunk` queries a block.
 
-    Heads come before tokens in keys and values, as products read them and a cache holds them. Softmax in fp32. `backend`: reference
-    | chunked | auto (chunked, but for a single query).
+    The G query heads of a key/value head are folded into its rows, so all is plain matrix products.
     """
-    length = query.shape[1]
-    if backend == "auto":
-        backend = "chunked" if length > 1 else "reference"
-    if backend == "reference":
-        return _attend(query, key, value, mask.block(0, length, key.shape[2]))
-    if backend != "chunked":
-        raise ValueError(f"unknown attention backend {backend!r}")
-    return _chunked(query, key, value, mask, max(chunk, -(-length // MAX_BLOCKS)))
-
-
-def _attend(query: Array, key: Array, value: Array, visible: Bool[Array, "B T S"]) -> AttentionOutput:
-    """The definition, with automatic differentiation."""
     batch, length, heads, head_dim = query.shape
-    query = query.reshape(batch, length, key.shape[1], -1, head_dim) * head_dim**-0.5
-    logits = jnp.einsum("btkgh,bksh->bkgts", query, key, preferred_element_type=jnp.float32)
-    logits = jnp.where(visible[:, None, None], logits, _HIDDEN)
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    values = jnp.einsum("bkgts,bksh->btkgh", weights, value, preferred_element_type=jnp.float32)
-    values = values.astype(value.dtype).reshape(batch, length, heads, head_dim)
-    return AttentionOutput(values=values, max_logit=jax.lax.stop_gradient(jnp.max(logits)))
-
-
-def _chunked(query: Array, key: Array, value: Array, mask: MaskSpec, chunk: int) -> AttentionOutput:
-    """Fold the G query heads of a key/value head into its rows, so all is plain matrix products."""
-    batch, length, heads, head_dim = query.shape
+    chunk = max(chunk, -(-length // MAX_BLOCKS))
     query = query.reshape(batch, length, key.shape[1], -1, head_dim) * head_dim**-0.5
     query = jnp.moveaxis(query, 1, 3)
     values, log_totals, max_logit = _blockwise(query, key, value, mask, chunk)
@@ -165,7 +106,7 @@ def _block_logits(
     query: Array, key: Array, mask: MaskSpec, start: int, stop: int, keys: int
 ) -> Float[Array, "B K G t s"]:
     logits = _product("brh,bsh->brs", query[:, :, :, start:stop], key[:, :, :keys])
-    return jnp.where(mask.block(start, stop, keys)[:, None, None], logits, _HIDDEN)
+    return jnp.where(mask.block(start, stop, keys)[:, None, None], logits, HIDDEN_LOGIT)
 
 
 def _product(

@@ -1,0 +1,28 @@
+"""Softmax attention by its definition, with all scores at once and automatic differentiation."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
+
+from chameleon_jax.models.attention.mask import HIDDEN_LOGIT, SAVED_NAME, AttentionOutput, MaskSpec
+
+
+def attend(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B K S H"],
+    value: Float[Array, "B K S H"],
+    mask: MaskSpec,
+) -> AttentionOutput:
+    """See `registry.attention`; holds scores [B N T S] in fp32."""
+    batch, length, heads, head_dim = query.shape
+    visible = mask.block(0, length, key.shape[2])
+    query = query.reshape(batch, length, key.shape[1], -1, head_dim) * head_dim**-0.5
+    logits = jnp.einsum("btkgh,bksh->bkgts", query, key, preferred_element_type=jnp.float32)
+    logits = jnp.where(visible[:, None, None], logits, HIDDEN_LOGIT)
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    values = jnp.einsum("bkgts,bksh->btkgh", weights, value, preferred_element_type=jnp.float32)
+    values = checkpoint_name(values.astype(value.dtype).reshape(batch, length, heads, head_dim), SAVED_NAME)
+    return AttentionOutput(values=values, max_logit=jax.lax.stop_gradient(jnp.max(logits)))

@@ -1,0 +1,50 @@
+"""A run of random weights with a codec and a tokenizer of its own, for tests from words and pictures to words and pictures."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from chameleon_jax.configs import ImageConfig, TransformerConfig, VocabConfig, VQConfig
+from chameleon_jax.models import transformer
+from chameleon_jax.models.params import map_specs
+from chameleon_jax.tokenizers import vqgan
+from chameleon_jax.tokenizers.bundle import TokenizerBundle
+from chameleon_jax.tokenizers.text import train_bpe
+
+CODES, CONTEXT = 16, 192
+
+CODEC = VQConfig(
+    resolution=16,
+    patch_size=4,
+    channels=8,
+    channel_multipliers=(1,),
+    res_blocks=1,
+    latent_channels=8,
+    embed_dim=8,
+    codes=CODES,
+    norm_groups=4,
+)
+
+
+def make_run(is_grid=False, with_codec=True, context=CONTEXT):
+    """A model of random weights: pictures of 16 codes of 4x4 pixels, in a grid of up to 16 in units of 8 pixels."""
+    spans = {"image_span": "grid", "max_grids": 4, "grid_unit": 2} if is_grid else {}
+    vocab = VocabConfig(image_codes=CODES, reserved=9, text_tokens=300, codes_per_image=16, **spans)
+    text = train_bpe(["a red heart", "some words", "größe größer", "日本語 日本"], vocab)
+    bundle = TokenizerBundle(
+        vocab_config=text.vocab_config,
+        image_config=ImageConfig(
+            resolution=16, **({"preprocessing": "lumina", "grid_pixels": 8} if is_grid else {"preprocessing": "meta"})
+        ),
+        text=text,
+        codec=vqgan.Codec(params=vqgan.init(jax.random.key(0), CODEC), config=CODEC) if with_codec else None,
+    )
+    shape = {"d_model": 16, "n_layers": 1, "n_heads": 2, "n_kv_heads": 2, "head_dim": 8, "d_ff": 16}
+    model = TransformerConfig(vocab_size=bundle.vocab.size, compute_dtype="float32", max_seq_len=context, **shape)
+    rng = np.random.default_rng(0)
+    params = map_specs(
+        lambda spec: jnp.asarray(rng.normal(size=spec.shape), spec.dtype), transformer.param_specs(model)
+    )
+    return types.SimpleNamespace(params=params, model=model, bundle=bundle, step=3)
