@@ -64,6 +64,8 @@ def chameleon_jax_side(shapes: Shapes, overrides: dict[str, Any]) -> tuple[Calla
     from chameleon_jax.data.batch import Batch
     from chameleon_jax.parallel.mesh import make_mesh
     from chameleon_jax.training import state, step
+    from chameleon_jax.training.pretraining import PretrainTask
+    from chameleon_jax.training.task import Recipe
 
     model = TransformerConfig(
         vocab_size=shapes.vocab,
@@ -94,9 +96,9 @@ def chameleon_jax_side(shapes: Shapes, overrides: dict[str, Any]) -> tuple[Calla
         modality=rng.integers(0, 2, shape, dtype=np.int32),
     )
     mesh = make_mesh(MeshConfig())
-    compiled = step.compiled_train_step(config, mesh)
-    with jax.set_mesh(mesh):
-        holder = [state.initialise(config, mesh)]
+    recipe = Recipe.of(PretrainTask(config=config), config)
+    compiled = step.compiled_train_step(recipe, mesh, statistics=False)
+    holder = [state.initialise(recipe.task.initial_params(None, mesh), recipe, mesh)]
 
     def run() -> float:
         with jax.set_mesh(mesh):

@@ -38,6 +38,8 @@ from chameleon_jax.configs.training import (
     LossConfig,
     OptimConfig,
     PretrainConfig,
+    RunConfig,
+    TrainableConfig,
     TrainConfig,
 )
 
@@ -56,6 +58,7 @@ __all__ = [
     "NumericsConfig",
     "OptimConfig",
     "PretrainConfig",
+    "RunConfig",
     "SamplingConfig",
     "ServeConfig",
     "SourceConfig",
@@ -63,6 +66,7 @@ __all__ = [
     "TokenizeConfig",
     "TrainConfig",
     "TrainTokenizerConfig",
+    "TrainableConfig",
     "TransformerConfig",
     "VQConfig",
     "VQTrainConfig",

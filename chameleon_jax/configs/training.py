@@ -100,26 +100,55 @@ class TrainConfig(Config):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PretrainConfig(Config):
-    """A whole pretraining run."""
+class TrainableConfig(Config):
+    """Which parameters are trained; what is frozen has no gradient, no moments and no weight decay.
 
-    model: TransformerConfig
-    data: DataConfig
+    Anole's way of adding pictures to a model that reads them: paths=("head",), rows=("image",).
+    """
+
+    paths: tuple[str, ...] = ("*",)  # shell patterns of parameter paths, as in "layers/attn/*"; * matches / too
+    rows: tuple[str, ...] = ()  # named ids of the vocabulary; of embed and head only theirs are trained; empty = all
+
+    def validate(self):
+        self.require(bool(self.paths), "paths is empty: nothing would be trained")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig(Config):
+    """What every training run has, whatever its task."""
+
     train: TrainConfig
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
-    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    trainable: TrainableConfig = dataclasses.field(default_factory=TrainableConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
-    prepare: Literal["nothing", "digits"] = "nothing"  # digits: make the token stores in the workdir, for smoke runs
 
     # Fields that may differ between a run and its resumption; a change anywhere else is refused.
     FREE_ON_RESUME: typing.ClassVar[tuple[str, ...]] = (
         "mesh.", "checkpoint.", "train.log_every", "train.eval_every", "train.eval_batches", "train.peak_flops",
-        "data.cache_bytes", "data.prefetch", "model.remat", "model.scan_unroll", "data.eval_stores",
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainConfig(RunConfig):
+    """A whole pretraining run."""
+
+    model: TransformerConfig
+    data: DataConfig
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    prepare: Literal["nothing", "digits"] = "nothing"  # digits: make the token stores in the workdir, for smoke runs
+
+    FREE_ON_RESUME: typing.ClassVar[tuple[str, ...]] = (
+        *RunConfig.FREE_ON_RESUME, "data.cache_bytes", "data.prefetch", "data.eval_stores", "model.remat", "model.scan_unroll",
     )  # fmt: skip
 
     def validate(self):
         self.require(
             self.data.seq_len <= self.model.max_seq_len,
             f"data.seq_len {self.data.seq_len} exceeds model.max_seq_len {self.model.max_seq_len}",
+        )
+        self.require(
+            self.model.param_dtype == "float32",
+            "model.param_dtype is bfloat16: updates smaller than 1/256 of a weight would be lost; train with float32 parameters "
+            "and model.compute_dtype='bfloat16', which is as fast",
         )

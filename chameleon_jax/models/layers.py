@@ -120,4 +120,3 @@ def dropout(x: Float[Array, "..."], rate: float, key: jax.Array | None) -> Float
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
     return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
-

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import zlib
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
+from chameleon_jax.models.keys import fold_name
 from chameleon_jax.parallel import mesh as mesh_lib
 
 Tree = Any  # nested dict
@@ -54,14 +54,17 @@ def shardings(specs: Tree, mesh: Mesh) -> Tree:
     return map_specs(lambda s: NamedSharding(mesh, mesh_lib.parameter_spec(s.axes)), specs)
 
 
+def constrain(tree: Tree, specs: Tree) -> Tree:
+    """Ask, inside a jitted function, that a tree like the parameters (gradients, sums of them) lie as they are stored."""
+    return jax.tree.map(lambda x, s: mesh_lib.constrain_stored(x, s.axes), tree, specs)
+
+
 def initialise(key: jax.Array, specs: Tree) -> Tree:
     """Initial values; each leaf's key depends on its path alone, so adding a parameter changes no other."""
     leaves, treedef = jax.tree.flatten_with_path(specs, is_leaf=lambda leaf: isinstance(leaf, ParamSpec))
-    return treedef.unflatten([_initial_value(_path_key(key, path), spec) for path, spec in leaves])
-
-
-def _path_key(key: jax.Array, path: tuple) -> jax.Array:
-    return jax.random.fold_in(key, zlib.crc32(jax.tree_util.keystr(path).encode()))
+    return treedef.unflatten(
+        [_initial_value(fold_name(key, jax.tree_util.keystr(path)), spec) for path, spec in leaves]
+    )
 
 
 def _initial_value(key: jax.Array, spec: ParamSpec) -> jax.Array:

@@ -29,6 +29,7 @@ DIMENSIONS = {
     "H": "head size",
     "F": "feed-forward",
     "V": "vocabulary",
+    "R": "chosen rows of the vocabulary",
 }
 
 _PARAMETER_RULES = {"D": "fsdp", "N": "tensor", "K": "tensor", "F": "tensor", "V": "tensor"}
@@ -93,10 +94,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def constrain(x: jax.Array, letters: str) -> jax.Array:
     """Ask for the compute sharding of `x` on the mesh in use (`jax.set_mesh`); no mesh, no change."""
+    return _with_spec(x, activation_spec(letters))
+
+
+def constrain_stored(x: jax.Array, letters: str) -> jax.Array:
+    """Ask for the storage sharding of a parameter of these letters, as for its gradient; no mesh, no change."""
+    return _with_spec(x, parameter_spec(letters))
+
+
+def _with_spec(x: jax.Array, spec: PartitionSpec) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return x
-    return jax.lax.with_sharding_constraint(x, activation_spec(letters))
+    return x if mesh.empty or mesh.size == 1 else jax.lax.with_sharding_constraint(x, spec)
 
 
 def batch_shards() -> int:

@@ -1,7 +1,7 @@
 """The training loop: compile, train, evaluate, log, save, resume; readable from top to bottom.
 
-The one idea: the loop only moves things. Batch k comes from the loader by its number, the step is one jitted function, its
-metrics are read while the next one runs, and the checkpoint's step number is all that a resumption needs.
+The loop only moves things. Batches come from the task by position, the step is a jitted function in two variants, with statistics
+for logged steps and without, its metrics are read while the next one runs, and the checkpoint says where to go on.
 """
 
 from __future__ import annotations
@@ -9,35 +9,58 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from chameleon_jax.configs import DataConfig, PretrainConfig
-from chameleon_jax.data.loader import Loader
-from chameleon_jax.data.store_format import TOKENIZER
-from chameleon_jax.errors import CheckpointError, ConfigError, TrainingError
-from chameleon_jax.files import new_folder
-from chameleon_jax.models import params, transformer
+from chameleon_jax.configs import PretrainConfig, RunConfig
+from chameleon_jax.errors import CheckpointError, TrainingError
+from chameleon_jax.models import params
 from chameleon_jax.parallel import distributed
-from chameleon_jax.parallel.mesh import check_fits, make_mesh
+from chameleon_jax.parallel.mesh import make_mesh
 from chameleon_jax.training import state as state_lib
 from chameleon_jax.training import step as step_lib
 from chameleon_jax.training import telemetry
 from chameleon_jax.training.checkpoint import Checkpointer
+from chameleon_jax.training.pretraining import PretrainTask
 from chameleon_jax.training.signals import EXIT_STOPPED, StopRequest
 from chameleon_jax.training.state import TrainState
 from chameleon_jax.training.step import StepMetrics
-from chameleon_jax.training.workdir import check_resume, open_workdir, write_run_files
+from chameleon_jax.training.task import Data, Evaluator, Recipe, Task
+from chameleon_jax.training.workdir import check_resume, open_workdir, sharding_table, write_run_files
 
 CHECKPOINTS = "checkpoints"
 
 
-def pretrain(config: PretrainConfig, workdir: str, gin_text: dict[str, str] | None = None) -> int:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rollback:
+    """Go on from an earlier step; later ones are deleted. `skip_batches` passes over what came next, such as a bad batch."""
+
+    step: int
+    skip_batches: int = 0
+
+
+def pretrain(
+    config: PretrainConfig,
+    workdir: str,
+    gin_text: Mapping[str, str] | None = None,
+    rollback: Rollback | None = None,
+) -> int:
+    """`train` with the pretraining task."""
+    return train(PretrainTask(config=config), config, workdir, gin_text=gin_text, rollback=rollback)
+
+
+def train(
+    task: Task,
+    config: RunConfig,
+    workdir: str,
+    *,
+    gin_text: Mapping[str, str] | None = None,
+    rollback: Rollback | None = None,
+) -> int:
     """Train, or go on training, in `workdir`; returns the exit code (0 done, 75 stopped by a signal and saved).
 
     Raises ConfigError, StoreError or CheckpointError, before anything is compiled, when config, data, mesh and checkpoint do
@@ -46,93 +69,112 @@ def pretrain(config: PretrainConfig, workdir: str, gin_text: dict[str, str] | No
     path = Path(workdir)
     with open_workdir(path, jax.process_index()), StopRequest() as stop:
         mesh = make_mesh(config.mesh)
-        check_fits(config.model, config.train.batch_size, config.train.microbatches, mesh)
-        data = _in_workdir(config.data, path)
-        loader = Loader(
-            data,
-            config.train.batch_size,
-            config.train.steps,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        if loader.vocab_config.size > config.model.vocab_size:
-            raise ConfigError(
-                f"model.vocab_size {config.model.vocab_size} is smaller than the {loader.vocab_config.size} ids of the "
-                f"token stores; set TransformerConfig.vocab_size={loader.vocab_config.size}"
-            )
+        data = task.open(path, mesh)
+        recipe = Recipe.of(task, config, data.row_names)
         checkpointer = Checkpointer(path / CHECKPOINTS, config.checkpoint)
-        train_state, start = _restore_or_initialise(checkpointer, config, loader, mesh)
-        write_run_files(path, config, gin_text or {}, mesh)
-        _copy_tokenizer(data, path)
+        train_state, start = _begin(checkpointer, recipe, data, mesh, rollback)
+        write_run_files(path, config, gin_text, sharding_table(task.param_specs(), mesh))
         if start >= config.train.steps:
             logging.info("all %d steps are done; nothing to do", config.train.steps)
             return 0
-        logging.info(_summary(config, loader, mesh, start))
+        logging.info(_summary(recipe, data, mesh, start))
         writer = telemetry.MetricWriter(path, resume_step=start, run_config=config.to_dict())
+        run = _Run(recipe, mesh, data, checkpointer, writer, stop)
         try:
             with jax.set_mesh(mesh):
-                return _run(config, mesh, loader, checkpointer, writer, train_state, start, stop)
+                return run.go(train_state, start)
         finally:
             writer.close()
             checkpointer.close()
 
 
-def _run(
-    config: PretrainConfig,
-    mesh: jax.sharding.Mesh,
-    loader: Loader,
-    checkpointer: Checkpointer,
-    writer: telemetry.MetricWriter,
-    train_state: TrainState,
-    start: int,
-    stop: StopRequest,
-) -> int:
-    train, steps = config.train, config.train.steps
-    train_step = step_lib.compiled_train_step(config, mesh)
-    eval_step = step_lib.compiled_eval_step(config, mesh)
-    report = _Report(config, writer, start)
-    metadata = _metadata(config, loader)
-    step, stopping = start, False
-    # Any transfer between host and devices that is not asked for by name is a bug that costs speed.
-    with jax.transfer_guard("disallow"):
-        for step, (batch, waited) in enumerate(_timed(loader.batches(start, steps)), start + 1):
-            train_state, metrics = train_step(train_state, distributed.to_global(batch, mesh))
-            report.read_pending()
-            report.add(step, metrics, waited)
-            if config.data.eval_stores and (step % train.eval_every == 0 or step == steps):
+class _Run:
+    """What stays the same from the first step of this process to its last."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        mesh: jax.sharding.Mesh,
+        data: Data,
+        checkpointer: Checkpointer,
+        writer: telemetry.MetricWriter,
+        stop: StopRequest,
+    ):
+        self._recipe, self._mesh, self._data = recipe, mesh, data
+        self._checkpointer, self._writer, self._stop = checkpointer, writer, stop
+        self._metadata = {
+            "config": recipe.config.to_dict(),
+            "data_fingerprint": data.fingerprint,
+            **data.metadata,
+        }
+
+    def go(self, train_state: TrainState, start: int) -> int:
+        config, mesh = self._recipe.config, self._mesh
+        steps = config.train.steps
+        train_step = {
+            logged: step_lib.compiled_train_step(self._recipe, mesh, statistics=logged) for logged in (False, True)
+        }
+        evaluators = self._data.evaluators(mesh)
+        report = _Report(self._recipe, self._writer, start)
+        position = int(jax.device_get(train_state.position))
+        step, stopping = start, False
+        # Any transfer between host and devices that is not asked for by name is a bug that costs speed.
+        with jax.transfer_guard("disallow"):
+            batches = _timed(self._data.batches(position, steps - start))
+            for step, (batch, waited) in enumerate(batches, start + 1):
+                train_state, metrics = train_step[report.has_statistics(step)](
+                    train_state, distributed.to_global(batch, mesh)
+                )
                 report.read_pending()
-                _evaluate(eval_step, train_state, loader, mesh, config, writer, step)
-                report.restart_clock()
-            stopping = distributed.agree(stop.requested)
-            if step % config.checkpoint.every_steps == 0 or step == steps or stopping:
-                report.read_pending()  # a step that can be resumed from has its line in the log
-                with jax.transfer_guard("allow"):
-                    checkpointer.save(step, train_state, metadata)
-            if stopping:
-                break
-        report.read_pending()
-        with jax.transfer_guard("allow"):
-            checkpointer.wait()
-    if step < steps:
-        logging.info("stopped at step %d of %d, saved; run the same command to go on", step, steps)
-        return EXIT_STOPPED
-    return 0
+                report.add(step, metrics, waited)
+                if any(evaluator.is_due(step, steps) for evaluator in evaluators):
+                    report.read_pending()
+                    self._evaluate(evaluators, train_state, step)
+                    report.restart_clock()
+                stopping = distributed.agree(self._stop.requested)
+                if step % config.checkpoint.every_steps == 0 or step == steps or stopping:
+                    report.read_pending()  # a step that can be resumed from has its line in the log
+                    with jax.transfer_guard("allow"):
+                        self._checkpointer.save(step, train_state, self._metadata)
+                if stopping:
+                    break
+            report.read_pending()
+            with jax.transfer_guard("allow"):
+                self._checkpointer.wait()
+        if step < steps:
+            logging.info("stopped at step %d of %d, saved; run the same command to go on", step, steps)
+            return EXIT_STOPPED
+        return 0
+
+    def _evaluate(self, evaluators: Sequence[Evaluator], train_state: TrainState, step: int) -> None:
+        for evaluator in evaluators:
+            if not evaluator.is_due(step, self._recipe.config.train.steps):
+                continue
+            found = evaluator.run(train_state.params)
+            self._writer.write(step, {f"eval/{name}": value for name, value in found.items()})
+            if jax.process_index() == 0:
+                losses = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if name.startswith("loss"))
+                logging.info("step %d  %s %s", step, evaluator.name, losses)
 
 
 class _Report:
     """Keeps a logged step's metrics on the device until the next step runs, then writes them with the speed between log lines."""
 
-    def __init__(self, config: PretrainConfig, writer: telemetry.MetricWriter, start: int):
-        self._config, self._writer = config, writer
-        self._console = telemetry.Console(config.train.steps)
-        self._peak = config.train.peak_flops or telemetry.peak_flops(jax.local_devices()[0])
+    def __init__(self, recipe: Recipe, writer: telemetry.MetricWriter, start: int):
+        self._recipe, self._config, self._writer = recipe, recipe.config, writer
+        self._console = telemetry.Console(self._config.train.steps)
+        self._peak = self._config.train.peak_flops or telemetry.peak_flops(jax.local_devices()[0])
         self._pending: tuple[int, StepMetrics] | None = None
         self._first, self._waited, self._last_step, self._clock = start + 1, 0.0, start, 0.0
 
+    def has_statistics(self, step: int) -> bool:
+        """A function of the step alone: the two variants of a step may differ by rounding, and a resumed run must not."""
+        train = self._config.train
+        return step % train.log_every == 0 or step in (1, train.steps)
+
     def add(self, step: int, metrics: StepMetrics, waited: float) -> None:
         self._waited += waited
-        train = self._config.train
-        if step % train.log_every == 0 or step in (self._first, train.steps):
+        if self.has_statistics(step) or step == self._first:
             self._pending = (step, metrics)
 
     def read_pending(self) -> None:
@@ -140,10 +182,17 @@ class _Report:
         if self._pending is None:
             return
         (step, metrics), self._pending = self._pending, None
-        values = telemetry.step_metrics(jax.device_get(metrics))
+        metrics = jax.device_get(metrics)
+        values = telemetry.step_metrics(metrics, self._recipe.task.metrics(metrics.sums))
         if step != self._first:  # the first step's time is that of compiling
-            seconds = time.perf_counter() - self._clock
-            values |= telemetry.speed(self._config, step, step - self._last_step, seconds, self._waited, self._peak)
+            values |= telemetry.speed(
+                self._recipe.task,
+                steps=step - self._last_step,
+                left=self._config.train.steps - step,
+                seconds=time.perf_counter() - self._clock,
+                waited=self._waited,
+                peak=self._peak,
+            )
         self._last_step = step
         self.restart_clock()
         self._writer.write(step, values)
@@ -170,69 +219,41 @@ def _timed(batches: Iterator[Any]) -> Iterator[tuple[Any, float]]:
         yield batch, time.perf_counter() - begin
 
 
-def _evaluate(eval_step, train_state, loader, mesh, config, writer, step) -> None:
-    total = None
-    for batch in loader.eval_batches(config.train.eval_batches):
-        sums = eval_step(train_state.params, distributed.to_global(batch, mesh))
-        total = sums if total is None else total + sums
-    if total is None:
-        return
-    values = telemetry.loss_metrics(jax.device_get(total), prefix="eval/")
-    writer.write(step, values)
-    if jax.process_index() == 0:
-        losses = ", ".join(f"{k.removeprefix('eval/')} {v:.4f}" for k, v in values.items() if k.startswith("eval/loss"))
-        logging.info("step %d  held-out %s", step, losses)
-
-
-def _metadata(config: PretrainConfig, loader: Loader) -> dict[str, Any]:
-    return {
-        "config": config.to_dict(),
-        "data_fingerprint": loader.fingerprint(),
-        "vocab_config": loader.vocab_config.to_dict(),
-    }
-
-
-def _restore_or_initialise(
-    checkpointer: Checkpointer, config: PretrainConfig, loader: Loader, mesh: jax.sharding.Mesh
+def _begin(
+    checkpointer: Checkpointer, recipe: Recipe, data: Data, mesh: jax.sharding.Mesh, rollback: Rollback | None
 ) -> tuple[TrainState, int]:
-    """The newest verified checkpoint if it belongs to this run, else a fresh state; and its step."""
+    """The state to go on from and its step: a checkpoint of this run, else the task's initial parameters."""
     newest = checkpointer.metadata()
     if newest is not None:  # before the arrays are looked at, so that a changed field is named rather than a shape
-        check_resume(newest["config"], config)
-    restored = checkpointer.restore(state_lib.abstract(config, mesh))
+        check_resume(newest["config"], recipe.config)
+    abstract = state_lib.abstract(recipe, mesh)
+    restored = checkpointer.restore(abstract) if rollback is None else checkpointer.restore(abstract, rollback.step)
     if restored is None:
-        return state_lib.initialise(config, mesh), 0
-    if restored.metadata["data_fingerprint"] != loader.fingerprint():
+        if rollback is not None:
+            raise CheckpointError(f"there is no step {rollback.step} to go back to in {checkpointer.directory}")
+        return state_lib.initialise(recipe.task.initial_params(data, mesh), recipe, mesh), 0
+    if restored.metadata["data_fingerprint"] != data.fingerprint:
         raise CheckpointError(
             f"the data changed since step {restored.step}: fingerprint {restored.metadata['data_fingerprint']} then, "
-            f"{loader.fingerprint()} now; use the same token stores or a new workdir"
+            f"{data.fingerprint} now; use the same token stores or a new workdir"
         )
-    logging.info("resuming from step %d", restored.step)
-    return restored.state, restored.step
+    train_state = restored.state
+    if rollback is None:
+        logging.info("resuming from step %d", restored.step)
+        return train_state, restored.step
+    checkpointer.discard_after(restored.step)
+    position = int(jax.device_get(train_state.position)) + rollback.skip_batches
+    logging.info("back to step %d, going on with batch %d", restored.step, position)
+    moved = jax.device_put(jax.numpy.int32(position), train_state.position.sharding)
+    return train_state.replace(position=moved), restored.step
 
 
-def _in_workdir(data: DataConfig, path: Path) -> DataConfig:
-    """Fill in `{workdir}`; the recorded config keeps the placeholder, so a run can be moved."""
-
-    def fill(stores):
-        return tuple(dataclasses.replace(s, path=s.path.replace("{workdir}", str(path))) for s in stores)
-
-    return dataclasses.replace(data, stores=fill(data.stores), eval_stores=fill(data.eval_stores))
-
-
-def _copy_tokenizer(data: DataConfig, path: Path) -> None:
-    """Keep the tokenizer with the weights: generation needs both, and stores may be deleted."""
-    source = Path(data.stores[0].path) / TOKENIZER
-    if jax.process_index() == 0 and source.is_dir() and not (path / TOKENIZER).exists():
-        with new_folder(path / TOKENIZER) as unfinished:
-            shutil.copytree(source, unfinished, dirs_exist_ok=True)
-
-
-def _summary(config: PretrainConfig, loader: Loader, mesh: jax.sharding.Mesh, start: int) -> str:
-    count = params.count(transformer.param_specs(config.model))
+def _summary(recipe: Recipe, data: Data, mesh: jax.sharding.Mesh, start: int) -> str:
+    task, trainable = recipe.task, recipe.trainable
+    count, trained = params.count(trainable.specs), params.count(trainable.selected_specs())
+    part = "" if trained == count else f", {trained:,} of them trained,"
     axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    tokens = config.train.batch_size * config.data.seq_len
     return (
-        f"{count:,} parameters on {mesh.size} {mesh.devices.flat[0].device_kind} device(s) ({axes}); "
-        f"{tokens:,} tokens a step, steps {start + 1} to {config.train.steps}; data {loader.fingerprint()}"
+        f"{count:,} parameters{part} on {mesh.size} {mesh.devices.flat[0].device_kind} device(s) ({axes}); "
+        f"{task.tokens_per_step:,} tokens a step, steps {start + 1} to {recipe.config.train.steps}; data {data.fingerprint}"
     )

@@ -42,6 +42,10 @@ class LossSums:
         added = jax.tree.map(jnp.add, self, other)
         return added.replace(logit_max=jnp.maximum(self.logit_max, other.logit_max))
 
+    def joined(self) -> LossSums:
+        """The sums of the whole from those of its parts along the first axis."""
+        return jax.tree.map(lambda parts: jnp.sum(parts, axis=0), self).replace(logit_max=jnp.max(self.logit_max))
+
 
 @dataclasses.dataclass(frozen=True)
 class _Settings:

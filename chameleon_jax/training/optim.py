@@ -1,4 +1,8 @@
-"""AdamW as the Chameleon paper uses it (section 2.3.1), from optax parts."""
+"""AdamW as the Chameleon paper uses it (section 2.3.1), from optax parts, with the learning rate outside.
+
+The rate is a function of the train state's step alone. A count of the optimizer's own would stand still in skipped steps, and the
+rate applied would no longer be the rate logged.
+"""
 
 from __future__ import annotations
 
@@ -43,16 +47,10 @@ def decayed(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(is_matrix, params)
 
 
-def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """clip by global norm -> Adam -> decoupled decay times the learning rate (Loshchilov & Hutter 2019)."""
+def directions(config: OptimConfig) -> optax.GradientTransformation:
+    """clip by global norm -> Adam -> decoupled decay (Loshchilov & Hutter 2019): the update for a learning rate of -1."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            learning_rate(config, steps),
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=decayed,
-        ),
+        optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=decayed),
     )

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from chameleon_jax.configs import PretrainConfig
-from chameleon_jax.models import params, transformer
+from chameleon_jax.models import params
 from chameleon_jax.parallel.mesh import replicated
 from chameleon_jax.training import optim
+from chameleon_jax.training.task import Recipe
 from chameleon_jax.vocab import MODALITY_NAMES
 
 TOKEN_BASE_BITS = 30
@@ -21,27 +21,31 @@ TOKEN_BASE_BITS = 30
 
 @flax.struct.dataclass
 class TrainState:
-    """`step` is the number of batches consumed, and with the config it determines the next batch and its dropout.
+    """`step` counts optimizer steps and decides rate and dropout; `position` is the number of the next batch.
 
-    `tokens_seen` counts trained targets by ModalityId as (high, low) digits to base 2^30, for no 32-bit number holds a real run's
-    tokens; `skipped` counts the steps that changed no parameter.
+    They differ only after a rollback that passed over batches. `opt_state` has moments of the trained part alone. `tokens_seen`
+    counts trained targets by ModalityId as (high, low) digits to base 2^30, for no 32-bit number holds a real run's tokens;
+    `skipped` counts the steps that changed no parameter.
     """
 
     step: Int[Array, ""]
+    position: Int[Array, ""]
     params: dict[str, Any]
     opt_state: Any
     skipped: Int[Array, ""]
     tokens_seen: Int[Array, "m 2"]
 
 
-def create(key: jax.Array, config: PretrainConfig) -> TrainState:
+def create(weights: dict[str, Any], recipe: Recipe) -> TrainState:
     """The state before the first step; jit with `shardings` as out_shardings."""
-    weights = transformer.init(key, config.model)
+    # One buffer each: a state is donated, and no buffer can be donated twice.
+    step, position, skipped = (jnp.zeros((), jnp.int32) for _ in range(3))
     return TrainState(
-        step=jnp.zeros((), jnp.int32),
+        step=step,
+        position=position,
         params=weights,
-        opt_state=optim.optimizer(config.optim, config.train.steps).init(weights),
-        skipped=jnp.zeros((), jnp.int32),
+        opt_state=optim.directions(recipe.config.optim).init(recipe.trainable.select(weights)),
+        skipped=skipped,
         tokens_seen=jnp.zeros((len(MODALITY_NAMES), 2), jnp.int32),
     )
 
@@ -53,13 +57,11 @@ def count_tokens(seen: Int[Array, "m 2"], new: Float[Array, "m"]) -> Int[Array, 
     return jnp.stack([seen[:, 0] + carry, low - (carry << TOKEN_BASE_BITS)], axis=1)
 
 
-def shardings(config: PretrainConfig, mesh: Mesh) -> TrainState:
+def shardings(recipe: Recipe, mesh: Mesh) -> TrainState:
     """A TrainState of NamedShardings: moments are stored as their parameters are, scalars on every device."""
-    abstract = jax.eval_shape(lambda: create(jax.random.key(0), config))
-    by_path = {
-        jax.tree_util.keystr(path): sharding
-        for path, sharding in jax.tree.leaves_with_path(params.shardings(transformer.param_specs(config.model), mesh))
-    }
+    weights = params.shardings(recipe.trainable.specs, mesh)
+    moments = params.shardings(recipe.trainable.selected_specs(), mesh)
+    by_path = {jax.tree_util.keystr(path): sharding for path, sharding in jax.tree.leaves_with_path(moments)}
 
     def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> Any:
         # A moment's path ends with the path of its parameter: [...].mu['layers']['attn']['wq'].
@@ -69,19 +71,25 @@ def shardings(config: PretrainConfig, mesh: Mesh) -> TrainState:
                 return sharding
         return replicated(mesh)
 
-    return jax.tree_util.tree_map_with_path(place, abstract)
+    placed = jax.tree_util.tree_map_with_path(place, _shapes(recipe))
+    return placed.replace(params=weights)
 
 
-def initialise(config: PretrainConfig, mesh: Mesh) -> TrainState:
-    """A fresh state, created sharded: no device ever holds more than its part."""
-    make = jax.jit(lambda key: create(key, config), out_shardings=shardings(config, mesh))
+def _shapes(recipe: Recipe) -> TrainState:
+    return jax.eval_shape(lambda weights: create(weights, recipe), params.abstract(recipe.trainable.specs))
+
+
+def initialise(weights: dict[str, Any], recipe: Recipe, mesh: Mesh) -> TrainState:
+    """A fresh state around `weights`, which are on the mesh and are taken: no device ever holds more than its part."""
+    make = jax.jit(lambda w: create(w, recipe), out_shardings=shardings(recipe, mesh), donate_argnums=0)
     with jax.set_mesh(mesh):
-        return make(jax.random.key(config.train.seed))
+        return make(weights)
 
 
-def abstract(config: PretrainConfig, mesh: Mesh) -> TrainState:
+def abstract(recipe: Recipe, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, for restoring into."""
-    shapes = jax.eval_shape(lambda: create(jax.random.key(0), config))
     return jax.tree.map(
-        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings(config, mesh)
+        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+        _shapes(recipe),
+        shardings(recipe, mesh),
     )

@@ -1,12 +1,13 @@
-"""One optimiser step, and one evaluation of a batch, as pure functions ready to jit.
+"""One optimizer step as a pure function ready to jit.
 
-The one idea: gradients are of the *sum* of the loss; sums of microbatches, modalities and devices are added first and divided once
-by the global weight, so how a batch is cut never changes the step.
+Gradients are of the *sum* of the loss; sums of microbatches, modalities and devices are added first and divided once by the global
+weight, so how a batch is cut never changes the step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
@@ -15,95 +16,93 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from chameleon_jax.configs import PretrainConfig
-from chameleon_jax.data.batch import Batch
-from chameleon_jax.models import transformer
+from chameleon_jax.models import params
+from chameleon_jax.models.keys import fold_name
+from chameleon_jax.models.statistics import Statistics
 from chameleon_jax.parallel.mesh import batch_sharding, constrain, replicated
-from chameleon_jax.training import guard, losses, optim, state
-from chameleon_jax.training.losses import LossSums
+from chameleon_jax.training import guard, optim, state
 from chameleon_jax.training.state import TrainState
+from chameleon_jax.training.task import Recipe, Sums
 
 
 @flax.struct.dataclass
 class StepMetrics:
-    """What a step reports; still on the device. Norms are of the whole tree; `statistics` are [L] per layer."""
+    """What a step reports; still on the device. Norms are of whole trees; `statistics` are [L] each, None where not asked for."""
 
-    sums: LossSums
+    sums: Sums
     gradient_norm: Float[Array, ""]
     update_norm: Float[Array, ""]
     parameter_norm: Float[Array, ""]
     learning_rate: Float[Array, ""]
-    skipped: Float[Array, ""]
+    skipped: Int[Array, ""]
     tokens_seen: Int[Array, "m 2"]
-    statistics: dict[str, Float[Array, "L"]]
+    statistics: dict[str, Float[Array, "L"]] | None
 
 
-def _loss(weights, batch: Batch, config: PretrainConfig, dropout_key, statistics: bool):
-    out = transformer.forward(
-        weights,
-        batch.tokens,
-        batch.positions,
-        batch.segment_ids,
-        config.model,
-        dropout_key=dropout_key,
-        statistics=statistics,
-    )
-    sums = losses.cross_entropy(
-        out.hidden, weights["head"], batch.targets, batch.loss_weights, batch.modality, config.loss
-    )
-    return sums.objective, (sums, out.statistics)
-
-
-def _microbatches(batch: Batch, count: int) -> Batch:
-    """[B, T] -> [count, B / count, T], taking every count-th row, so that each device keeps its own rows."""
+def _microbatches(batch: Any, count: int) -> Any:
+    """[B, ...] -> [count, B / count, ...], taking every count-th row, so that each device keeps its own rows."""
     return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0), batch)
 
 
-def gradient_sums(weights, batch: Batch, config: PretrainConfig, dropout_key):
-    """(gradient of the summed objective, LossSums, statistics) of a batch, microbatch by microbatch."""
-    differentiate = jax.grad(_loss, has_aux=True)
-    count = config.train.microbatches
+def gradient_sums(
+    weights: Any, batch: Any, recipe: Recipe, dropout_key: jax.Array | None, *, statistics: bool
+) -> tuple[Any, Sums, Statistics | None]:
+    """(gradient of the summed objective by the trained part, sums, statistics) of a batch, microbatch by microbatch.
+
+    The gradient is fp32 and lies as the parameters do. The model is traced once, however many microbatches there are.
+    """
+    trainable = recipe.trainable
+
+    def objective(selected: Any, micro: Any, key: jax.Array | None) -> tuple[Array, tuple[Sums, Statistics | None]]:
+        sums, seen = recipe.task.loss(trainable.merge(weights, selected), micro, key, statistics=statistics)
+        return sums.objective, (sums, seen)
+
+    selected, specs = trainable.select(weights), trainable.selected_specs()
+
+    def one(micro: Any, key: jax.Array | None) -> tuple[Any, tuple[Sums, Statistics | None]]:
+        gradient, seen = jax.grad(objective, has_aux=True)(selected, micro, key)
+        return params.constrain(jax.tree.map(lambda g: g.astype(jnp.float32), gradient), specs), seen
+
+    count = recipe.config.train.microbatches
     if count == 1:
-        gradient, (sums, statistics) = differentiate(weights, batch, config, dropout_key, True)
-        return gradient, sums, statistics
+        gradient, (sums, seen) = one(batch, dropout_key)
+        return gradient, sums, seen
 
-    def one(micro: Batch, index: Array):
+    def add(total: Any, part: tuple[Any, Array]) -> tuple[Any, tuple[Sums, Statistics | None]]:
+        micro, index = part
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
-        micro = jax.tree.map(lambda x: constrain(x, "B T"), micro)
-        gradient, (sums, statistics) = differentiate(weights, micro, config, key, True)
-        return jax.tree.map(lambda g: g.astype(jnp.float32), gradient), sums, statistics
+        gradient, seen = one(jax.tree.map(lambda x: constrain(x, "B T"), micro), key)
+        return jax.tree.map(jnp.add, total, gradient), seen
 
-    parts = _microbatches(batch, count)
-    first = one(jax.tree.map(lambda x: x[0], parts), jnp.zeros((), jnp.int32))
-
-    def add(total, part):
-        gradient, sums, statistics = one(*part)
-        gradient = jax.tree.map(jnp.add, total[0], gradient)
-        return (gradient, total[1] + sums, jax.tree.map(jnp.maximum, total[2], statistics)), None
-
-    rest = jax.tree.map(lambda x: x[1:], parts)
-    return jax.lax.scan(add, first, (rest, jnp.arange(1, count)))[0]
+    start = params.constrain(jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), selected), specs)
+    gradient, (sums, seen) = jax.lax.scan(add, start, (_microbatches(batch, count), jnp.arange(count)))
+    return gradient, sums.joined(), seen.joined() if statistics else None
 
 
-def train_step(train_state: TrainState, batch: Batch, config: PretrainConfig) -> tuple[TrainState, StepMetrics]:
-    """One AdamW step on the mean loss of the global batch; dropout depends on (seed, step) alone."""
-    dropout_key = None
-    if config.model.dropout > 0:
-        dropout_key = jax.random.fold_in(jax.random.key(config.train.seed + 1), train_state.step)
-    gradient, sums, statistics = gradient_sums(train_state.params, batch, config, dropout_key)
-    gradient = jax.tree.map(lambda g: g / jnp.maximum(sums.normaliser, 1e-9).astype(g.dtype), gradient)
+def train_step(
+    train_state: TrainState, batch: Any, recipe: Recipe, *, statistics: bool
+) -> tuple[TrainState, StepMetrics]:
+    """One AdamW step on the mean loss of the global batch; rate and dropout depend on (config, step) alone."""
+    config, step = recipe.config, train_state.step
+    dropout_key = jax.random.fold_in(fold_name(jax.random.key(config.train.seed), "dropout"), step)
+    gradient, sums, seen = gradient_sums(train_state.params, batch, recipe, dropout_key, statistics=statistics)
+    gradient = jax.tree.map(lambda g: g / jnp.maximum(sums.normaliser, 1e-9), gradient)
     gradient_norm = optax.tree.norm(gradient)
 
-    optimizer = optim.optimizer(config.optim, config.train.steps)
-    updates, opt_state = optimizer.update(gradient, train_state.opt_state, train_state.params)
-    weights = optax.apply_updates(train_state.params, updates)
+    selected = recipe.trainable.select(train_state.params)
+    directions, opt_state = optim.directions(config.optim).update(gradient, train_state.opt_state, selected)
+    rate = optim.learning_rate(config.optim, config.train.steps)(step)
+    updates = jax.tree.map(lambda direction: -rate * direction, directions)
+    new = optax.apply_updates(selected, updates)
     skipped = jnp.zeros((), jnp.int32)
     if config.optim.skip_nonfinite:
         good = jnp.isfinite(gradient_norm) & jnp.isfinite(sums.objective)
-        weights, opt_state = guard.keep_if(good, (weights, opt_state), (train_state.params, train_state.opt_state))
+        new, opt_state = guard.keep_if(good, (new, opt_state), (selected, train_state.opt_state))
         skipped = 1 - good.astype(jnp.int32)
+    weights = recipe.trainable.merge(train_state.params, new)
     new_state = TrainState(
-        step=train_state.step + 1,
+        step=step + 1,
+        position=train_state.position + 1,
         params=weights,
         opt_state=opt_state,
         skipped=train_state.skipped + skipped,
@@ -114,34 +113,28 @@ def train_step(train_state: TrainState, batch: Batch, config: PretrainConfig) ->
         gradient_norm=gradient_norm,
         update_norm=optax.tree.norm(updates),
         parameter_norm=optax.tree.norm(weights),
-        learning_rate=optim.learning_rate(config.optim, config.train.steps)(train_state.step),
+        learning_rate=rate,
         skipped=new_state.skipped,
         tokens_seen=new_state.tokens_seen,
-        statistics=statistics,
+        statistics=seen.named() if statistics else None,
     )
 
 
-def eval_step(weights, batch: Batch, config: PretrainConfig) -> LossSums:
-    """Loss sums of a batch without dropout."""
-    return _loss(weights, batch, config, None, False)[1][0]
-
-
-def compiled_train_step(config: PretrainConfig, mesh: Mesh) -> Callable:
+def compiled_train_step(recipe: Recipe, mesh: Mesh, *, statistics: bool) -> Callable:
     """`train_step` jitted on the mesh with the state donated: (state, batch) -> (state, metrics)."""
-    placed = state.shardings(config, mesh)
+    placed = state.shardings(recipe, mesh)
     return jax.jit(
-        lambda s, b: train_step(s, b, config),
+        lambda s, b: train_step(s, b, recipe, statistics=statistics),
         in_shardings=(placed, batch_sharding(mesh)),
         out_shardings=(placed, replicated(mesh)),
         donate_argnums=0,
     )
 
 
-def compiled_eval_step(config: PretrainConfig, mesh: Mesh) -> Callable:
-    """`eval_step` jitted on the mesh: (params, batch) -> LossSums."""
-    placed = state.shardings(config, mesh).params
+def compiled_eval_step(recipe: Recipe, mesh: Mesh) -> Callable:
+    """Sums of a batch without dropout, jitted on the mesh: (params, batch) -> Sums."""
     return jax.jit(
-        lambda p, b: eval_step(p, b, config),
-        in_shardings=(placed, batch_sharding(mesh)),
+        lambda weights, batch: recipe.task.loss(weights, batch, None, statistics=False)[0],
+        in_shardings=(params.shardings(recipe.trainable.specs, mesh), batch_sharding(mesh)),
         out_shardings=replicated(mesh),
     )

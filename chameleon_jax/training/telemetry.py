@@ -19,13 +19,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from chameleon_jax.configs import PretrainConfig
 from chameleon_jax.files import atomic_write
-from chameleon_jax.models import transformer
 from chameleon_jax.progress import format_seconds
 from chameleon_jax.training.losses import LossSums
 from chameleon_jax.training.state import TOKEN_BASE_BITS
 from chameleon_jax.training.step import StepMetrics
+from chameleon_jax.training.task import Task
 from chameleon_jax.vocab import MODALITY_NAMES
 
 METRICS_FILE = "metrics.jsonl"
@@ -59,9 +58,12 @@ def loss_metrics(sums: LossSums, prefix: str = "") -> dict[str, float]:
     return metrics
 
 
-def step_metrics(metrics: StepMetrics) -> dict[str, float | list[float]]:
-    """Everything that a step reports, by name; per-layer statistics are lists, and the last layer's output RMS has its own name."""
-    out: dict[str, Any] = loss_metrics(metrics.sums)
+def step_metrics(metrics: StepMetrics, losses: dict[str, float]) -> dict[str, float | list[float]]:
+    """Everything that a step reports, by name: the `losses` that its task made of its sums, then the rest.
+
+    Per-layer statistics are lists, and the last layer's output RMS has its own name. `metrics` are on the host.
+    """
+    out: dict[str, Any] = dict(losses)
     out["learning_rate"] = float(metrics.learning_rate)
     out["norm/gradient"] = float(metrics.gradient_norm)
     out["norm/update"] = float(metrics.update_norm)
@@ -70,29 +72,26 @@ def step_metrics(metrics: StepMetrics) -> dict[str, float | list[float]]:
     for m, name in enumerate(MODALITY_NAMES):
         high, low = metrics.tokens_seen[m]
         out[f"tokens_seen/{name}"] = (int(high) << TOKEN_BASE_BITS) + int(low)
-    for name, values in metrics.statistics.items():
-        out[f"layers/{name}"] = [float(v) for v in values]
-    out["output_rms"] = out["layers/residual_rms"][-1]
-    out["max_attention_logit"] = max(out["layers/max_attention_logit"])
+    if metrics.statistics is not None:
+        for name, values in metrics.statistics.items():
+            out[f"layers/{name}"] = [float(v) for v in values]
+        out["output_rms"] = out["layers/residual_rms"][-1]
+        out["max_attention_logit"] = max(out["layers/max_attention_logit"])
     return out
 
 
-def speed(
-    config: PretrainConfig, step: int, steps: int, seconds: float, waited: float, peak: float
-) -> dict[str, float]:
-    """Of `steps` steps that took `seconds`, `waited` of them for data: tokens/s, time left, and model FLOPs utilisation.
+def speed(task: Task, *, steps: int, left: int, seconds: float, waited: float, peak: float) -> dict[str, float]:
+    """Speed over `steps` steps that took `seconds`, `waited` of them for data, and the time that the `left` steps will take.
 
-    MFU = tokens/s x transformer.flops_per_token / (peak x devices); half the attention scores are counted, as causal ones exist.
+    MFU = task.flops_per_step a second / (peak x devices).
     """
     step_seconds = seconds / steps
-    tokens = config.train.batch_size * config.data.seq_len / step_seconds
-    flops = tokens * transformer.flops_per_token(config.model, config.data.seq_len)
     return {
-        "tokens_per_second": tokens,
-        "mfu": flops / (peak * jax.device_count()),
+        "tokens_per_second": task.tokens_per_step / step_seconds,
+        "mfu": task.flops_per_step / step_seconds / (peak * jax.device_count()),
         "data_wait_fraction": waited / seconds,
         "step_seconds": step_seconds,
-        "eta_seconds": (config.train.steps - step) * step_seconds,
+        "eta_seconds": left * step_seconds,
     }
 
 

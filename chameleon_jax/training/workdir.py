@@ -23,7 +23,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from chameleon_jax.config_base import Config
-from chameleon_jax.configs import PretrainConfig
+from chameleon_jax.configs import RunConfig
 from chameleon_jax.errors import CheckpointError, ConfigError, WorkdirError
 from chameleon_jax.files import atomic_write
 
@@ -84,12 +84,14 @@ def _holder(descriptor: int) -> str:
 
 
 def write_run_files(
-    path: str | os.PathLike[str], config: Config, gin_text: Mapping[str, str] | None = None, mesh: Mesh | None = None
+    path: str | os.PathLike[str],
+    config: Config,
+    gin_text: Mapping[str, str] | None = None,
+    sharding: str | None = None,
 ) -> None:
     """Record what this run is: config.json, versions.json, a .gin file per entry of `gin_text`, and sharding.txt.
 
-    sharding.txt lays out the parameters of `config.model` on `mesh`. Only process 0 writes. Raises WorkdirError when
-    the directory cannot be written.
+    `sharding` is a `sharding_table`. Only process 0 writes. Raises WorkdirError when the directory cannot be written.
     """
     import jax
 
@@ -99,8 +101,8 @@ def write_run_files(
     files = {"config.json": config.to_json(), "versions.json": json.dumps(versions(), indent=2) + "\n"}
     for name, text in (gin_text or {}).items():
         files[name if name.endswith(".gin") else f"{name}.gin"] = text
-    if mesh is not None:
-        files["sharding.txt"] = sharding_table(config, mesh)
+    if sharding is not None:
+        files["sharding.txt"] = sharding
     try:
         for name, text in files.items():
             atomic_write(path / name, text)
@@ -135,17 +137,16 @@ def _git_commit() -> str | None:
     return done.stdout.strip()
 
 
-def sharding_table(config: PretrainConfig, mesh: Mesh) -> str:
-    """One line a parameter: path, shape, axes, mesh axes, bytes on each device; and the sum."""
+def sharding_table(specs: Any, mesh: Mesh) -> str:
+    """One line a ParamSpec: path, shape, axes, mesh axes, bytes on each device; and the sum."""
     import numpy as np
     from jax.sharding import NamedSharding
 
-    from chameleon_jax.models.transformer import param_specs
     from chameleon_jax.parallel.mesh import parameter_spec
     from chameleon_jax.training.checkpoint_manifest import named_leaves
 
     rows, total = [("parameter", "shape", "axes", "sharding", "bytes/device")], 0
-    for name, spec in named_leaves(param_specs(config.model)).items():
+    for name, spec in named_leaves(specs).items():
         partition = parameter_spec(spec.axes)
         shape = NamedSharding(mesh, partition).shard_shape(spec.shape)
         size = int(np.prod(shape)) * np.dtype(spec.dtype).itemsize
@@ -158,7 +159,7 @@ def sharding_table(config: PretrainConfig, mesh: Mesh) -> str:
     return "\n".join([f"mesh: {axes}", *lines]) + "\n"
 
 
-def check_resume(saved: dict[str, Any], config: PretrainConfig) -> None:
+def check_resume(saved: dict[str, Any], config: RunConfig) -> None:
     """Refuse to resume with a config that would make another run of it.
 
     `saved` is the `to_dict` of the config that the checkpoint was made with. Fields under FREE_ON_RESUME may differ. Raises

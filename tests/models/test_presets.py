@@ -12,6 +12,8 @@ from chameleon_jax.models import params, transformer
 from chameleon_jax.models.presets import PRESETS, RELEASES, preset
 from chameleon_jax.parallel import mesh as mesh_lib
 from chameleon_jax.training import state, step
+from chameleon_jax.training.pretraining import PretrainTask
+from chameleon_jax.training.task import Recipe
 from chameleon_jax.vocab import Vocab
 
 
@@ -87,7 +89,8 @@ def test_a_train_step_of_the_released_sizes_lowers_for_a_cluster_without_allocat
     )
     mesh_lib.check_fits(config.model, rows, 1, mesh)
     with jax.sharding.use_abstract_mesh(mesh):
-        abstract = state.abstract(config, mesh)
+        recipe = Recipe.of(PretrainTask(config=config), config)
+        abstract = state.abstract(recipe, mesh)
         of = lambda dtype: jax.ShapeDtypeStruct(  # noqa: E731
             (rows, length), dtype, sharding=mesh_lib.batch_sharding(mesh)
         )
@@ -99,7 +102,8 @@ def test_a_train_step_of_the_released_sizes_lowers_for_a_cluster_without_allocat
             positions=of(jnp.int32),
             modality=of(jnp.int32),
         )
-        lowered = step.compiled_train_step(config, mesh).trace(abstract, batch).lower(lowering_platforms=("tpu",))
+        compiled = step.compiled_train_step(recipe, mesh, statistics=True)
+        lowered = compiled.trace(abstract, batch).lower(lowering_platforms=("tpu",))
     assert lowered.out_info[0].params["head"].shape == (config.model.d_model, config.model.vocab_size)
     bytes_per_device = sum(
         jnp.dtype(leaf.dtype).itemsize * leaf.size // leaf.sharding.num_devices

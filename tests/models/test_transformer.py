@@ -274,7 +274,10 @@ def test_layers_one_by_one_give_what_the_scanned_ones_give(with_taps):
 def test_statistics_of_parts_join_to_those_of_the_whole():
     weights = random_weights(CONFIG)
     tokens, positions, segments = packed_rows()  # rows of 11 and of 14 real tokens
-    of = lambda rows: forward(weights, tokens[rows], positions[rows], segments[rows], CONFIG, statistics=True).statistics  # noqa: E731
+
+    def of(rows):
+        return forward(weights, tokens[rows], positions[rows], segments[rows], CONFIG, statistics=True).statistics
+
     whole = of(slice(0, 2)).named()
     parts = jax.tree.map(lambda *x: jnp.stack(x), of(slice(0, 1)), of(slice(1, 2)))
     joined = parts.joined().named()

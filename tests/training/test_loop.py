@@ -169,8 +169,8 @@ def test_a_loss_that_is_not_finite_stops_a_run_that_may_not_skip(config, tmp_pat
     broken = dataclasses.replace(config, optim=OptimConfig(learning_rate=1e-2, skip_nonfinite=False))
     create = state_lib.create
 
-    def poisoned(key, config):
-        made = create(key, config)
+    def poisoned(weights, recipe):
+        made = create(weights, recipe)
         return made.replace(params=made.params | {"norm": made.params["norm"].at[0].set(np.nan)})
 
     monkeypatch.setattr(state_lib, "create", poisoned)
@@ -182,7 +182,9 @@ def test_a_loss_that_is_not_finite_stops_a_run_that_may_not_skip(config, tmp_pat
 def test_the_step_is_traced_once_in_the_whole_loop(config, tmp_path, monkeypatch):
     traces = []
     train_step = step_lib.train_step
-    monkeypatch.setattr(step_lib, "train_step", lambda *args: traces.append(1) or train_step(*args))
+    monkeypatch.setattr(
+        step_lib, "train_step", lambda *args, statistics: traces.append(1) or train_step(*args, statistics=statistics)
+    )
     short = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=6))
     watcher = stop_after(tmp_path, 3)
     pretrain(short, str(tmp_path))

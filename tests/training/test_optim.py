@@ -60,9 +60,10 @@ def test_updates_equal_adamw_with_clipping_in_numpy():
     rng = np.random.default_rng(0)
     weights = {"matrix": rng.normal(size=(3, 4)), "norm": rng.normal(size=4)}
     tree = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), weights)
-    optimizer = optim.optimizer(CONFIG, 100)
+    optimizer = optim.directions(CONFIG)
     state = optimizer.init(tree)
     update = jax.jit(optimizer.update)
+    schedule = optim.learning_rate(CONFIG, 100)
     first, second = ({k: np.zeros_like(v) for k, v in weights.items()} for _ in range(2))
     for step in range(5):
         # the first gradients are long and clipped, the later ones short
@@ -78,7 +79,8 @@ def test_updates_equal_adamw_with_clipping_in_numpy():
             if name == "matrix":
                 direction = direction + 0.1 * weights[name]
             weights[name] = weights[name] - rate * direction
-        updates, state = update(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), gradient), state, tree)
+        directions, state = update(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), gradient), state, tree)
+        updates = jax.tree.map(jnp.multiply, directions, jax.tree.map(lambda _, s=step: -schedule(s), directions))
         tree = jax.tree.map(jnp.add, tree, updates)
         for name in weights:
             np.testing.assert_allclose(tree[name], weights[name], rtol=2e-5, err_msg=f"{name}, step {step}")

@@ -13,6 +13,7 @@ from chameleon_jax.configs import (
     OptimConfig,
     PretrainConfig,
     StoreConfig,
+    TrainableConfig,
     TrainConfig,
     TransformerConfig,
 )
@@ -20,6 +21,8 @@ from chameleon_jax.data.batch import Batch
 from chameleon_jax.parallel import mesh as mesh_lib
 from chameleon_jax.training import state as state_lib
 from chameleon_jax.training import step as step_lib
+from chameleon_jax.training.pretraining import PretrainTask
+from chameleon_jax.training.task import Recipe
 
 ROWS, LENGTH, VOCAB = 8, 16, 64
 CONFIG = PretrainConfig(
@@ -58,22 +61,35 @@ def batch(seed: int) -> Batch:
     )
 
 
+def recipe_of(config: PretrainConfig) -> Recipe:
+    return Recipe.of(PretrainTask(config=config), config, {"text": (30, VOCAB), "image": (4, 20)})
+
+
+def initialise(config: PretrainConfig, mesh):
+    """The state before the first step, as the loop makes it."""
+    recipe = recipe_of(config)
+    return state_lib.initialise(recipe.task.initial_params(None, mesh), recipe, mesh)
+
+
 @functools.cache
-def initial(model: TransformerConfig):
-    """The state before the first step, on the host; it depends on the model alone."""
-    config = dataclasses.replace(CONFIG, model=model)
-    return jax.device_get(state_lib.initialise(config, mesh_lib.make_mesh(ONE, jax.devices()[:1])))
+def initial(model: TransformerConfig, trainable: TrainableConfig):
+    """The state before the first step, on the host."""
+    config = dataclasses.replace(CONFIG, model=model, trainable=trainable)
+    return jax.device_get(initialise(config, mesh_lib.make_mesh(ONE, jax.devices()[:1])))
 
 
 def start(config: PretrainConfig, mesh):
     """`initial` on a mesh, in buffers of its own."""
-    return jax.tree.map(jax.device_put, initial(config.model), state_lib.shardings(config, mesh))
+    return jax.tree.map(
+        jax.device_put, initial(config.model, config.trainable), state_lib.shardings(recipe_of(config), mesh)
+    )
 
 
 @functools.cache
-def compiled_step(config: PretrainConfig):
+def compiled_step(config: PretrainConfig, statistics: bool = True):
     """The compiled step on a mesh of one device."""
-    return step_lib.compiled_train_step(config, mesh_lib.make_mesh(ONE, jax.devices()[:1]))
+    mesh = mesh_lib.make_mesh(ONE, jax.devices()[:1])
+    return step_lib.compiled_train_step(recipe_of(config), mesh, statistics=statistics)
 
 
 @functools.cache
@@ -81,7 +97,9 @@ def run(config: PretrainConfig, mesh_config: MeshConfig, steps: int = 3):
     """(state as NumPy, [metrics as NumPy]) after `steps` steps."""
     size = mesh_config.data * mesh_config.fsdp * mesh_config.tensor
     mesh = mesh_lib.make_mesh(mesh_config, jax.devices()[:size])
-    compiled = compiled_step(config) if size == 1 else step_lib.compiled_train_step(config, mesh)
+    compiled = (
+        compiled_step(config) if size == 1 else step_lib.compiled_train_step(recipe_of(config), mesh, statistics=True)
+    )
     with jax.set_mesh(mesh):
         state, metrics = start(config, mesh), []
         for number in range(steps):
@@ -98,6 +116,8 @@ def assert_same_run(one, other):
         )
         np.testing.assert_allclose(mine.gradient_norm, theirs.gradient_norm, rtol=1e-4)
         np.testing.assert_allclose(mine.sums.weight, theirs.sums.weight)
+        for name in theirs.statistics:
+            np.testing.assert_allclose(mine.statistics[name], theirs.statistics[name], rtol=1e-4, err_msg=name)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one[0].params, other[0].params)
 
 
@@ -121,7 +141,7 @@ def test_microbatches_on_a_mesh_give_the_loss_and_updates_of_one_device():
 
 def test_no_large_parameter_or_moment_is_replicated_on_a_mesh():
     mesh = mesh_lib.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    state = state_lib.initialise(CONFIG, mesh)
+    state = initialise(CONFIG, mesh)
     large = [x for x in jax.tree.leaves((state.params, state.opt_state)) if x.size > 1000]
     assert len(large) == 3 * 9
     for array in large:
@@ -165,10 +185,77 @@ def test_a_step_that_is_not_finite_changes_no_bit_of_weights_or_moments_and_is_c
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(resumed.params))
 
 
+@pytest.mark.parametrize("log", ["with statistics", "without"])
+def test_the_rate_applied_is_the_rate_logged_after_skipped_steps_too(log):
+    """Four of ten steps are skipped; an update of Adam with decay is -rate x a direction that the rate does not enter."""
+    config = dataclasses.replace(
+        CONFIG,
+        optim=OptimConfig(learning_rate=0.5, warmup_steps=0, schedule="cosine"),
+        train=TrainConfig(steps=10, batch_size=ROWS),
+    )
+    mesh = mesh_lib.make_mesh(ONE, jax.devices()[:1])
+    step = compiled_step(config, log == "with statistics")
+    bad = {1, 2, 5, 6}
+    with jax.set_mesh(mesh):
+        state = start(config, mesh)
+        for number in range(10):
+            before = jax.device_get(state)
+            state, metrics = step(state, poisoned(number) if number in bad else batch(number))
+            metrics = jax.device_get(metrics)
+            expected = 0.25 * (1 + np.cos(np.pi * number / 10))
+            np.testing.assert_allclose(metrics.learning_rate, expected, rtol=1e-5)
+            if number in bad:
+                continue
+            adam = jax.device_get(state.opt_state[1])
+            count = number + 1 - sum(b <= number for b in bad)
+            assert int(adam.count) == count
+            first, second = adam.mu["head"] / (1 - 0.9**count), adam.nu["head"] / (1 - 0.95**count)
+            direction = first / (np.sqrt(second) + config.optim.eps) + 0.1 * before.params["head"]
+            moved = np.asarray(state.params["head"]) - before.params["head"]
+            np.testing.assert_allclose(moved, -expected * direction, rtol=2e-3, atol=2e-5)
+
+
+def products(config: PretrainConfig) -> int:
+    """Matrix products in the program of a step."""
+    mesh = mesh_lib.make_mesh(ONE, jax.devices()[:1])
+    compiled = step_lib.compiled_train_step(recipe_of(config), mesh, statistics=True)
+    with jax.set_mesh(mesh):
+        return str(compiled.trace(start(config, mesh), batch(0)).jaxpr).count("dot_general[")
+
+
+def test_a_program_with_microbatches_holds_the_model_once():
+    assert products(with_microbatches(4)) == products(CONFIG) > 20
+
+
+def test_the_sums_of_microbatches_lie_as_the_parameters_do():
+    mesh = mesh_lib.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    recipe = recipe_of(with_microbatches(2))
+    with jax.set_mesh(mesh):
+        state = initialise(recipe.config, mesh)
+        placed = jax.device_put(batch(0), mesh_lib.batch_sharding(mesh))
+        gradient = jax.jit(lambda w, b: step_lib.gradient_sums(w, b, recipe, None, statistics=False)[0])
+        found = gradient(state.params, placed)
+    jax.tree.map(
+        lambda g, w: np.testing.assert_equal(g.sharding.shard_shape(g.shape), w.sharding.shard_shape(w.shape)),
+        found,
+        state.params,
+    )
+
+
+def test_steps_with_and_without_statistics_are_the_same_step():
+    mesh = mesh_lib.make_mesh(ONE, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        (with_, measured), (without, plain) = (
+            compiled_step(CONFIG, statistics)(start(CONFIG, mesh), batch(0)) for statistics in (True, False)
+        )
+    assert measured.statistics is not None and plain.statistics is None
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), with_.params, without.params)
+
+
 def test_dropout_follows_the_step_number_and_the_seed():
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, dropout=0.5))
     mesh = mesh_lib.make_mesh(ONE, jax.devices()[:1])
-    step = jax.jit(lambda s, b: step_lib.train_step(s, b, config)[1].sums.objective)
+    step = jax.jit(lambda s, b: step_lib.train_step(s, b, recipe_of(config), statistics=False)[1].sums.objective)
     with jax.set_mesh(mesh):
         state = start(config, mesh)
         first = float(step(state, batch(0)))
@@ -179,7 +266,7 @@ def test_dropout_follows_the_step_number_and_the_seed():
 def test_training_on_one_batch_learns_it():
     mesh = mesh_lib.make_mesh(ONE, jax.devices()[:1])
     compiled = compiled_step(CONFIG)
-    evaluate = step_lib.compiled_eval_step(CONFIG, mesh)
+    evaluate = step_lib.compiled_eval_step(recipe_of(CONFIG), mesh)
     fixed = jax.device_put(batch(0), mesh_lib.batch_sharding(mesh))
     with jax.set_mesh(mesh):
         state = start(CONFIG, mesh)
@@ -193,7 +280,7 @@ def test_training_on_one_batch_learns_it():
 
 def test_reported_norms_are_those_of_the_update():
     state, metrics = run(CONFIG, ONE, steps=1)
-    before = initial(CONFIG.model)
+    before = initial(CONFIG.model, CONFIG.trainable)
 
     def norm(tree):
         return np.sqrt(sum(np.sum(np.square(x, dtype=np.float64)) for x in jax.tree.leaves(tree)))

@@ -21,8 +21,9 @@ from chameleon_jax.configs import (
 )
 from chameleon_jax.errors import CheckpointError, WorkdirError
 from chameleon_jax.files import atomic_write
+from chameleon_jax.models.transformer import param_specs
 from chameleon_jax.parallel.mesh import make_mesh
-from chameleon_jax.training.workdir import check_resume, open_workdir, write_run_files
+from chameleon_jax.training.workdir import check_resume, open_workdir, sharding_table, write_run_files
 
 HOLD = """
 import sys, time
@@ -114,7 +115,8 @@ def test_a_reader_never_sees_half_a_file_even_after_kill_9(tmp_path):
 def test_run_files_tell_what_the_run_was(tmp_path):
     config = make_config()
     mesh = make_mesh(config.mesh, jax.devices()[:1])
-    write_run_files(tmp_path, config, {"config.gin": "A.b = 1\n", "operative_config.gin": "A.b = 1\n"}, mesh)
+    table = sharding_table(param_specs(config.model), mesh)
+    write_run_files(tmp_path, config, {"config.gin": "A.b = 1\n", "operative_config.gin": "A.b = 1\n"}, table)
     assert PretrainConfig.from_dict(json.loads((tmp_path / "config.json").read_text())) == config
     versions = json.loads((tmp_path / "versions.json").read_text())
     assert versions["jax"] == jax.__version__ and versions["python"] and "git_commit" in versions

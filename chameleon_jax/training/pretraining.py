@@ -1,0 +1,155 @@
+"""Pretraining on token stores as a task: next-token loss by modality over packed rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from chameleon_jax.configs import DataConfig, PretrainConfig
+from chameleon_jax.data.batch import Batch
+from chameleon_jax.data.loader import Loader
+from chameleon_jax.data.store_format import TOKENIZER
+from chameleon_jax.errors import ConfigError
+from chameleon_jax.files import new_folder
+from chameleon_jax.models import params, transformer
+from chameleon_jax.models.statistics import Statistics
+from chameleon_jax.parallel import distributed
+from chameleon_jax.parallel.mesh import check_fits
+from chameleon_jax.training import losses, telemetry
+from chameleon_jax.training import step as step_lib
+from chameleon_jax.training.losses import LossSums
+from chameleon_jax.training.task import Evaluator, Recipe
+from chameleon_jax.training.trainable import Range
+from chameleon_jax.vocab import Vocab
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainTask:
+    """See `task.Task`."""
+
+    config: PretrainConfig
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.config.train.batch_size * self.config.data.seq_len
+
+    @property
+    def flops_per_step(self) -> float:
+        return self.tokens_per_step * transformer.flops_per_token(self.config.model, self.config.data.seq_len)
+
+    def param_specs(self) -> dict[str, Any]:
+        return transformer.param_specs(self.config.model)
+
+    def open(self, workdir: Path, mesh: Mesh) -> StoreData:
+        """Open stores and pack plans, and keep a copy of their tokenizer in the workdir.
+
+        Raises ConfigError and StoreError when config, mesh and stores do not fit together.
+        """
+        config = self.config
+        check_fits(config.model, config.train.batch_size, config.train.microbatches, mesh)
+        stores = _in_workdir(config.data, workdir)
+        loader = Loader(
+            stores,
+            config.train.batch_size,
+            config.train.steps,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        if loader.vocab_config.size > config.model.vocab_size:
+            raise ConfigError(
+                f"model.vocab_size {config.model.vocab_size} is smaller than the {loader.vocab_config.size} ids of the "
+                f"token stores; set TransformerConfig.vocab_size={loader.vocab_config.size}"
+            )
+        _copy_tokenizer(stores, workdir)
+        return StoreData(task=self, loader=loader)
+
+    def initial_params(self, data: StoreData, mesh: Mesh) -> dict[str, Any]:
+        """Parameters drawn from the seed, made in place on the mesh."""
+        specs = self.param_specs()
+        make = jax.jit(lambda key: params.initialise(key, specs), out_shardings=params.shardings(specs, mesh))
+        with jax.set_mesh(mesh):
+            return make(jax.random.key(self.config.train.seed))
+
+    def loss(
+        self, weights: dict[str, Any], batch: Batch, dropout_key: jax.Array | None, *, statistics: bool
+    ) -> tuple[LossSums, Statistics | None]:
+        config = self.config
+        out = transformer.forward(
+            weights,
+            batch.tokens,
+            batch.positions,
+            batch.segment_ids,
+            config.model,
+            dropout_key=dropout_key if config.model.dropout > 0 else None,
+            statistics=statistics,
+        )
+        sums = losses.cross_entropy(
+            out.hidden, weights["head"], batch.targets, batch.loss_weights, batch.modality, config.loss
+        )
+        return sums, out.statistics
+
+    def metrics(self, sums: LossSums) -> dict[str, float]:
+        return telemetry.loss_metrics(sums)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoreData:
+    """The token stores of a run, opened; see `task.Data`."""
+
+    task: PretrainTask
+    loader: Loader
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return self.loader.fingerprint()
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        return {"vocab_config": self.loader.vocab_config.to_dict()}
+
+    @property
+    def row_names(self) -> Mapping[str, Range]:
+        """The content ids of every modality."""
+        modalities = Vocab.from_config(self.loader.vocab_config).modalities
+        return {modality.name: (modality.start, modality.stop) for modality in modalities}
+
+    def batches(self, start: int, count: int) -> Iterator[Batch]:
+        return self.loader.batches(start, start + count)
+
+    def evaluators(self, mesh: Mesh) -> Sequence[Evaluator]:
+        """The loss on held-out rows, if the config names any."""
+        config = self.task.config
+        if not config.data.eval_stores:
+            return ()
+        evaluate = step_lib.compiled_eval_step(Recipe.of(self.task, config, self.row_names), mesh)
+
+        def held_out(weights: dict[str, Any]) -> Mapping[str, float]:
+            batches = self.loader.eval_batches(config.train.eval_batches)
+            sums = (evaluate(weights, distributed.to_global(batch, mesh)) for batch in batches)
+            return self.task.metrics(jax.device_get(functools.reduce(LossSums.__add__, sums)))
+
+        return (Evaluator(name="held-out", every_steps=config.train.eval_every, run=held_out),)
+
+
+def _in_workdir(data: DataConfig, path: Path) -> DataConfig:
+    """Fill in `{workdir}`; the recorded config keeps the placeholder, so a run can be moved."""
+
+    def fill(stores):
+        return tuple(dataclasses.replace(s, path=s.path.replace("{workdir}", str(path))) for s in stores)
+
+    return dataclasses.replace(data, stores=fill(data.stores), eval_stores=fill(data.eval_stores))
+
+
+def _copy_tokenizer(data: DataConfig, path: Path) -> None:
+    """Keep the tokenizer with the weights: generation needs both, and stores may be deleted."""
+    source = Path(data.stores[0].path) / TOKENIZER
+    if jax.process_index() == 0 and source.is_dir() and not (path / TOKENIZER).exists():
+        with new_folder(path / TOKENIZER) as unfinished:
+            shutil.copytree(source, unfinished, dirs_exist_ok=True)

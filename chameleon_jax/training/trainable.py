@@ -1,0 +1,136 @@
+"""What of the parameters is trained: all, those of some paths, and of the vocabulary's rows all or some.
+
+The optimizer is given the trained part alone, so nothing frozen has a gradient, a moment or weight decay.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from chameleon_jax.configs import TrainableConfig
+from chameleon_jax.errors import ConfigError, did_you_mean
+from chameleon_jax.models.params import ParamSpec
+
+Tree = Any  # nested dict
+Range = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trainable:
+    """A split of the parameters: `paths` are trained, of leaves with a vocabulary axis only the ids in `rows` (empty: all)."""
+
+    specs: Tree
+    paths: frozenset[str]
+    rows: tuple[Range, ...]
+
+    def select(self, params: Tree) -> Tree:
+        """The trained part: the same nesting with the trained leaves only, cut to the chosen rows."""
+        chosen: Tree = {}
+        for path, leaf in _leaves(params).items():
+            if path in self.paths:
+                _put(chosen, path, self._cut(leaf, self._axis(path)))
+        return chosen
+
+    def merge(self, params: Tree, selected: Tree) -> Tree:
+        """`params` with the trained part replaced by `selected`."""
+        parts = _leaves(selected)
+
+        def replaced(path: str, leaf: jax.Array) -> jax.Array:
+            if path not in parts:
+                return leaf
+            axis = self._axis(path)
+            return parts[path] if axis is None else self._paste(leaf, parts[path], axis)
+
+        merged: Tree = {}
+        for path, leaf in _leaves(params).items():
+            _put(merged, path, replaced(path, leaf))
+        return merged
+
+    def selected_specs(self) -> Tree:
+        """ParamSpecs of the trained part. Chosen rows lie on every device of the axis that the vocabulary is split over."""
+        chosen: Tree = {}
+        for path, spec in _leaves(self.specs).items():
+            if path in self.paths:
+                axis = self._axis(path)
+                if axis is not None:
+                    count = sum(stop - start for start, stop in self.rows)
+                    shape = (*spec.shape[:axis], count, *spec.shape[axis + 1 :])
+                    spec = dataclasses.replace(spec, shape=shape, axes=spec.axes.replace("V", "R"))
+                _put(chosen, path, spec)
+        return chosen
+
+    def _axis(self, path: str) -> int | None:
+        """The axis of a leaf that only chosen rows are trained of; None where all is."""
+        letters = _leaves(self.specs)[path].axes.split()
+        return letters.index("V") if self.rows and "V" in letters else None
+
+    def _cut(self, leaf: jax.Array, axis: int | None) -> jax.Array:
+        if axis is None:
+            return leaf
+        parts = [jax.lax.slice_in_dim(leaf, start, stop, axis=axis) for start, stop in self.rows]
+        return jnp.concatenate(parts, axis=axis)
+
+    def _paste(self, leaf: jax.Array, part: jax.Array, axis: int) -> jax.Array:
+        done = 0
+        for start, stop in self.rows:
+            piece = jax.lax.slice_in_dim(part, done, done + stop - start, axis=axis)
+            leaf = jax.lax.dynamic_update_slice_in_dim(leaf, piece, start, axis=axis)
+            done += stop - start
+        return leaf
+
+
+def choose(config: TrainableConfig, specs: Tree, row_names: Mapping[str, Range]) -> Trainable:
+    """The split that `config` asks for of parameters with these specs; `row_names` are the id ranges that rows can be named by.
+
+    Raises ConfigError for a pattern that no parameter matches, an unknown name of rows, and rows without a parameter that has any.
+    """
+    known = _leaves(specs)
+    paths: set[str] = set()
+    for pattern in config.paths:
+        matched = fnmatch.filter(known, pattern)
+        if not matched:
+            raise ConfigError(f"TrainableConfig.paths: no parameter matches '{pattern}'{did_you_mean(pattern, known)}")
+        paths.update(matched)
+    rows = []
+    for name in config.rows:
+        if name not in row_names:
+            raise ConfigError(
+                f"TrainableConfig.rows: no rows of the vocabulary are called '{name}'{did_you_mean(name, row_names)}; "
+                f"there are {', '.join(row_names)}"
+            )
+        rows.append(row_names[name])
+    if rows and not any("V" in known[path].axes.split() for path in paths):
+        raise ConfigError(
+            "TrainableConfig.rows are given, but no trained parameter has rows of the vocabulary: add 'head' or 'embed' to paths"
+        )
+    return Trainable(specs=specs, paths=frozenset(paths), rows=_disjoint(rows))
+
+
+def _disjoint(rows: list[Range]) -> tuple[Range, ...]:
+    """The ranges in order, those that touch or overlap joined."""
+    joined: list[Range] = []
+    for start, stop in sorted(rows):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], stop))
+        else:
+            joined.append((start, stop))
+    return tuple(joined)
+
+
+def _leaves(tree: Tree) -> dict[str, Any]:
+    """Path ("layers/attn/wq") -> leaf."""
+    flat = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: isinstance(leaf, ParamSpec))[0]
+    return {"/".join(key.key for key in path): leaf for path, leaf in flat}
+
+
+def _put(tree: Tree, path: str, leaf: Any) -> None:
+    *parents, last = path.split("/")
+    for name in parents:
+        tree = tree.setdefault(name, {})
+    tree[last] = leaf
