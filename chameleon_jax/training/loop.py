@@ -102,6 +102,8 @@ class _Run:
     ):
         self._recipe, self._mesh, self._data = recipe, mesh, data
         self._checkpointer, self._writer, self._stop = checkpointer, writer, stop
+        # Measured on one device, so not under the run's mesh.
+        self._peak = recipe.config.train.peak_flops or telemetry.peak_flops(jax.local_devices()[0])
         self._metadata = {
             "config": recipe.config.to_dict(),
             "data_fingerprint": data.fingerprint,
@@ -115,7 +117,7 @@ class _Run:
             logged: step_lib.compiled_train_step(self._recipe, mesh, statistics=logged) for logged in (False, True)
         }
         evaluators = self._data.evaluators(mesh)
-        report = _Report(self._recipe, self._writer, start)
+        report = _Report(self._recipe, self._writer, self._peak, start)
         position = int(jax.device_get(train_state.position))
         step, stopping = start, False
         # Any transfer between host and devices that is not asked for by name is a bug that costs speed.
@@ -160,10 +162,9 @@ class _Run:
 class _Report:
     """Keeps a logged step's metrics on the device until the next step runs, then writes them with the speed between log lines."""
 
-    def __init__(self, recipe: Recipe, writer: telemetry.MetricWriter, start: int):
-        self._recipe, self._config, self._writer = recipe, recipe.config, writer
+    def __init__(self, recipe: Recipe, writer: telemetry.MetricWriter, peak: float, start: int):
+        self._recipe, self._config, self._writer, self._peak = recipe, recipe.config, writer, peak
         self._console = telemetry.Console(self._config.train.steps)
-        self._peak = self._config.train.peak_flops or telemetry.peak_flops(jax.local_devices()[0])
         self._pending: tuple[int, StepMetrics] | None = None
         self._first, self._waited, self._last_step, self._clock = start + 1, 0.0, start, 0.0
 

@@ -76,7 +76,7 @@ def gradient_sums(
 
     start = params.constrain(jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), selected), specs)
     gradient, (sums, seen) = jax.lax.scan(add, start, (_microbatches(batch, count), jnp.arange(count)))
-    return gradient, sums.joined(), seen.joined() if statistics else None
+    return gradient, sums.joined(), None if seen is None else seen.joined()
 
 
 def train_step(
@@ -116,7 +116,7 @@ def train_step(
         learning_rate=rate,
         skipped=new_state.skipped,
         tokens_seen=new_state.tokens_seen,
-        statistics=seen.named() if statistics else None,
+        statistics=None if seen is None else seen.named(),
     )
 
 

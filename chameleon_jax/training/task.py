@@ -81,7 +81,7 @@ class Task(Protocol):
     def loss(
         self, params: Tree, batch: Any, dropout_key: jax.Array | None, *, statistics: bool
     ) -> tuple[Sums, Statistics | None]:
-        """Sums of a batch, and per-layer statistics if they are asked for."""
+        """Sums of a batch, and per-layer statistics if they are asked for and the task has any."""
 
     def metrics(self, sums: Sums) -> dict[str, float]:
         """Named means from sums on the host."""

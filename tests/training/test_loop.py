@@ -8,6 +8,7 @@ import threading
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,16 +17,21 @@ from chameleon_jax.configs import (
     DataConfig,
     OptimConfig,
     PretrainConfig,
+    RunConfig,
     StoreConfig,
     TrainConfig,
     TransformerConfig,
 )
 from chameleon_jax.errors import CheckpointError, ConfigError, TrainingError, WorkdirError
+from chameleon_jax.models import params
+from chameleon_jax.training import loop, telemetry
 from chameleon_jax.training import state as state_lib
 from chameleon_jax.training import step as step_lib
 from chameleon_jax.training.checkpoint import restore_subtree
 from chameleon_jax.training.loop import pretrain
+from chameleon_jax.training.losses import LossSums
 from chameleon_jax.training.signals import EXIT_STOPPED
+from chameleon_jax.training.task import Evaluator
 from chameleon_jax.training.workdir import open_workdir
 
 STEPS = 12
@@ -192,3 +198,138 @@ def test_the_step_is_traced_once_in_the_whole_loop(config, tmp_path, monkeypatch
     assert len(traces) == 1
     pretrain(short, str(tmp_path))  # restored from the checkpoint, if it was stopped in time
     assert len(traces) <= 2
+
+
+def test_steps_that_are_not_logged_are_a_second_program_without_statistics(config, tmp_path, monkeypatch):
+    traces = []
+    train_step = step_lib.train_step
+    monkeypatch.setattr(
+        step_lib,
+        "train_step",
+        lambda *args, statistics: traces.append(statistics) or train_step(*args, statistics=statistics),
+    )
+    train = dataclasses.replace(config.train, steps=6, log_every=3)
+    assert pretrain(dataclasses.replace(config, train=train), str(tmp_path)) == 0
+    assert sorted(traces) == [False, True]
+    assert [line["step"] for line in read_metrics(tmp_path) if "layers/q_rms" in line] == [1, 3, 6]
+
+
+def test_a_run_in_bfloat16_with_microbatches_goes_on_to_the_same_bits(config, tmp_path):
+    narrow = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, compute_dtype="bfloat16"),
+        train=dataclasses.replace(config.train, batch_size=16, microbatches=2, log_every=5),
+    )
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert pretrain(narrow, str(whole)) == 0
+    watcher = stop_after(stopped, 1)
+    assert pretrain(narrow, str(stopped)) == EXIT_STOPPED
+    watcher.join()
+    assert pretrain(narrow, str(stopped)) == 0
+    mine, theirs = (restore_subtree(w / "checkpoints", "params").state for w in (stopped, whole))
+    jax.tree.map(np.testing.assert_array_equal, mine, theirs)
+    losses = [line["loss"] for line in read_metrics(whole) if "loss" in line]
+    assert losses[-1] < losses[0] - 0.2
+
+
+@pytest.fixture
+def no_implicit_reads(monkeypatch):
+    """A CPU reads its arrays without a transfer, so its guard sees nothing: here any read but `jax.device_get` is an error."""
+    from jax._src import config as jax_config
+    from jax._src.array import ArrayImpl
+
+    value, device_get, asked = ArrayImpl._value, jax.device_get, threading.local()
+
+    def guarded(self):
+        if jax_config.transfer_guard_device_to_host.value == "disallow" and not getattr(asked, "for_", False):
+            raise AssertionError("a device array was read implicitly")
+        return value.fget(self)
+
+    def explicit(tree):
+        asked.for_ = True
+        try:
+            return device_get(tree)
+        finally:
+            asked.for_ = False
+
+    monkeypatch.setattr(ArrayImpl, "_value", property(guarded))
+    monkeypatch.setattr(jax, "device_get", explicit)
+
+
+def test_the_loop_reads_nothing_from_the_devices_implicitly(config, tmp_path, no_implicit_reads):
+    train = dataclasses.replace(config.train, steps=5, log_every=2, eval_every=3)
+    assert pretrain(dataclasses.replace(config, train=train), str(tmp_path)) == 0
+
+
+@pytest.mark.parametrize(
+    ("sin", "message"),
+    [
+        (lambda metrics: float(metrics.gradient_norm), "read implicitly"),
+        (lambda metrics: metrics.gradient_norm + np.float32(1), "Disallowed host-to-device transfer"),
+    ],
+    ids=["to the host", "to the device"],
+)
+def test_an_implicit_transfer_in_the_loop_would_be_noticed(
+    config, tmp_path, no_implicit_reads, monkeypatch, sin, message
+):
+    monkeypatch.setattr(telemetry, "step_metrics", lambda metrics, losses: losses)
+    add = loop._Report.add
+    monkeypatch.setattr(
+        loop._Report, "add", lambda self, step, metrics, waited: (sin(metrics), add(self, step, metrics, waited))
+    )
+    with pytest.raises(Exception, match=message):
+        pretrain(config, str(tmp_path))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LineTask:
+    """Another task for the same loop: y = slope . x + offset, from points that are a function of the position."""
+
+    tokens_per_step = 16
+    flops_per_step = 1e3
+    fingerprint = "points"
+    metadata: dict = dataclasses.field(default_factory=dict)
+    row_names: dict = dataclasses.field(default_factory=dict)
+
+    def param_specs(self):
+        slope = params.ParamSpec(shape=(4,), axes="H", init="zeros")
+        return {"slope": slope, "offset": params.ParamSpec(shape=(1,), axes="H", init="zeros")}
+
+    def open(self, workdir, mesh):
+        return self
+
+    def initial_params(self, data, mesh):
+        specs = self.param_specs()
+        return jax.device_put(params.initialise(jax.random.key(0), specs), params.shardings(specs, mesh))
+
+    def batches(self, start, count):
+        for position in range(start, start + count):
+            x = np.random.default_rng(position).normal(size=(16, 4)).astype(np.float32)
+            yield {"x": x, "y": (x @ np.array([1, -2, 3, 0.5], np.float32) + 0.25)[:, None]}
+
+    def evaluators(self, mesh):
+        return (
+            Evaluator(
+                name="size", every_steps=20, run=lambda weights: {"loss": float(jax.device_get(weights["offset"])[0])}
+            ),
+        )
+
+    def loss(self, weights, batch, dropout_key, *, statistics):
+        square = jnp.sum((batch["x"] @ weights["slope"] + weights["offset"] - batch["y"][:, 0]) ** 2)
+        each, count = jnp.zeros(2).at[0].set(16.0), jnp.float32(16)
+        return LossSums(square, count, each, each * square / 16, each, each, each, square), None
+
+    def metrics(self, sums):
+        return {"loss": float(sums.objective / sums.normaliser)}
+
+
+def test_another_task_trains_in_the_same_loop(tmp_path):
+    config = RunConfig(
+        train=TrainConfig(steps=60, batch_size=16, log_every=20),
+        optim=OptimConfig(learning_rate=0.3, warmup_steps=0, schedule="cosine", weight_decay=0.0),
+    )
+    assert loop.train(LineTask(), config, str(tmp_path)) == 0
+    lines = read_metrics(tmp_path)
+    assert [line["loss"] for line in lines if "loss" in line][-1] < 1e-2
+    assert [line["step"] for line in lines if "eval/loss" in line] == [20, 40, 60]
+    assert lines[-1]["eval/loss"] == pytest.approx(0.25, abs=0.05)
