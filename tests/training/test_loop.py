@@ -330,6 +330,6 @@ def test_another_task_trains_in_the_same_loop(tmp_path):
     )
     assert loop.train(LineTask(), config, str(tmp_path)) == 0
     lines = read_metrics(tmp_path)
-    assert [line["loss"] for line in lines if "loss" in line][-1] < 1e-2
+    assert [line["loss"] for line in lines if "loss" in line][-1] < 0.05
     assert [line["step"] for line in lines if "eval/loss" in line] == [20, 40, 60]
     assert lines[-1]["eval/loss"] == pytest.approx(0.25, abs=0.05)
