@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from chameleon_jax.models import quantize
 from chameleon_jax.models.quantize import Int8Matrix
-from chameleon_jax.parallel.mesh import constrain
+from chameleon_jax.parallel.mesh import ShardingRules, constrain
 
 QK_NORM_EPS = 1e-5  # fixed in the released models, independent of the RMSNorm epsilon
 
@@ -78,15 +78,17 @@ def linear(
     inputs = x.ndim - 2
     width = math.prod(kernel.shape[:inputs])
     rows = x.reshape(-1, width)
-    narrow = isinstance(kernel, Int8Matrix)
-    product = quantize.product(rows, kernel) if narrow else rows @ kernel.astype(x.dtype).reshape(width, -1)
+    if isinstance(kernel, Int8Matrix):
+        product = quantize.product(rows, kernel).astype(x.dtype)
+    else:
+        product = rows @ kernel.astype(x.dtype).reshape(width, -1)
     return product.reshape(*x.shape[:2], *kernel.shape[inputs:])
 
 
-def swiglu(x: Float[Array, "B T D"], params: dict[str, Array]) -> Float[Array, "B T D"]:
+def swiglu(x: Float[Array, "B T D"], params: dict[str, Array], rules: ShardingRules) -> Float[Array, "B T D"]:
     """down(silu(gate x) * (up x)) (Shazeer 2020)."""
     hidden = jax.nn.silu(linear(x, params["gate"])) * linear(x, params["up"])
-    return linear(constrain(hidden, "B T F"), params["down"])
+    return linear(constrain(hidden, "B T F", rules), params["down"])
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: jax.Array | None) -> Float[Array, "..."]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 import optax
 
 from chameleon_jax.configs import OptimConfig
+from chameleon_jax.models.params import Tree, map_specs
 
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -34,17 +32,11 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
     return schedule
 
 
-def decayed(params: Any) -> Any:
-    """True for the matrices: weight decay leaves norms and their biases alone."""
+def optimizer(config: OptimConfig, steps: int, specs: Tree) -> optax.GradientTransformation:
+    """clip by global norm -> Adam -> decoupled decay times the learning rate (Loshchilov & Hutter 2019).
 
-    def is_matrix(path: tuple, leaf: Any) -> bool:
-        return not any("norm" in str(getattr(key, "key", key)) for key in path)
-
-    return jax.tree_util.tree_map_with_path(is_matrix, params)
-
-
-def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """clip by global norm -> Adam -> decoupled decay times the learning rate (Loshchilov & Hutter 2019)."""
+    `specs` are the ParamSpecs of the parameters, whose role says what is decayed.
+    """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
@@ -53,6 +45,6 @@ def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
             b2=config.beta2,
             eps=config.eps,
             weight_decay=config.weight_decay,
-            mask=decayed,
+            mask=map_specs(lambda spec: spec.decayed, specs),
         ),
     )

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from chameleon_jax.configs import PretrainConfig
 from chameleon_jax.models import params, transformer
-from chameleon_jax.parallel.mesh import replicated
+from chameleon_jax.parallel.mesh import TRAINING, replicated
 from chameleon_jax.training import optim
 from chameleon_jax.vocab import MODALITY_NAMES
 
@@ -40,7 +40,9 @@ def create(key: jax.Array, config: PretrainConfig) -> TrainState:
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=weights,
-        opt_state=optim.optimizer(config.optim, config.train.steps).init(weights),
+        opt_state=optim.optimizer(config.optim, config.train.steps, transformer.param_specs(config.model)).init(
+            weights
+        ),
         skipped=jnp.zeros((), jnp.int32),
         tokens_seen=jnp.zeros((len(MODALITY_NAMES), 2), jnp.int32),
     )
@@ -58,7 +60,9 @@ def shardings(config: PretrainConfig, mesh: Mesh) -> TrainState:
     abstract = jax.eval_shape(lambda: create(jax.random.key(0), config))
     by_path = {
         jax.tree_util.keystr(path): sharding
-        for path, sharding in jax.tree.leaves_with_path(params.shardings(transformer.param_specs(config.model), mesh))
+        for path, sharding in jax.tree.leaves_with_path(
+            params.shardings(transformer.param_specs(config.model), mesh, TRAINING)
+        )
     }
 
     def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> Any:

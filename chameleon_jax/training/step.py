@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from chameleon_jax.configs import PretrainConfig
 from chameleon_jax.data.batch import Batch
 from chameleon_jax.models import transformer
-from chameleon_jax.parallel.mesh import batch_sharding, constrain, replicated
+from chameleon_jax.parallel.mesh import TRAINING, batch_sharding, constrain, replicated
 from chameleon_jax.training import guard, losses, optim, state
 from chameleon_jax.training.losses import LossSums
 from chameleon_jax.training.state import TrainState
@@ -69,7 +69,7 @@ def gradient_sums(weights, batch: Batch, config: PretrainConfig, dropout_key):
 
     def one(micro: Batch, index: Array):
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
-        micro = jax.tree.map(lambda x: constrain(x, "B T"), micro)
+        micro = jax.tree.map(lambda x: constrain(x, "B T", TRAINING), micro)
         gradient, (sums, statistics) = differentiate(weights, micro, config, key, True)
         return jax.tree.map(lambda g: g.astype(jnp.float32), gradient), sums, statistics
 
@@ -94,7 +94,7 @@ def train_step(train_state: TrainState, batch: Batch, config: PretrainConfig) ->
     gradient = jax.tree.map(lambda g: g / jnp.maximum(sums.normaliser, 1e-9).astype(g.dtype), gradient)
     gradient_norm = optax.tree.norm(gradient)
 
-    optimizer = optim.optimizer(config.optim, config.train.steps)
+    optimizer = optim.optimizer(config.optim, config.train.steps, transformer.param_specs(config.model))
     updates, opt_state = optimizer.update(gradient, train_state.opt_state, train_state.params)
     weights = optax.apply_updates(train_state.params, updates)
     skipped = jnp.zeros((), jnp.int32)

@@ -141,12 +141,12 @@ def sharding_table(config: PretrainConfig, mesh: Mesh) -> str:
     from jax.sharding import NamedSharding
 
     from chameleon_jax.models.transformer import param_specs
-    from chameleon_jax.parallel.mesh import parameter_spec
+    from chameleon_jax.parallel.mesh import TRAINING
     from chameleon_jax.training.checkpoint_manifest import named_leaves
 
     rows, total = [("parameter", "shape", "axes", "sharding", "bytes/device")], 0
     for name, spec in named_leaves(param_specs(config.model)).items():
-        partition = parameter_spec(spec.axes)
+        partition = TRAINING.parameter(spec.axes)
         shape = NamedSharding(mesh, partition).shard_shape(spec.shape)
         size = int(np.prod(shape)) * np.dtype(spec.dtype).itemsize
         total += size
