@@ -85,6 +85,13 @@ def param_specs(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
+def by_layer_specs(config: TransformerConfig) -> dict[str, Any]:
+    """`param_specs` of the tree that `by_layer` gives."""
+    specs = param_specs(config)
+    layer = params.map_specs(lambda spec: spec.layer, specs["layers"])
+    return specs | {"layers": (layer,) * config.n_layers}
+
+
 def init(key: jax.Array, config: TransformerConfig) -> Params:
     """Initial parameters. Jit it with `params.shardings` as out_shardings to create them in place."""
     return params.initialise(key, param_specs(config))

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from chameleon_jax.configs import MeshConfig, TransformerConfig
 from chameleon_jax.errors import ConfigError
@@ -89,7 +89,15 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     return Mesh(np.asarray(devices).reshape(sizes), AXES)
 
 
-def check_model_fits(model: TransformerConfig, mesh: Mesh) -> None:
+def abstract_mesh(config: MeshConfig) -> AbstractMesh:
+    """The mesh without devices, for looking at shardings. Raises ConfigError if an axis is -1: there is nothing to count."""
+    sizes = (config.data, config.fsdp, config.tensor)
+    if -1 in sizes:
+        raise ConfigError("a mesh that is only looked at needs its sizes in numbers, not -1")
+    return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def check_model_fits(model: TransformerConfig, mesh: Mesh | AbstractMesh) -> None:
     """Raise ConfigError if a dimension of the parameters is not a multiple of the mesh axes that it is divided over."""
     tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
     sharded = (

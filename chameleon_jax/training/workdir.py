@@ -20,10 +20,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from chameleon_jax.config_base import Config
-from chameleon_jax.configs import PretrainConfig
+from chameleon_jax.configs import PretrainConfig, TransformerConfig
 from chameleon_jax.errors import CheckpointError, ConfigError, WorkdirError
 from chameleon_jax.files import atomic_write
 
@@ -100,7 +100,7 @@ def write_run_files(
     for name, text in (gin_text or {}).items():
         files[name if name.endswith(".gin") else f"{name}.gin"] = text
     if mesh is not None:
-        files["sharding.txt"] = sharding_table(config, mesh)
+        files["sharding.txt"] = sharding_table(config.model, mesh)
     try:
         for name, text in files.items():
             atomic_write(path / name, text)
@@ -135,7 +135,7 @@ def _git_commit() -> str | None:
     return done.stdout.strip()
 
 
-def sharding_table(config: PretrainConfig, mesh: Mesh) -> str:
+def sharding_table(model: TransformerConfig, mesh: Mesh | AbstractMesh) -> str:
     """One line a parameter: path, shape, axes, mesh axes, bytes on each device; and the sum."""
     import numpy as np
     from jax.sharding import NamedSharding
@@ -145,7 +145,7 @@ def sharding_table(config: PretrainConfig, mesh: Mesh) -> str:
     from chameleon_jax.training.checkpoint_manifest import named_leaves
 
     rows, total = [("parameter", "shape", "axes", "sharding", "bytes/device")], 0
-    for name, spec in named_leaves(param_specs(config.model)).items():
+    for name, spec in named_leaves(param_specs(model)).items():
         partition = TRAINING.parameter(spec.axes)
         shape = NamedSharding(mesh, partition).shard_shape(spec.shape)
         size = int(np.prod(shape)) * np.dtype(spec.dtype).itemsize
