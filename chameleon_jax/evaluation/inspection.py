@@ -98,6 +98,9 @@ def _print_bundle(folder: Path) -> None:
         table.add_row(f"{modality.name} ids", f"{modality.start:,} to {modality.stop - 1:,}, {modality.grammar}")
     special = ("bos", "pad", "eos", "unk", "end_of_image", "begin_of_image", "end_of_turn", "image_placeholder")
     table.add_row("special ids", ", ".join(f"{name} {getattr(vocab, name)}" for name in special))
+    if added := bundle.vocab_config.added:
+        table.add_row("added ids", ", ".join(f"{name} {id}" for name, id in bundle.added_ids.items()))
+        table.add_row("extends", f"{bundle.with_added(()).fingerprint()} by {len(added)} ids")
     if bundle.codec is None:
         pictures = "no codec: neither read nor written"
     elif bundle.vocab_config.image_span == "grid":
