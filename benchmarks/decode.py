@@ -118,6 +118,7 @@ def image(args) -> list[float]:
     from chameleon_jax.configs import GenerationConfig, GuidanceConfig, SamplingConfig
     from chameleon_jax.generation.engine import generate
     from chameleon_jax.models import kv_cache, transformer
+    from chameleon_jax.parallel.mesh import DECODING
 
     codes, guidance = args.tokens, GuidanceConfig()
     context = 64 * -(-(args.prompt + codes + 2) // 64)
@@ -141,8 +142,10 @@ def image(args) -> list[float]:
     def by_host() -> None:
         """As the released code does it: logits to the host, mixed, masked and drawn there, one token after the other."""
         random = np.random.default_rng(0)
-        _, cache = feed(prompt[None, :-1], np.arange(len(prompt) - 1)[None], kv_cache.create(model, 1, context))
-        _, bare = feed(np.array([[vocab.bos]]), np.array([[0]]), kv_cache.create(model, 1, context))
+        _, cache = feed(
+            prompt[None, :-1], np.arange(len(prompt) - 1)[None], kv_cache.create(model, 1, context, DECODING)
+        )
+        _, bare = feed(np.array([[vocab.bos]]), np.array([[0]]), kv_cache.create(model, 1, context, DECODING))
         cache = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cache, bare)
         token, places = vocab.begin_of_image, np.array([len(prompt) - 1, 1])
         for _ in range(codes):

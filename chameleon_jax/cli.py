@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from chameleon_jax.config_base import Config
+from chameleon_jax.configs import MeshConfig
 from chameleon_jax.errors import ChameleonError, ConfigError, did_you_mean
 
 EXIT_USER_ERROR = 2
@@ -50,6 +51,28 @@ def run(
         print("interrupted", file=sys.stderr)
         code = 130
     sys.exit(code or 0)
+
+
+def add_mesh_flag(parser: argparse.ArgumentParser, help: str = "devices over which the weights are divided") -> None:
+    """--mesh=tensor=8 or --mesh=data=2,fsdp=1,tensor=-1, as a MeshConfig in `args.mesh`; None without it: one device."""
+    parser.add_argument("--mesh", type=parse_mesh, metavar="AXIS=N,...", help=f"{help}, as in tensor=8; -1 takes all")
+
+
+def parse_mesh(text: str) -> MeshConfig:
+    """The MeshConfig of "tensor=8" or "data=2,tensor=-1"; axes that are not named are 1. Raises ConfigError."""
+    axes = {"data": 1, "fsdp": 1, "tensor": 1}
+    for part in text.split(","):
+        name, _, size = part.partition("=")
+        if name not in axes:
+            raise ConfigError(
+                f"--mesh={text}: no axis '{name}'{did_you_mean(name, list(axes))}; axes are data, fsdp, tensor"
+            )
+        if not size.removeprefix("-").isdecimal():
+            raise ConfigError(
+                f"--mesh={text}: {name} needs a number of devices, as in {name}=8, or -1 for all that are left"
+            )
+        axes[name] = int(size)
+    return MeshConfig(**axes)
 
 
 def _run(main, config, doc, add_flags, workdir, argv) -> int | None:

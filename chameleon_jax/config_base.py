@@ -101,8 +101,9 @@ def _type_name(hint: Any) -> str:
 def _from_plain(value: Any, hint: Any) -> Any:
     if typing.get_origin(hint) is tuple and isinstance(value, (list, tuple)):
         return tuple(_from_plain(v, typing.get_args(hint)[0]) for v in value)
-    if isinstance(hint, type) and issubclass(hint, Config) and isinstance(value, dict):
-        return hint.from_dict(value)
+    for kind in typing.get_args(hint) or (hint,):  # of an optional config, the config
+        if isinstance(kind, type) and issubclass(kind, Config) and isinstance(value, dict):
+            return kind.from_dict(value)
     return value
 
 

@@ -2,7 +2,7 @@
 
 The one idea: a modality is a row of a table (id range, markers, span grammar), not a special case in code. The layout is
 Chameleon's (facebookresearch/chameleon, `inference/vocab.py`) at any size: `<s> <pad> </s> <unk>`, image codes, `<eoss>`,
-`<racm3:break>`, reserved ids, text pieces.
+`<racm3:break>`, reserved ids, text pieces; behind them stand control ids that an extension has added.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class Vocab:
                 Modality(
                     name="text",
                     start=text_start,
-                    stop=config.size,
+                    stop=text_start + config.text_tokens,
                     begin_marker=None,
                     end_marker=None,
                     grammar=FreeSpan(),

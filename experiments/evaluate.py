@@ -18,8 +18,9 @@ from chameleon_jax.configs import CaptionEvalConfig
 def main(config: CaptionEvalConfig, args) -> None:
     from chameleon_jax.evaluation import captions, samples
     from chameleon_jax.generation import run
+    from chameleon_jax.parallel.mesh import make_mesh
 
-    loaded = run.load(args.workdir)
+    loaded = run.load(args.workdir, make_mesh(args.mesh) if args.mesh else None)
     data = captions.read_captioned(config.source, loaded.bundle, config.pictures)
     model = (loaded.params, loaded.model, loaded.bundle, data)
     choice = captions.choose_captions(*model, choices=config.choices, seed=config.seed)
@@ -46,4 +47,4 @@ def main(config: CaptionEvalConfig, args) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, CaptionEvalConfig, __doc__)
+    cli.run(main, CaptionEvalConfig, __doc__, add_flags=cli.add_mesh_flag)

@@ -44,6 +44,7 @@ def _flags(parser):
     parser.add_argument("--count", type=int, default=1, help="outputs, each with its own draws")
     for name, kind in SETTINGS.items():
         parser.add_argument(f"--{name}", type=kind, help=f"same as --gin.GenerationConfig.{name}")
+    cli.add_mesh_flag(parser)
     parser.add_argument("--sampling", choices=SAMPLING_PRESETS, help="settings of a released decoder")
     parser.add_argument("--guidance", choices=("meta", "lumina"), help="guide pictures as that release does")
     parser.add_argument("--temperature", type=float, help="of text and images; 0 takes the most likely")
@@ -73,13 +74,14 @@ def main(config: GenerationConfig, args) -> None:
     from chameleon_jax.generation.engine import generate
     from chameleon_jax.generation.output_files import make_folder, read_file, write_output
     from chameleon_jax.generation.prompt import build_request, read_output
+    from chameleon_jax.parallel.mesh import make_mesh
     from chameleon_jax.tokenizers.images import load_pixels
 
     if args.count < 1:
         raise GenerationError(f"--count is {args.count}; ask for at least 1 output")
     folder, config = Path(args.out), _with_flags(config, args)
     make_folder(folder)
-    run = run_lib.load(args.workdir)
+    run = run_lib.load(args.workdir, make_mesh(args.mesh) if args.mesh else None)
     pictures = [load_pixels(read_file(name), run.bundle.image_config) for name in args.image]
     form = {"format": args.format, "image_size": args.image_size}
     prompt, config = build_request(args.prompt, pictures, run.bundle, config, **form)

@@ -4,6 +4,7 @@ Examples:
   python -m experiments.inspect --gin_file=gin_configs/runs/emoji.gin      # resolved config and parameter table
   python -m experiments.inspect runs/emoji/store/train                     # a token store
   python -m experiments.inspect runs/emoji/model                           # a run and its checkpoints
+  python -m experiments.inspect runs/chameleon-34b --mesh=tensor=8         # and its bytes on each of 8 devices
   python -m experiments.inspect runs/emoji/tokenizer                       # a tokenizer bundle
 """
 
@@ -23,17 +24,24 @@ def _flags(parser):
         "--gin_bindings", action="append", default=[], metavar="X.y=v", help="set one value of that run"
     )
     parser.add_argument("--verify", action="store_true", help="read and check every byte")
+    cli.add_mesh_flag(parser, "show the bytes on each device, with --verify reading the weights to their places")
 
 
 def main(args) -> None:
     from chameleon_jax.evaluation import inspection
+    from chameleon_jax.parallel.mesh import abstract_mesh, make_mesh
 
+    # Devices are needed to count what is left for -1, and to read to; sizes can be told without.
+    needs_devices = args.mesh is not None and (args.verify or -1 in (args.mesh.data, args.mesh.fsdp, args.mesh.tensor))
+    mesh = None if args.mesh is None else make_mesh(args.mesh) if needs_devices else abstract_mesh(args.mesh)
     if args.gin_file:
         config = gin_utils.load(PretrainConfig, args.gin_file, args.gin_bindings).config
         print(json.dumps(config.to_dict(), indent=2))
         inspection.print_parameters(config.model)
+        if mesh is not None:
+            inspection.print_sharding(config.model, mesh)
     elif args.path:
-        inspection.print_path(args.path, verify=args.verify)
+        inspection.print_path(args.path, verify=args.verify, mesh=mesh)
     else:
         raise ChameleonError("nothing to inspect: give a path or --gin_file (see --help)")
 

@@ -3,6 +3,7 @@
 Examples:
   python -m experiments.serve --workdir=runs/emoji/model
   python -m experiments.serve --workdir=runs/emoji/model --port=9000 --slots=16
+  python -m experiments.serve --workdir=runs/chameleon-34b --mesh=tensor=8 --weights=bfloat16
   CHAMELEON_API_KEY=... python -m experiments.serve --workdir=runs/chameleon --host=0.0.0.0
 
 Then open http://127.0.0.1:8000, or point a client at http://127.0.0.1:8000/v1. The workdir is that of `experiments.pretrain` or
@@ -28,6 +29,7 @@ def _flags(parser):
     parser.add_argument(
         "--api_key", metavar="KEY", help="that clients must send; better in the environment: CHAMELEON_API_KEY"
     )
+    cli.add_mesh_flag(parser)
     parser.add_argument("--insecure", action="store_true", help="serve other machines without a key")
 
 
@@ -47,8 +49,9 @@ def main(config: ServeConfig, args) -> None:
     sock = bind(config)  # before the model is loaded, which may take minutes
 
     from chameleon_jax.generation import run as run_lib
+    from chameleon_jax.parallel.mesh import make_mesh
 
-    run = run_lib.load(args.workdir)
+    run = run_lib.load(args.workdir, make_mesh(args.mesh) if args.mesh else None)
     name = config.model_name or default_name(Path(args.workdir))
     engine = start_engine(run, config)
     slots, cache = config.engine.slots, engine.stats().cache_bytes / 1e9

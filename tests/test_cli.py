@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from chameleon_jax import cli
-from chameleon_jax.configs import PretrainConfig
+from chameleon_jax.configs import MeshConfig, PretrainConfig
+from chameleon_jax.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 
@@ -128,3 +129,23 @@ def test_only_gin_utils_imports_gin():
 def test_modules_stay_below_500_lines():
     long = [str(p) for p in ROOT.glob("*/**/*.py") if ".venv" not in p.parts and len(p.read_text().splitlines()) > 500]
     assert long == []
+
+
+def test_a_mesh_is_told_by_its_axes_and_those_not_named_are_one():
+    assert cli.parse_mesh("tensor=8") == MeshConfig(data=1, fsdp=1, tensor=8)
+    assert cli.parse_mesh("data=2,tensor=-1") == MeshConfig(data=2, fsdp=1, tensor=-1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tensr=8", r"no axis 'tensr' \(did you mean 'tensor'\?\)"),
+        ("tensor", "tensor needs a number of devices"),
+        ("tensor=two", "tensor needs a number of devices"),
+        ("tensor=0", "axes must be positive or -1"),
+        ("data=-1,tensor=-1", "only one axis may be -1"),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_refused(text, message):
+    with pytest.raises(ConfigError, match=message):
+        cli.parse_mesh(text)

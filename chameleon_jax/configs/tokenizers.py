@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from chameleon_jax.config_base import Config
 
@@ -12,8 +12,8 @@ from chameleon_jax.config_base import Config
 class VocabConfig(Config):
     """Sizes of the parts of the one id space, in Chameleon's order.
 
-    `<s> <pad> </s> <unk>`, image codes, end-of-image, begin-of-image, reserved ids, text pieces. The defaults give the released
-    65,536 ids.
+    `<s> <pad> </s> <unk>`, image codes, end-of-image, begin-of-image, reserved ids, text pieces, added control ids. The defaults
+    give the released 65,536 ids.
     """
 
     image_codes: int = 8192
@@ -25,12 +25,28 @@ class VocabConfig(Config):
     )
     max_grids: int = 64  # largest height or width of a grid span, in units of `grid_unit` codes
     grid_unit: int = 2  # codes; sides of a grid span are multiples of it
+    added: tuple[
+        str, ...
+    ] = ()  # names of control ids, at the end so that adding one moves no other; no text becomes one
 
     @property
     def size(self) -> int:
-        return 4 + self.image_codes + 2 + self.reserved + self.text_tokens
+        return 4 + self.image_codes + 2 + self.reserved + self.text_tokens + len(self.added)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As of any config, without `added` where there is none: fingerprints are of this, older ones among them."""
+        values = super().to_dict()
+        if not self.added:
+            del values["added"]
+        return values
 
     def validate(self):
+        for name in self.added:
+            self.require(
+                name.isprintable() and name != "" and " " not in name,
+                f"names of added ids are printable, without spaces and not empty, got {name!r}",
+            )
+        self.require(len(set(self.added)) == len(self.added), f"added has a name twice: {self.added}")
         self.require(self.image_codes >= 1, f"image_codes must be at least 1, got {self.image_codes}")
         self.require(
             self.reserved >= 2, f"reserved must be at least 2 (end of turn, image placeholder), got {self.reserved}"

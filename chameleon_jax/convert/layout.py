@@ -9,13 +9,17 @@ huggingface/transformers 4.44 `convert_chameleon_weights_to_hf.py`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
+import jax
 import numpy as np
 from jaxtyping import Shaped
 
 from chameleon_jax.configs import TransformerConfig
 from chameleon_jax.errors import ConvertError
+from chameleon_jax.models.params import ParamSpec
+from chameleon_jax.models.transformer import param_specs
 
 _BLOCK = 128  # rows and columns of a tile that is transposed at one time: it fits the cache, which makes it three times as fast
 
@@ -37,11 +41,6 @@ class Parameter:
     @property
     def stacked(self) -> bool:
         return self.path.startswith("layers/")
-
-    @property
-    def matrix(self) -> bool:
-        """Whether torch's axes are ours transposed."""
-        return self.path != "embed" and not self.path.endswith(("norm", "scale", "bias"))
 
     @property
     def qk_norm(self) -> bool:
@@ -98,38 +97,34 @@ def layers(parameter: Parameter, config: TransformerConfig) -> list[int | None]:
 
 def our_shape(parameter: Parameter, config: TransformerConfig) -> tuple[int, ...]:
     """Shape in our tree, of one layer where stacked."""
-    c = config
-    shapes = {
-        "embed": (c.vocab_size, c.d_model),
-        "head": (c.d_model, c.vocab_size),
-        "wq": (c.d_model, c.n_heads, c.head_dim),
-        "wk": (c.d_model, c.n_kv_heads, c.head_dim),
-        "wv": (c.d_model, c.n_kv_heads, c.head_dim),
-        "wo": (c.n_heads, c.head_dim, c.d_model),
-        "gate": (c.d_model, c.d_ff),
-        "up": (c.d_model, c.d_ff),
-        "down": (c.d_ff, c.d_model),
-        "q_norm": (c.qk_norm_groups, c.head_dim),
-        "k_norm": (c.k_norm_groups, c.head_dim),
-    }
-    name = parameter.path.split("/")[-2 if parameter.qk_norm else -1]
-    return shapes.get(name, (c.d_model,))
+    return _spec(parameter, config).shape
+
+
+@functools.cache
+def _specs(config: TransformerConfig) -> dict[str, ParamSpec]:
+    leaves = jax.tree.leaves_with_path(param_specs(config))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): spec.layer for path, spec in leaves}
+
+
+def _spec(parameter: Parameter, config: TransformerConfig) -> ParamSpec:
+    """What our tree has at the parameter's path, of one layer where stacked."""
+    return _specs(config)[parameter.path]
 
 
 def torch_shape(parameter: Parameter, config: TransformerConfig) -> tuple[int, ...]:
     """Shape of the torch tensor before it is cut into shards; QK-norms have one row a group."""
-    shape = our_shape(parameter, config)
-    if not parameter.matrix:
-        return shape
-    inputs = 2 if parameter.path.endswith("wo") else 1
-    return math.prod(shape[inputs:]), math.prod(shape[:inputs])
+    spec = _spec(parameter, config)
+    if not spec.inputs:
+        return spec.shape
+    inputs = math.prod(spec.shape[axis] for axis in spec.input_axes)
+    return spec.size // inputs, inputs
 
 
 def to_ours(
     parameter: Parameter, tensor: Shaped[np.ndarray, "..."], config: TransformerConfig
 ) -> Shaped[np.ndarray, "..."]:
     """A torch tensor (half-split) as it lies in our tree."""
-    if parameter.matrix:
+    if _spec(parameter, config).inputs:  # a matrix: torch has outputs first
         tensor = transpose(tensor)
     return tensor.reshape(our_shape(parameter, config))
 
@@ -138,7 +133,7 @@ def to_torch(
     parameter: Parameter, array: Shaped[np.ndarray, "..."], config: TransformerConfig
 ) -> Shaped[np.ndarray, "..."]:
     """Inverse of `to_ours`."""
-    if not parameter.matrix:
+    if not _spec(parameter, config).inputs:
         return array
     outputs, inputs = torch_shape(parameter, config)
     return transpose(array.reshape(inputs, outputs))

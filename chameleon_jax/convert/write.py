@@ -69,6 +69,8 @@ def write(
     try:
         with new_folder(output) as folder, progress("Converting", total=max(1, size >> 20), unit="MB") as bar:
             counted = _Megabytes(bar.advance)
+            if layout != "jax":
+                _note_added(opened)
             if layout == "jax":
                 _write_run(opened, folder, counted)
             elif layout == "hf":
@@ -124,6 +126,13 @@ def _write_run(opened: OpenedRelease, folder: Path, on_bytes: Callable[[int], No
         opened.bundle.save(folder / TOKENIZER)
     elif opened.codec is not None:  # a later --tokenizer completes the bundle
         vqgan.save(folder / TOKENIZER, opened.codec.params, opened.codec.config)
+
+
+def _note_added(opened: OpenedRelease) -> None:
+    if opened.bundle is not None and (added := opened.bundle.vocab_config.added):
+        opened.weights.report.note(
+            f"other layouts have no names for the {len(added)} added ids: their rows are written, no names"
+        )
 
 
 def _write_hf(opened: OpenedRelease, folder: Path, shard_bytes: int, on_bytes: Callable[[int], None]) -> None:

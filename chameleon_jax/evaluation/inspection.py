@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+from jax.sharding import AbstractMesh, Mesh
 from rich.console import Console
 from rich.table import Table
 
@@ -12,6 +14,8 @@ from chameleon_jax.configs import CheckpointConfig, TransformerConfig
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.models import params, transformer
 from chameleon_jax.models.params import ParamSpec
+from chameleon_jax.parallel.mesh import DECODING, check_model_fits
+from chameleon_jax.training.workdir import sharding_table
 
 
 def print_parameters(config: TransformerConfig) -> None:
@@ -40,8 +44,16 @@ def print_parameters(config: TransformerConfig) -> None:
     Console().print(f"{flops:,.0f} FLOPs a token for forward and backward at {config.max_seq_len} tokens")
 
 
-def print_path(path: str, *, verify: bool) -> None:
+def print_sharding(config: TransformerConfig, mesh: Mesh | AbstractMesh) -> None:
+    """How the parameters lie on the mesh, and their bytes on each device. Raises ConfigError if it does not divide them."""
+    check_model_fits(config, mesh)
+    print(sharding_table(transformer.param_specs(config), mesh))
+
+
+def print_path(path: str, *, verify: bool, mesh: Mesh | AbstractMesh | None = None) -> None:
     """Find out what `path` is and describe it; with `verify`, read and check every byte first.
+
+    Of a run it also tells how the parameters would lie on `mesh`; `verify` then reads them straight to their places on it.
 
     Raises ChameleonError when it is nothing that this package writes.
     """
@@ -53,9 +65,9 @@ def print_path(path: str, *, verify: bool) -> None:
     elif (folder / "commits").is_dir():
         _print_store(folder, verify)
     elif (folder / "checkpoints").is_dir():
-        _print_run(folder, verify)
+        _print_run(folder, verify, mesh)
     elif any(child.name.isdigit() for child in folder.iterdir()):
-        _print_checkpoints(folder, verify)
+        _print_checkpoints(folder, verify, None)
     else:
         raise ChameleonError(f"{path} is no token store, tokenizer bundle, run or checkpoint folder")
 
@@ -86,6 +98,9 @@ def _print_bundle(folder: Path) -> None:
         table.add_row(f"{modality.name} ids", f"{modality.start:,} to {modality.stop - 1:,}, {modality.grammar}")
     special = ("bos", "pad", "eos", "unk", "end_of_image", "begin_of_image", "end_of_turn", "image_placeholder")
     table.add_row("special ids", ", ".join(f"{name} {getattr(vocab, name)}" for name in special))
+    if added := bundle.vocab_config.added:
+        table.add_row("added ids", ", ".join(f"{name} {id}" for name, id in bundle.added_ids.items()))
+        table.add_row("extends", f"{bundle.with_added(()).fingerprint()} by {len(added)} ids")
     if bundle.codec is None:
         pictures = "no codec: neither read nor written"
     elif bundle.vocab_config.image_span == "grid":
@@ -99,13 +114,16 @@ def _print_bundle(folder: Path) -> None:
     _print(table)
 
 
-def _print_run(folder: Path, verify: bool) -> None:
+def _print_run(folder: Path, verify: bool, mesh: Mesh | AbstractMesh | None) -> None:
     from chameleon_jax.training.checkpoint import Checkpointer
 
     # A converted model has no config.json, a run that has just begun no checkpoint.
     saved = Checkpointer(folder / "checkpoints", CheckpointConfig()).metadata()
     config = saved["config"] if saved else json.loads((folder / "config.json").read_text())
-    print_parameters(TransformerConfig.from_dict(config["model"]))
+    model = TransformerConfig.from_dict(config["model"])
+    print_parameters(model)
+    if mesh is not None:
+        print_sharding(model, mesh)
     lines = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").exists() else []
     if lines:
         last = json.loads(lines[-1])
@@ -114,10 +132,11 @@ def _print_run(folder: Path, verify: bool) -> None:
             if isinstance(value, (int, float)) and name != "step":
                 table.add_row(name, _text(value))
         _print(table)
-    _print_checkpoints(folder / "checkpoints", verify)
+    wanted = params.abstract(transformer.param_specs(model), mesh, DECODING) if isinstance(mesh, Mesh) else None
+    _print_checkpoints(folder / "checkpoints", verify, wanted)
 
 
-def _print_checkpoints(folder: Path, verify: bool) -> None:
+def _print_checkpoints(folder: Path, verify: bool, abstract_params: Any) -> None:
     from chameleon_jax.training.checkpoint import restore_subtree
     from chameleon_jax.training.checkpoint_manifest import read_manifest
 
@@ -129,7 +148,7 @@ def _print_checkpoints(folder: Path, verify: bool) -> None:
             state = "listed"
             if verify:
                 for part in sorted({name.split("/")[0] for name in manifest.leaves}):
-                    restore_subtree(child, part)
+                    restore_subtree(child, part, abstract_params if part == "params" else None)
                 state = "verified"
             table.add_row(
                 child.name,

@@ -18,7 +18,7 @@ from chameleon_jax.configs import TransformerConfig
 from chameleon_jax.errors import GenerationError
 from chameleon_jax.models import transformer
 from chameleon_jax.models.transformer import Params
-from chameleon_jax.parallel.mesh import batch_shards
+from chameleon_jax.parallel.mesh import DECODING, batch_shards, mesh_of, using
 
 LENGTH_STEP = 64  # batches are as long as their longest sequence, rounded up to it
 LOGIT_TOKENS = 1024  # at most so many tokens have logits at one time
@@ -34,6 +34,8 @@ def score(
 ) -> Float[np.ndarray, "n"]:
     """log p(sequence[start:] | sequence[:start]) in nats for each sequence and start, over the whole vocabulary.
 
+    Runs on the mesh on which the weights lie, or the one in use.
+
     Raises GenerationError for a sequence longer than the context, ids that the model does not have, or a start that leaves
     nothing before it or behind it.
     """
@@ -42,7 +44,18 @@ def score(
         raise GenerationError(f"{len(sequences)} sequences have {len(starts)} starts; give one for each")
     for i, (sequence, begin) in enumerate(zip(sequences, starts, strict=True)):
         _check(i, sequence, begin, model_config)
-    batch_size = -(-batch_size // batch_shards()) * batch_shards()
+    with using(mesh_of(weights)):
+        return _score(weights, model_config, sequences, starts, batch_size)
+
+
+def _score(
+    weights: Params,
+    model_config: TransformerConfig,
+    sequences: Sequence[Int[np.ndarray, "_"]],
+    starts: Sequence[int],
+    batch_size: int,
+) -> Float[np.ndarray, "n"]:
+    batch_size += -batch_size % batch_shards(DECODING)
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     scores = np.zeros(len(sequences), np.float32)
     for at in range(0, len(order), batch_size):
@@ -84,7 +97,7 @@ def _score_batch(
     rows, width = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(width), (rows, width))
     segments = (positions < lengths[:, None]).astype(jnp.int32)
-    hidden = transformer.forward(weights, tokens, positions, segments, config).hidden
+    hidden = transformer.forward(weights, tokens, positions, segments, config, rules=DECODING).hidden
     targets = jnp.roll(tokens, -1, axis=1)
     scored = (positions + 1 >= begins[:, None]) & (positions + 1 < lengths[:, None])
     block = max(1, LOGIT_TOKENS // rows)
@@ -96,7 +109,7 @@ def _score_batch(
 
     def add(total: Float[Array, "B"], chunk: tuple[Array, Array, Array]) -> tuple[Float[Array, "B"], None]:
         hidden, targets, scored = chunk
-        logits = transformer.logits(weights, hidden, config)
+        logits = transformer.logits(weights, hidden, config, DECODING)
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         log_p = chosen - jax.nn.logsumexp(logits, axis=-1)
         return total + jnp.sum(jnp.where(scored, log_p, 0.0), axis=1), None

@@ -7,14 +7,12 @@ thread, an engine has a thread for it; a request gets the same ids either way, w
 from __future__ import annotations
 
 import collections
-import contextlib
 import functools
 import queue
 import threading
 import time
 from collections.abc import Iterator, Sequence
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
@@ -26,6 +24,7 @@ from chameleon_jax.generation.requests import EngineStats, EngineStopped, Genera
 from chameleon_jax.generation.scheduler import Job, Scheduler
 from chameleon_jax.generation.weights import decoding_form
 from chameleon_jax.models.transformer import Params
+from chameleon_jax.parallel.mesh import mesh_of, using
 from chameleon_jax.vocab import Vocab
 
 BLOCK = 64  # ids a request between two looks of the host, where nobody waits for the first ones
@@ -49,8 +48,9 @@ def generate(
     A prompt is ids, usually from `prompt.build_prompt`. It may end in a begin-of-image marker, in a grid vocabulary also in the
     height, or height and width, behind it: then that image is written first. In mode `image` the marker is written, as the first
     id of the output, if the prompt lacks it. `row_ids` are the numbers by which rows draw (0, 1, ... by default, none negative):
-    a prompt with the same seed and row id gives the same output in any batch, to the rounding of its logits. The weights are
-    copied for the call; `donate` them if they are not needed afterwards, and their memory is used again.
+    a prompt with the same seed and row id gives the same output in any batch, to the rounding of its logits. It runs on the mesh
+    on which the weights lie, or the one in use. The weights are copied for the call; `donate` them if they are not needed
+    afterwards, and their memory is used again.
 
     Raises GenerationError, before anything is compiled, for a prompt that cannot be served.
     """
@@ -69,19 +69,20 @@ def generate(
     longest = max(len(job.request.prompt) + job.checked.remaining for job in jobs)
     slots = min(longest + -longest % SLOT_STEP, model_config.max_seq_len)
     count = max(max(len(job.contexts) for job in jobs), min(MOST_LANES, sum(len(job.contexts) for job in jobs)))
-    scheduler = Scheduler(
-        decoding_form(weights, model_config, "as they are", donate=donate),
-        shapes,
-        count=count,
-        slots=slots,
-        block=BLOCK,
-    )
     results: list[Generated | GenerationError | None] = [None] * len(jobs)
-    for i, job in enumerate(jobs):
-        job.on_end = functools.partial(results.__setitem__, i)
-        scheduler.submit(job)
-    while scheduler.step():
-        pass
+    with using(mesh_of(weights)):
+        scheduler = Scheduler(
+            decoding_form(weights, model_config, "as they are", donate=donate),
+            shapes,
+            count=count,
+            slots=slots,
+            block=BLOCK,
+        )
+        for i, job in enumerate(jobs):
+            job.on_end = functools.partial(results.__setitem__, i)
+            scheduler.submit(job)
+        while scheduler.step():
+            pass
     for i, result in enumerate(results):
         if isinstance(result, GenerationError):
             raise GenerationError(f"prompt {i}: {result}")
@@ -91,9 +92,9 @@ def generate(
 class Engine:
     """Takes requests from any thread and runs them together, in a thread of its own. A context manager that drains at its end.
 
-    `weights` are used in the model's compute dtype, or as `config.weights` says; on a `mesh` they lie as they are sharded. They
-    are copied; `donate` them if they are not needed elsewhere, and the engine is all that holds weights. The cache of all slots is
-    made at once: `stats().cache_bytes`.
+    `weights` are used in the model's compute dtype, or as `config.weights` says, and divided over `mesh`, by default the one on
+    which they lie. They are copied; `donate` them if they are not needed elsewhere, and the engine is all that holds weights.
+    The cache of all slots is made at once: `stats().cache_bytes`.
     """
 
     def __init__(
@@ -108,10 +109,10 @@ class Engine:
     ):
         _check_vocab(model, vocab)
         self.model, self.vocab, self.config = model, vocab, config
-        self._mesh = mesh
+        self._mesh = mesh or mesh_of(weights)
         self._shapes = Shapes(model=model, vocab=vocab)
         self._context = min(config.context or model.max_seq_len, model.max_seq_len)
-        with self._on_mesh():
+        with using(self._mesh):
             self._scheduler = Scheduler(
                 decoding_form(weights, model, config.weights, donate=donate),
                 self._shapes,
@@ -190,7 +191,7 @@ class Engine:
     def _run(self) -> None:
         jobs: list[Job] = []
         try:
-            with self._on_mesh():
+            with using(self._mesh):
                 busy = False
                 while True:
                     with self._changed:
@@ -216,9 +217,6 @@ class Engine:
                 if not job.ended:
                     job.on_end(EngineStopped(f"the engine has failed: {self._failed}"))
             raise
-
-    def _on_mesh(self) -> contextlib.AbstractContextManager:
-        return jax.set_mesh(self._mesh) if self._mesh is not None else contextlib.nullcontext()
 
 
 class EngineStream:

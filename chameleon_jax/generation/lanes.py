@@ -26,6 +26,7 @@ from chameleon_jax.generation.sampling import Settings, sample, seen_ids
 from chameleon_jax.models import kv_cache, transformer
 from chameleon_jax.models.kv_cache import KVCache
 from chameleon_jax.models.transformer import Params
+from chameleon_jax.parallel.mesh import DECODING, constrain
 from chameleon_jax.vocab import ModalityId, Vocab
 
 
@@ -97,7 +98,15 @@ def empty(shapes: Shapes, rows: Rows) -> Lanes:
     lanes, slots = rows.ids.shape
     # Copies: what is donated later must not be memory that NumPy, or another leaf, holds as well.
     rows = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), rows)
-    return Lanes(cache=kv_cache.create(shapes.model, lanes, slots), rows=rows)
+    cache = jax.jit(kv_cache.create, static_argnums=(0, 1, 2, 3))(shapes.model, lanes, slots, DECODING)
+    return _placed(Lanes(cache=cache, rows=rows))
+
+
+def _placed(lanes: Lanes) -> Lanes:
+    """Lanes divided over the mesh in use, always in one way: every function takes and gives them so, and is compiled once."""
+    cache = jax.tree.map(lambda leaf: constrain(leaf, "B K S H", DECODING), lanes.cache)
+    rows = jax.tree.map(lambda leaf: constrain(leaf, " ".join("B" + "." * (leaf.ndim - 1)), DECODING), lanes.rows)
+    return Lanes(cache=cache, rows=rows)
 
 
 @functools.partial(jax.jit, static_argnames=("shapes", "width"), donate_argnames=("lanes",))
@@ -109,8 +118,10 @@ def admit(weights: Params, lanes: Lanes, places: Int[Array, "b"], rows: Rows, sh
     count = rows.ids.shape[0]
     positions = jnp.broadcast_to(jnp.arange(width), (count, width))
     segments = (positions < rows.fed[:, None]).astype(jnp.int32)
-    filled = kv_cache.create(shapes.model, count, width)
-    filled = transformer.forward(weights, rows.ids[:, :width], positions, segments, shapes.model, cache=filled).cache
+    filled = kv_cache.create(shapes.model, count, width, DECODING)
+    filled = transformer.forward(
+        weights, rows.ids[:, :width], positions, segments, shapes.model, cache=filled, rules=DECODING
+    ).cache
 
     def put(whole: Array, part: Array) -> Array:
         return whole.at[places].set(part, mode="drop")
@@ -118,7 +129,7 @@ def admit(weights: Params, lanes: Lanes, places: Int[Array, "b"], rows: Rows, sh
     def put_cache(whole: Array, part: Array) -> Array:
         return whole.at[places, :, :width].set(part, mode="drop")
 
-    return Lanes(cache=jax.tree.map(put_cache, lanes.cache, filled), rows=jax.tree.map(put, lanes.rows, rows))
+    return _placed(Lanes(cache=jax.tree.map(put_cache, lanes.cache, filled), rows=jax.tree.map(put, lanes.rows, rows)))
 
 
 @functools.partial(jax.jit, donate_argnames=("lanes",))
@@ -126,7 +137,7 @@ def stop(lanes: Lanes, stopped: Bool[Array, "N"]) -> Lanes:
     """Let the marked leaders write no more."""
     state = lanes.rows.grammar
     finish = jnp.where(stopped, jnp.int32(FinishReason.LENGTH), state.finish)
-    return lanes.replace(rows=lanes.rows.replace(grammar=state.replace(finish=finish)))
+    return _placed(lanes.replace(rows=lanes.rows.replace(grammar=state.replace(finish=finish))))
 
 
 @functools.partial(jax.jit, static_argnames=("shapes", "steps", "visible"), donate_argnames=("lanes",))
@@ -142,7 +153,7 @@ def run_block(weights: Params, lanes: Lanes, shapes: Shapes, steps: int, visible
 
     def step_on(carry: tuple[Array, Lanes]) -> tuple[Array, Lanes]:
         step, lanes = carry
-        return step + 1, _step(weights, lanes, shapes, visible)
+        return step + 1, _placed(_step(weights, lanes, shapes, visible))
 
     before = lanes.rows.length
     _, lanes = jax.lax.while_loop(unfinished, step_on, (jnp.int32(0), lanes))
@@ -178,8 +189,11 @@ def _step(weights: Params, lanes: Lanes, shapes: Shapes, visible: int) -> Lanes:
         shapes.model,
         cache=lanes.cache,
         visible=visible,
+        rules=DECODING,
     )
-    logits = transformer.logits(weights, out.hidden, shapes.model)[:, 0]
+    # Sampling searches its thresholds in tens of passes over a row: one gather of the logits costs less than a sum over devices
+    # in each.
+    logits = constrain(transformer.logits(weights, out.hidden, shapes.model, DECODING)[:, 0], "B .", DECODING)
     draws = feeds & (rows.role == Role.LEADER)
     finite = rows.finite & (~draws | jnp.isfinite(logits).all(axis=-1))
     logits = _guided(jnp.nan_to_num(logits), rows, draws)

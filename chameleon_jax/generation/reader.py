@@ -68,7 +68,9 @@ class Pieces:
 
     def describe(self, ids: Iterable[int]) -> list[dict[str, object]]:
         """What a token view shows. Bytes that are no whole character are U+FFFD; markers and codes have their names."""
-        names, markers = self.vocab.special_names(), _marker_names(self.vocab)
+        names = dict(enumerate(self.vocab.special_names()))
+        names |= {id: name for name, id in self.bundle.added_ids.items()}
+        markers = _marker_names(self.vocab)
         shown = []
         for id in ids:
             kind = self.kind(id)

@@ -22,7 +22,7 @@ from chameleon_jax.generation.lanes import Progress, Role, Rows, Shapes
 from chameleon_jax.generation.requests import Generated, Request
 from chameleon_jax.generation.sampling import Settings
 from chameleon_jax.models.transformer import Params
-from chameleon_jax.parallel.mesh import batch_shards
+from chameleon_jax.parallel.mesh import DECODING, batch_shards
 from chameleon_jax.vocab import GridSpan, ModalityId
 
 PREFILL_GROUP = 8  # prompts that are run together; a few, up to half a group, are run one by one
@@ -48,7 +48,7 @@ class Scheduler:
     """Runs jobs in `count` lanes of `slots` ids each. Not for use from several threads."""
 
     def __init__(self, weights: Params, shapes: Shapes, *, count: int, slots: int, block: int):
-        count += -count % batch_shards()
+        count += -count % batch_shards(DECODING)
         self._weights, self._shapes, self._block = weights, shapes, block
         self._lanes = lanes.empty(shapes, _idle_rows(count, slots, shapes))
         self._slots, self._free = slots, list(range(count))[::-1]
@@ -131,7 +131,7 @@ class Scheduler:
         for row in new:
             by_bucket[min(_bucket(max(len(row[2]) - 1, 1)), self._slots)].append(row)
         # Two sizes a bucket, since each is compiled for itself.
-        shards = batch_shards()
+        shards = batch_shards(DECODING)
         group = PREFILL_GROUP + -PREFILL_GROUP % shards
         for width, rows in sorted(by_bucket.items()):
             while rows:

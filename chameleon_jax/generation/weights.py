@@ -9,13 +9,15 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 
 from chameleon_jax.configs import TransformerConfig
 from chameleon_jax.models import transformer
-from chameleon_jax.models.params import map_specs
-from chameleon_jax.models.quantize import quantize_matrix
+from chameleon_jax.models.params import ParamSpec
+from chameleon_jax.models.quantize import Int8Matrix, quantize_parameter
 from chameleon_jax.models.transformer import Params
+from chameleon_jax.parallel.mesh import DECODING
 
 
 def decoding_form(
@@ -27,27 +29,47 @@ def decoding_form(
 ) -> Params:
     """Matrices in the compute dtype (`as they are`), bfloat16 or eight bits, norms as given, layers as `transformer.by_layer` says.
 
-    With `donate` the given arrays may be deleted once they are copied.
+    On a mesh in use every part is divided by the rules of decoding, as soon as it is made. With `donate` the given arrays may be
+    deleted once they are copied.
     """
+    mesh = jax.sharding.get_mesh()
     dtype = np.dtype("bfloat16" if form == "bfloat16" else config.compute_dtype)
-    is_matrix = map_specs(lambda spec: spec.init == "normal", transformer.param_specs(config))
 
-    def convert(path: tuple, leaf: Array, matrix: bool) -> Any:
-        made = leaf
-        if form == "int8":
-            made = quantize_matrix(path, leaf)
-        if made is leaf and matrix and leaf.dtype != dtype:
+    def convert(leaf: Array, spec: ParamSpec) -> Any:
+        given, leaf = (
+            leaf,
+            leaf if mesh.empty else jax.device_put(leaf, NamedSharding(mesh, DECODING.parameter(spec.axes))),
+        )
+        made = quantize_parameter(leaf, spec) if form == "int8" else leaf
+        if made is leaf and spec.role in ("embedding", "matrix", "head") and leaf.dtype != dtype:
             made = leaf.astype(dtype)
-        stacked = path[0].key == "layers"
-        parts = [transformer.layer_of(made, i) for i in range(config.n_layers)] if stacked else made
-        if donate and isinstance(leaf, jax.Array) and (stacked or made is not leaf):
+        if spec.stacked:
+            parts = [_placed(transformer.layer_of(made, i), spec.layer, mesh) for i in range(config.n_layers)]
+        else:
+            parts = _placed(made, spec, mesh)
+        if donate and isinstance(given, jax.Array) and (spec.stacked or parts is not given):
             jax.block_until_ready(parts)
-            leaf.delete()
+            given.delete()
         return parts
 
-    made = jax.tree_util.tree_map_with_path(convert, weights, is_matrix)
+    made = jax.tree.map(convert, weights, transformer.param_specs(config))
     layers = tuple(
         jax.tree.map(lambda parts: parts[i], made["layers"], is_leaf=lambda node: isinstance(node, list))  # noqa: B023
         for i in range(config.n_layers)
     )
     return made | {"layers": layers}
+
+
+def _placed(part: Array | Int8Matrix, spec: ParamSpec, mesh: Mesh) -> Array | Int8Matrix:
+    """The part divided over the mesh by the rules of decoding; no copy where it lies so already."""
+    if mesh.empty:
+        return part
+
+    def put(array: Array, letters: list[str]) -> Array:
+        return jax.device_put(array, NamedSharding(mesh, DECODING.parameter(" ".join(letters))))
+
+    letters = spec.axes.split()
+    if isinstance(part, Int8Matrix):
+        outputs = [letter for i, letter in enumerate(letters) if i not in spec.input_axes]
+        return Int8Matrix(values=put(part.values, letters), scale=put(part.scale, outputs))
+    return put(part, letters)

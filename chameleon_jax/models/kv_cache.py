@@ -6,12 +6,15 @@ perhaps, needs no clearing. Taking a row back to an earlier position is a matter
 
 from __future__ import annotations
 
+import functools
+
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from chameleon_jax.configs import TransformerConfig
-from chameleon_jax.parallel.mesh import constrain
+from chameleon_jax.parallel.mesh import ShardingRules, constrain
 
 
 @flax.struct.dataclass
@@ -33,12 +36,12 @@ class KVCache:
         return self.layers[0].keys.shape[2]
 
 
-def create(config: TransformerConfig, batch: int, slots: int) -> KVCache:
-    """An empty cache in the compute dtype."""
+def create(config: TransformerConfig, batch: int, slots: int, rules: ShardingRules) -> KVCache:
+    """An empty cache in the compute dtype, divided by rows and KV heads; under jit no device ever holds more than its part."""
 
     def zeros() -> Float[Array, "B K S H"]:
         shape = (batch, config.n_kv_heads, slots, config.head_dim)
-        return constrain(jnp.zeros(shape, config.compute_dtype), "B K S H")
+        return constrain(jnp.zeros(shape, config.compute_dtype), "B K S H", rules)
 
     return KVCache(layers=tuple(LayerCache(keys=zeros(), values=zeros()) for _ in range(config.n_layers)))
 
@@ -47,16 +50,18 @@ def write(
     cache: LayerCache, keys: Float[Array, "B K T H"], values: Float[Array, "B K T H"], slots: Int[Array, "B T"]
 ) -> LayerCache:
     """Put new entries into their rows' slots; a slot beyond the cache (padding) is dropped."""
-    rows = jnp.arange(slots.shape[0])[:, None]
 
-    def put(old: Array, new: Array) -> Array:
-        return old.at[rows[:, None], jnp.arange(old.shape[1])[:, None], slots[:, None]].set(
-            new.astype(old.dtype), mode="drop"
-        )
+    # Mapped over rows and heads, not indexed by them, so that on a mesh every device writes its own part without asking others.
+    @functools.partial(jax.vmap, in_axes=(0, 0, 0))
+    @functools.partial(jax.vmap, in_axes=(0, 0, None))
+    def put(old: Float[Array, "S H"], new: Float[Array, "T H"], slots: Int[Array, "T"]) -> Float[Array, "S H"]:
+        return old.at[slots].set(new.astype(old.dtype), mode="drop")
 
-    return LayerCache(keys=put(cache.keys, keys), values=put(cache.values, values))
+    return LayerCache(keys=put(cache.keys, keys, slots), values=put(cache.values, values, slots))
 
 
-def read(cache: LayerCache, slots: int) -> tuple[Float[Array, "B K s H"], Float[Array, "B K s H"]]:
+def read(
+    cache: LayerCache, slots: int, rules: ShardingRules
+) -> tuple[Float[Array, "B K s H"], Float[Array, "B K s H"]]:
     """Keys and values of the first `slots` slots."""
-    return tuple(constrain(whole[:, :, :slots], "B K S H") for whole in (cache.keys, cache.values))
+    return tuple(constrain(whole[:, :, :slots], "B K S H", rules) for whole in (cache.keys, cache.values))

@@ -14,27 +14,29 @@ from jaxtyping import Array, Float, Int
 
 from chameleon_jax.models import quantize
 from chameleon_jax.models.quantize import Int8Matrix
-from chameleon_jax.parallel.mesh import constrain
+from chameleon_jax.parallel.mesh import ShardingRules, constrain
 
 QK_NORM_EPS = 1e-5  # fixed in the released models, independent of the RMSNorm epsilon
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def embed(table: Float[Array, "V D"], tokens: Int[Array, "B T"], dtype: str) -> Float[Array, "B T D"]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def embed(
+    table: Float[Array, "V D"], tokens: Int[Array, "B T"], dtype: str, rules: ShardingRules
+) -> Float[Array, "B T D"]:
     """The tokens' rows of the table, cast to `dtype`; the gradient of the table is summed in fp32.
 
     Differentiated as written, the gradient would be summed in `dtype`, and a bfloat16 sum stops growing at some 256 times its
     terms: the row of an id that fills half of a batch came out 68 % too small.
     """
     # Gathering rows from a table that is split along D would make XLA move the whole activation. It travels in `dtype`.
-    return constrain(constrain(table.astype(dtype), "V D")[tokens], "B T D")
+    return constrain(constrain(table.astype(dtype), "V D", rules)[tokens], "B T D", rules)
 
 
-def _embed_forward(table, tokens, dtype):
-    return embed(table, tokens, dtype), (table, tokens)
+def _embed_forward(table, tokens, dtype, rules):
+    return embed(table, tokens, dtype, rules), (table, tokens)
 
 
-def _embed_backward(dtype, residuals, gradient):
+def _embed_backward(dtype, rules, residuals, gradient):
     table, tokens = residuals
     total = jnp.zeros(table.shape, jnp.float32).at[tokens].add(gradient.astype(jnp.float32))
     return total.astype(table.dtype), None
@@ -103,15 +105,17 @@ def linear(
     inputs = x.ndim - 2
     width = math.prod(kernel.shape[:inputs])
     rows = x.reshape(-1, width)
-    narrow = isinstance(kernel, Int8Matrix)
-    product = quantize.product(rows, kernel) if narrow else rows @ kernel.astype(x.dtype).reshape(width, -1)
+    if isinstance(kernel, Int8Matrix):
+        product = quantize.product(rows, kernel).astype(x.dtype)
+    else:
+        product = rows @ kernel.astype(x.dtype).reshape(width, -1)
     return product.reshape(*x.shape[:2], *kernel.shape[inputs:])
 
 
-def swiglu(x: Float[Array, "B T D"], params: dict[str, Array]) -> Float[Array, "B T D"]:
+def swiglu(x: Float[Array, "B T D"], params: dict[str, Array], rules: ShardingRules) -> Float[Array, "B T D"]:
     """down(silu(gate x) * (up x)) (Shazeer 2020)."""
     hidden = jax.nn.silu(linear(x, params["gate"])) * linear(x, params["up"])
-    return linear(constrain(hidden, "B T F"), params["down"])
+    return linear(constrain(hidden, "B T F", rules), params["down"])
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: jax.Array | None) -> Float[Array, "..."]:

@@ -1,7 +1,7 @@
-"""Parameters described once: shape, dtype, dimension letters and initialiser.
+"""Parameters described once: shape, dtype, dimension letters, role and initialiser.
 
-The one idea: a tree of `ParamSpec` is the single source from which the abstract tree, the shardings, the initial values and the
-counts derive.
+The one idea: a tree of `ParamSpec` is the single source of the abstract tree, shardings, initial values and counts, and of what
+weight decay, quantisation, casts and conversion do with a parameter.
 """
 
 from __future__ import annotations
@@ -16,47 +16,83 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from chameleon_jax.models.keys import fold_name
-from chameleon_jax.parallel import mesh as mesh_lib
+from chameleon_jax.parallel.mesh import ShardingRules, constrain_stored
 
 Tree = Any  # nested dict
+Role = Literal["embedding", "matrix", "head", "norm", "bias"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ParamSpec:
-    """One array. `axes` names each dimension by its letter (parallel.mesh.DIMENSIONS)."""
+    """One array. `axes` names each dimension by its letter (parallel.mesh.DIMENSIONS).
+
+    `inputs` are the letters that a product with an activation sums over, as in "N H"; a parameter without any is looked up
+    (embedding) or applied elementwise.
+    """
 
     shape: tuple[int, ...]
     axes: str
+    role: Role
     init: Literal["normal", "ones", "zeros"]
+    inputs: str = ""
     std: float = 0.0  # of the normal initialiser, cut off at two standard deviations
     dtype: str = "float32"
 
     def __post_init__(self):
         if len(self.axes.split()) != len(self.shape):
             raise ValueError(f"axes {self.axes!r} do not name the dimensions of shape {self.shape}")
+        if missing := set(self.inputs.split()) - set(self.axes.split()):
+            raise ValueError(f"inputs {sorted(missing)} are no axes of {self.axes!r}")
 
     @property
     def size(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def input_axes(self) -> tuple[int, ...]:
+        """Positions of `inputs` in the shape."""
+        return tuple(i for i, letter in enumerate(self.axes.split()) if letter in self.inputs.split())
+
+    @property
+    def decayed(self) -> bool:
+        """Whether weight decay applies: not to norms and biases."""
+        return self.role in ("embedding", "matrix", "head")
+
+    @property
+    def stacked(self) -> bool:
+        """Whether it holds all layers, along its first axis."""
+        return self.axes.startswith("L ")
+
+    @property
+    def layer(self) -> ParamSpec:
+        """One layer of a stacked parameter; itself if it is not stacked."""
+        if not self.stacked:
+            return self
+        return dataclasses.replace(self, shape=self.shape[1:], axes=self.axes.removeprefix("L "))
 
 
 def map_specs(function: Callable[[ParamSpec], Any], specs: Tree) -> Tree:
     return jax.tree.map(function, specs, is_leaf=lambda leaf: isinstance(leaf, ParamSpec))
 
 
-def abstract(specs: Tree) -> Tree:
-    """The tree as `jax.ShapeDtypeStruct`s."""
-    return map_specs(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(s.dtype)), specs)
+def abstract(specs: Tree, mesh: Mesh | None = None, rules: ShardingRules | None = None) -> Tree:
+    """The tree as `jax.ShapeDtypeStruct`s, with shardings if a mesh and its rules are given."""
+
+    def describe(spec: ParamSpec) -> jax.ShapeDtypeStruct:
+        sharding = None if mesh is None else NamedSharding(mesh, rules.parameter(spec.axes))
+        return jax.ShapeDtypeStruct(spec.shape, jnp.dtype(spec.dtype), sharding=sharding)
+
+    return map_specs(describe, specs)
 
 
-def shardings(specs: Tree, mesh: Mesh) -> Tree:
+def shardings(specs: Tree, mesh: Mesh, rules: ShardingRules) -> Tree:
     """Storage sharding of every parameter."""
-    return map_specs(lambda s: NamedSharding(mesh, mesh_lib.parameter_spec(s.axes)), specs)
+    return map_specs(lambda s: NamedSharding(mesh, rules.parameter(s.axes)), specs)
 
 
-def constrain(tree: Tree, specs: Tree) -> Tree:
+def constrain(tree: Tree, specs: Tree, rules: ShardingRules) -> Tree:
     """Ask, inside a jitted function, that a tree like the parameters (gradients, sums of them) lie as they are stored."""
-    return jax.tree.map(lambda x, s: mesh_lib.constrain_stored(x, s.axes), tree, specs)
+    return jax.tree.map(lambda x, s: constrain_stored(x, s.axes, rules), tree, specs)
 
 
 def initialise(key: jax.Array, specs: Tree) -> Tree:

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
+from chameleon_jax.models.params import ParamSpec
+
 _BLOCK_ROWS = 64  # of a thousand or two outputs each: 256 to 512 KB in fp32
-# How many of a matrix's axes, the layer's left out, are inputs.
-_INPUT_AXES = {"wq": 1, "wk": 1, "wv": 1, "wo": 2, "gate": 1, "up": 1, "down": 1, "head": 1}
 
 
 @flax.struct.dataclass
@@ -32,21 +32,28 @@ class Int8Matrix:
 
 
 def product(x: Float[Array, "R I"], matrix: Int8Matrix) -> Float[Array, "R O"]:
-    """x @ matrix with all its input axes, and all its output axes, as one.
+    """x @ matrix with all its input axes, and all its output axes, as one; fp32 whatever the dtype of x.
 
     The eight bits are widened where they are used: widened whole, or ahead of a loop over tokens, they would be read as slowly as
     the matrix that they stand for.
     """
     values = matrix.values.reshape(x.shape[1], -1)
-    out = jax.lax.platform_dependent(x, values, cpu=_product_by_blocks, default=_product)
+    # Blocks are cut along the inputs, which a mesh may have divided: there the plain product lets every device use its own part.
+    divided = jax.sharding.get_abstract_mesh().size > 1
+    by_platform = functools.partial(jax.lax.platform_dependent, cpu=_product_by_blocks, default=_product)
+    out = (_product if divided else by_platform)(x, values)
     # The scale belongs to an output: after the product it touches one number a row, not one a weight.
-    return out * matrix.scale.astype(x.dtype).reshape(-1)
+    return out * matrix.scale.reshape(-1)
 
 
 def _product(x: Array, values: Array) -> Array:
     # The barrier ties the matrix to x, so that no pass takes the widening out of a loop over tokens.
     x, values = jax.lax.optimization_barrier((x, values))
-    return x @ values.astype(x.dtype)
+    return _dot(x, values.astype(x.dtype))
+
+
+def _dot(x: Array, matrix: Array) -> Array:
+    return jnp.dot(x, matrix, preferred_element_type=jnp.float32)
 
 
 def _product_by_blocks(x: Array, values: Array) -> Array:
@@ -56,21 +63,17 @@ def _product_by_blocks(x: Array, values: Array) -> Array:
 
     def add(start: Array | int, rows: int, total: Array) -> Array:
         part = jax.lax.dynamic_slice_in_dim(values, start, rows).astype(x.dtype)
-        return total + jax.lax.dynamic_slice_in_dim(x, start, rows, axis=1) @ part
+        return total + _dot(jax.lax.dynamic_slice_in_dim(x, start, rows, axis=1), part)
 
-    total = jnp.zeros((x.shape[0], values.shape[1]), x.dtype)
+    total = jnp.zeros((x.shape[0], values.shape[1]), jnp.float32)
     total = jax.lax.fori_loop(0, count, lambda i, total: add(i * block, block, total), total)
     rest = x.shape[1] - count * block
     return add(count * block, rest, total) if rest else total
 
 
-def quantize_matrix(path: tuple, leaf: Array) -> Array | Int8Matrix:
-    """The parameter at this path of the tree as Int8Matrix; as it is if it is no matrix, or the embedding."""
-    name = path[-1].key
-    if name not in _INPUT_AXES:
-        return leaf
-    first = 1 if path[0].key == "layers" else 0
-    return _quantized(leaf, tuple(range(first, first + _INPUT_AXES[name])))
+def quantize_parameter(leaf: Array, spec: ParamSpec) -> Array | Int8Matrix:
+    """The parameter as Int8Matrix, if it is a matrix that activations are multiplied by; otherwise as it is."""
+    return _quantized(leaf, spec.input_axes) if spec.role in ("matrix", "head") else leaf
 
 
 @functools.partial(jax.jit, static_argnames="axes")

@@ -18,16 +18,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from chameleon_jax.configs import TransformerConfig
-from chameleon_jax.models import kv_cache, params
+from chameleon_jax.models import kv_cache, params, quantize
 from chameleon_jax.models.attention.mask import SAVED_NAME, MaskSpec
 from chameleon_jax.models.attention.registry import attention
 from chameleon_jax.models.keys import fold_name
 from chameleon_jax.models.kv_cache import KVCache, LayerCache
 from chameleon_jax.models.layers import apply_rotary, dropout, embed, linear, qk_norm, rms_norm, rotary_angles, swiglu
-from chameleon_jax.models.params import ParamSpec
+from chameleon_jax.models.params import ParamSpec, Role
 from chameleon_jax.models.quantize import Int8Matrix
 from chameleon_jax.models.statistics import Statistics, sum_of_squares
-from chameleon_jax.parallel.mesh import constrain
+from chameleon_jax.parallel.mesh import TRAINING, ShardingRules, constrain
 
 Params = dict[str, Any]
 
@@ -53,38 +53,45 @@ def param_specs(config: TransformerConfig) -> dict[str, Any]:
     c = config
     residual_std = c.init_std / math.sqrt(2 * c.n_layers) if c.scale_residual_init else c.init_std
 
-    def weight(axes: str, *shape: int, std: float = c.init_std) -> ParamSpec:
-        return ParamSpec(shape=shape, axes=axes, init="normal", std=std, dtype=c.param_dtype)
+    def weight(axes: str, inputs: str, *shape: int, role: Role = "matrix", std: float = c.init_std) -> ParamSpec:
+        return ParamSpec(shape=shape, axes=axes, inputs=inputs, role=role, init="normal", std=std, dtype=c.param_dtype)
 
     def norm(axes: str, *shape: int) -> ParamSpec:
-        return ParamSpec(shape=shape, axes=axes, init="ones", dtype=c.param_dtype)
+        return ParamSpec(shape=shape, axes=axes, role="norm", init="ones", dtype=c.param_dtype)
 
     attn = {
-        "wq": weight("L D N H", c.n_layers, c.d_model, c.n_heads, c.head_dim),
-        "wk": weight("L D K H", c.n_layers, c.d_model, c.n_kv_heads, c.head_dim),
-        "wv": weight("L D K H", c.n_layers, c.d_model, c.n_kv_heads, c.head_dim),
-        "wo": weight("L N H D", c.n_layers, c.n_heads, c.head_dim, c.d_model, std=residual_std),
+        "wq": weight("L D N H", "D", c.n_layers, c.d_model, c.n_heads, c.head_dim),
+        "wk": weight("L D K H", "D", c.n_layers, c.d_model, c.n_kv_heads, c.head_dim),
+        "wv": weight("L D K H", "D", c.n_layers, c.d_model, c.n_kv_heads, c.head_dim),
+        "wo": weight("L N H D", "N H", c.n_layers, c.n_heads, c.head_dim, c.d_model, std=residual_std),
     }
     if c.qk_norm:
         for name, groups in (("q_norm", c.qk_norm_groups), ("k_norm", c.k_norm_groups)):
             shape = (c.n_layers, groups, c.head_dim)
-            bias = ParamSpec(shape=shape, axes="L g H", init="zeros", dtype=c.param_dtype)
+            bias = ParamSpec(shape=shape, axes="L g H", role="bias", init="zeros", dtype=c.param_dtype)
             attn[name] = {"scale": norm("L g H", *shape), "bias": bias}
     return {
-        "embed": weight("V D", c.vocab_size, c.d_model),
+        "embed": weight("V D", "", c.vocab_size, c.d_model, role="embedding"),
         "layers": {
             "attn": attn,
             "attn_norm": norm("L D", c.n_layers, c.d_model),
             "mlp": {
-                "gate": weight("L D F", c.n_layers, c.d_model, c.d_ff),
-                "up": weight("L D F", c.n_layers, c.d_model, c.d_ff),
-                "down": weight("L F D", c.n_layers, c.d_ff, c.d_model, std=residual_std),
+                "gate": weight("L D F", "D", c.n_layers, c.d_model, c.d_ff),
+                "up": weight("L D F", "D", c.n_layers, c.d_model, c.d_ff),
+                "down": weight("L F D", "F", c.n_layers, c.d_ff, c.d_model, std=residual_std),
             },
             "mlp_norm": norm("L D", c.n_layers, c.d_model),
         },
         "norm": norm("D", c.d_model),
-        "head": weight("D V", c.d_model, c.vocab_size),
+        "head": weight("D V", "D", c.d_model, c.vocab_size, role="head"),
     }
+
+
+def by_layer_specs(config: TransformerConfig) -> dict[str, Any]:
+    """`param_specs` of the tree that `by_layer` gives."""
+    specs = param_specs(config)
+    layer = params.map_specs(lambda spec: spec.layer, specs["layers"])
+    return specs | {"layers": (layer,) * config.n_layers}
 
 
 def init(key: jax.Array, config: TransformerConfig) -> Params:
@@ -116,6 +123,7 @@ class _Stream:
     real: Float[Array, "B T"]  # 1 for tokens, 0 for padding
     dropout_key: jax.Array | None
     statistics: bool = flax.struct.field(pytree_node=False)
+    rules: ShardingRules = flax.struct.field(pytree_node=False)
 
 
 def forward(
@@ -130,6 +138,7 @@ def forward(
     visible: int | None = None,
     statistics: bool = False,
     tap_layers: tuple[int, ...] = (),
+    rules: ShardingRules = TRAINING,
 ) -> ForwardOutput:
     """Run the decoder.
 
@@ -137,9 +146,10 @@ def forward(
     and values are written there, and a token sees every slot up to its own, which must have been filled; a token of segment 0
     (padding) is not written. No token may lie at slot `visible` or behind: the rest of the cache is not looked at.
     `statistics` adds per-layer norms and the largest attention logit; `tap_layers` returns the raw activations of those layers.
-    Dropout is applied only when `dropout_key` is given. `logits` maps the hidden states to the vocabulary.
+    Dropout is applied only when `dropout_key` is given. `rules` say how activations lie on the mesh in use. `logits` maps the
+    hidden states to the vocabulary.
     """
-    x = embed(weights["embed"], tokens, config.compute_dtype)
+    x = embed(weights["embed"], tokens, config.compute_dtype, rules)
     slots = None
     mask = MaskSpec(query_segments=segment_ids, key_segments=segment_ids)
     if cache is not None:
@@ -150,7 +160,7 @@ def forward(
     cos, sin = rotary_angles(positions, config.head_dim, config.rope_theta)
     real = (segment_ids > 0).astype(jnp.float32)
     stream = _Stream(
-        cos=cos, sin=sin, mask=mask, slots=slots, real=real, dropout_key=dropout_key, statistics=statistics
+        cos=cos, sin=sin, mask=mask, slots=slots, real=real, dropout_key=dropout_key, statistics=statistics, rules=rules
     )
     block = _rematerialised(lambda x, layer: _block(x, layer, stream, config), config.remat)
 
@@ -216,8 +226,8 @@ def _block(x: Float[Array, "B T D"], layer: dict[str, Any], stream: _Stream, con
 
     attention_out, (seen, cache) = normed(lambda y: _attention(y, layer, stream, config), x, weights["attn_norm"])
     x = x + dropped(attention_out, "attention")
-    mlp_out, _ = normed(lambda y: (swiglu(y, weights["mlp"]), None), x, weights["mlp_norm"])
-    x = constrain(x + dropped(mlp_out, "mlp"), "B T D")
+    mlp_out, _ = normed(lambda y: (swiglu(y, weights["mlp"], stream.rules), None), x, weights["mlp_norm"])
+    x = constrain(x + dropped(mlp_out, "mlp"), "B T D", stream.rules)
     stats = None
     if stream.statistics:
         seen |= {"attention_out": attention_out, "mlp_out": mlp_out, "residual": x}
@@ -238,9 +248,9 @@ def _attention(
 ) -> tuple[Float[Array, "B T D"], tuple[dict[str, Array], LayerCache | None]]:
     """Output projection of attention, and (what statistics look at, the layer's cache with the new keys and values)."""
     weights, cache = layer["weights"]["attn"], layer.get("cache")
-    q = constrain(linear(x, weights["wq"]), "B T N H")
-    k = constrain(linear(x, weights["wk"]), "B T K H")
-    v = constrain(linear(x, weights["wv"]), "B T K H")
+    q = constrain(linear(x, weights["wq"]), "B T N H", stream.rules)
+    k = constrain(linear(x, weights["wk"]), "B T K H", stream.rules)
+    v = constrain(linear(x, weights["wv"]), "B T K H", stream.rules)
     seen = {"q": q, "k": k}
     if config.qk_norm:
         q = qk_norm(q, **weights["q_norm"], round_early=config.numerics.round_norms)
@@ -249,7 +259,7 @@ def _attention(
     k, v = jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2)
     if cache is not None:
         cache = kv_cache.write(cache, k, v, stream.slots)
-        k, v = kv_cache.read(cache, stream.mask.key_segments.shape[1])
+        k, v = kv_cache.read(cache, stream.mask.key_segments.shape[1], stream.rules)
     out = attention(
         q,
         k,
@@ -260,18 +270,22 @@ def _attention(
         max_logit=stream.statistics,
     )
     seen["max_attention_logit"] = out.max_logit
-    return constrain(linear(out.values, weights["wo"]), "B T D"), (seen, cache)
+    return constrain(linear(out.values, weights["wo"]), "B T D", stream.rules), (seen, cache)
 
 
-def logits(weights: Params, hidden: Float[Array, "B T D"], config: TransformerConfig) -> Float[Array, "B T V"]:
-    """fp32 logits; the product itself runs in the dtype of `hidden`. Training uses `losses.cross_entropy` instead.
+def logits(
+    weights: Params, hidden: Float[Array, "B T D"], config: TransformerConfig, rules: ShardingRules = TRAINING
+) -> Float[Array, "B T V"]:
+    """fp32 logits: operands in the dtype of `hidden`, summed in fp32, also with a head of eight bits.
+
+    Training uses `losses.cross_entropy` instead.
 
     `config.numerics` says whether they are rounded and masked as released codes do; the training loss never does either.
     """
     numerics = config.numerics
     head = weights["head"]
     if isinstance(head, Int8Matrix):
-        out = linear(hidden, head).astype(jnp.float32)
+        out = quantize.product(hidden.reshape(-1, hidden.shape[-1]), head).reshape(*hidden.shape[:2], -1)
     else:
         out = jnp.einsum("btd,dv->btv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
     if numerics.round_logits:
@@ -279,7 +293,7 @@ def logits(weights: Params, hidden: Float[Array, "B T D"], config: TransformerCo
     if numerics.masked_ids:
         start, stop = numerics.masked_ids
         out = out.at[..., start:stop].set(float(jnp.finfo(hidden.dtype).min))
-    return constrain(out, "B T V")
+    return constrain(out, "B T V", rules)
 
 
 def flops_per_token(config: TransformerConfig, seq_len: int) -> float:

@@ -1,15 +1,19 @@
 """The device mesh, the rules from dimension letters to mesh axes, and the one place where shardings are asked for.
 
-The one idea: code names dimensions by letter (DIMENSIONS) and never mesh axes. Parameters are stored sharded over `fsdp` and
-`tensor`; activations are sharded over (`data`, `fsdp`) by batch and over `tensor` by heads or features. XLA gathers parameters
-where they are used, which is ZeRO-3 (Rajbhandari et al. 2020) written as two rule tables.
+The one idea: code names dimensions by letter (DIMENSIONS) and never mesh axes. `ShardingRules` say which axes a letter is divided
+over; a function that asks for shardings takes them as an argument, so that they are part of what is traced.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from chameleon_jax.configs import MeshConfig, TransformerConfig
 from chameleon_jax.errors import ConfigError
@@ -32,8 +36,37 @@ DIMENSIONS = {
     "R": "chosen rows of the vocabulary",
 }
 
-_PARAMETER_RULES = {"D": "fsdp", "N": "tensor", "K": "tensor", "F": "tensor", "V": "tensor"}
-_ACTIVATION_RULES = {"B": ("data", "fsdp"), "N": "tensor", "K": "tensor", "F": "tensor", "V": "tensor"}
+Axes = str | tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardingRules:
+    """Mesh axes over which each dimension letter is divided; a letter that is not named is whole on every device."""
+
+    parameters: Mapping[str, Axes]
+    activations: Mapping[str, Axes]
+
+    def __hash__(self) -> int:  # mappings have none
+        return hash((tuple(sorted(self.parameters.items())), tuple(sorted(self.activations.items()))))
+
+    def parameter(self, letters: str) -> PartitionSpec:
+        """Storage sharding of a parameter whose dimensions are `letters`, as in "L D N H"."""
+        return PartitionSpec(*(self.parameters.get(letter) for letter in letters.split()))
+
+    def activation(self, letters: str) -> PartitionSpec:
+        """Compute sharding of an activation whose dimensions are `letters`, as in "B T D"."""
+        return PartitionSpec(*(self.activations.get(letter) for letter in letters.split()))
+
+
+_STORED = {"D": "fsdp", "N": "tensor", "K": "tensor", "F": "tensor", "V": "tensor"}
+_TENSOR = {"N": "tensor", "K": "tensor", "F": "tensor", "V": "tensor"}
+
+# Rows over `data` and `fsdp`: XLA gathers parameters over `fsdp` where they are used, which is ZeRO-3 (Rajbhandari et al. 2020).
+TRAINING = ShardingRules(parameters=_STORED, activations={"B": ("data", "fsdp"), **_TENSOR})
+
+# A token costs one reading of all weights, so none is moved: activations are divided as the weights that they meet, and what
+# crosses the mesh are sums over D and over heads or F, a few kilobytes a row (Pope et al. 2022, section 3.2.2).
+DECODING = ShardingRules(parameters=_STORED, activations={"B": "data", "D": "fsdp", **_TENSOR})
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
@@ -57,49 +90,57 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     return Mesh(np.asarray(devices).reshape(sizes), AXES)
 
 
-def check_fits(model: TransformerConfig, batch_size: int, microbatches: int, mesh: Mesh) -> None:
-    """Raise ConfigError, before anything is compiled, if a sharded dimension is not a multiple of its mesh axes."""
-    tensor, fsdp, data = mesh.shape["tensor"], mesh.shape["fsdp"], mesh.shape["data"]
+def abstract_mesh(config: MeshConfig) -> AbstractMesh:
+    """The mesh without devices, for looking at shardings. Raises ConfigError if an axis is -1: there is nothing to count."""
+    sizes = (config.data, config.fsdp, config.tensor)
+    if -1 in sizes:
+        raise ConfigError("a mesh that is only looked at needs its sizes in numbers, not -1")
+    return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def check_model_fits(model: TransformerConfig, mesh: Mesh | AbstractMesh) -> None:
+    """Raise ConfigError if a dimension of the parameters is not a multiple of the mesh axes that it is divided over."""
+    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
     sharded = (
         ("model.n_heads", model.n_heads, "tensor", tensor),
         ("model.n_kv_heads", model.n_kv_heads, "tensor", tensor),
         ("model.d_ff", model.d_ff, "tensor", tensor),
         ("model.vocab_size", model.vocab_size, "tensor", tensor),
         ("model.d_model", model.d_model, "fsdp", fsdp),
-        ("rows of a microbatch", batch_size // microbatches, "data * fsdp", data * fsdp),
     )
     for name, size, axis, parts in sharded:
-        if size % parts:
-            raise ConfigError(f"{name} = {size} is not a multiple of the mesh's {axis} = {parts}")
+        _check_multiple(name, size, axis, parts)
 
 
-def parameter_spec(letters: str) -> PartitionSpec:
-    """Storage sharding of a parameter whose dimensions are `letters`, as in "L D N H"."""
-    return PartitionSpec(*(_PARAMETER_RULES.get(letter) for letter in letters.split()))
+def check_fits(model: TransformerConfig, batch_size: int, microbatches: int, mesh: Mesh) -> None:
+    """Raise ConfigError, before anything is compiled, if a model or the rows of a batch cannot be divided over the mesh."""
+    check_model_fits(model, mesh)
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    _check_multiple("rows of a microbatch", batch_size // microbatches, "data * fsdp", parts)
 
 
-def activation_spec(letters: str) -> PartitionSpec:
-    """Compute sharding of an activation whose dimensions are `letters`, as in "B T D"."""
-    return PartitionSpec(*(_ACTIVATION_RULES.get(letter) for letter in letters.split()))
+def _check_multiple(name: str, size: int, axis: str, parts: int) -> None:
+    if size % parts:
+        raise ConfigError(f"{name} = {size} is not a multiple of the mesh's {axis} = {parts}")
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of every [B, T] array of a batch."""
-    return NamedSharding(mesh, activation_spec("B T"))
+    """Sharding of every [B, T] array of a training batch."""
+    return NamedSharding(mesh, TRAINING.activation("B T"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def constrain(x: jax.Array, letters: str) -> jax.Array:
+def constrain(x: jax.Array, letters: str, rules: ShardingRules) -> jax.Array:
     """Ask for the compute sharding of `x` on the mesh in use (`jax.set_mesh`); no mesh, no change."""
-    return _with_spec(x, activation_spec(letters))
+    return _with_spec(x, rules.activation(letters))
 
 
-def constrain_stored(x: jax.Array, letters: str) -> jax.Array:
+def constrain_stored(x: jax.Array, letters: str, rules: ShardingRules) -> jax.Array:
     """Ask for the storage sharding of a parameter of these letters, as for its gradient; no mesh, no change."""
-    return _with_spec(x, parameter_spec(letters))
+    return _with_spec(x, rules.parameter(letters))
 
 
 def _with_spec(x: jax.Array, spec: PartitionSpec) -> jax.Array:
@@ -107,7 +148,22 @@ def _with_spec(x: jax.Array, spec: PartitionSpec) -> jax.Array:
     return x if mesh.empty or mesh.size == 1 else jax.lax.with_sharding_constraint(x, spec)
 
 
-def batch_shards() -> int:
-    """Number of parts into which the batch is cut on the mesh in use."""
+def batch_shards(rules: ShardingRules) -> int:
+    """Number of parts into which rows are divided on the mesh in use."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+    axes = rules.activations["B"]
+    return 1 if mesh.empty else int(np.prod([mesh.shape[axis] for axis in ([axes] if isinstance(axes, str) else axes)]))
+
+
+def mesh_of(tree: Any) -> Mesh | None:
+    """The mesh over which the arrays of a tree are divided; None for arrays of one device or of the host."""
+    for leaf in jax.tree.leaves(tree):
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
+            return sharding.mesh
+    return None
+
+
+def using(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+    """`jax.set_mesh(mesh)`; None leaves the mesh in use as it is."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)

@@ -51,6 +51,27 @@ class TokenizerBundle:
     def vocab(self) -> Vocab:
         return Vocab.from_config(self.vocab_config)
 
+    def with_added(self, names: tuple[str, ...]) -> TokenizerBundle:
+        """The bundle whose added control ids are these and no others, in this order; all other ids keep their meaning.
+
+        So `with_added((*added, "<brush>"))` extends a bundle, and `with_added(added[:n])` is the one with n of them that it
+        extends, of which the fingerprint can be told. Raises TokenizerError for a name that another id has.
+        """
+        taken = set(json.loads(self.text.to_json())["model"]["vocab"])
+        if clash := next((name for name in names if name in taken), None):
+            raise TokenizerError(f"'{clash}' is the name of an id already: give another")
+        try:
+            text = self.text.with_added(names)
+        except ConfigError as error:
+            raise TokenizerError(str(error)) from error
+        return dataclasses.replace(self, vocab_config=text.vocab_config, text=text)
+
+    @property
+    def added_ids(self) -> dict[str, int]:
+        """Id of each added name."""
+        first = self.vocab.text.stop
+        return {name: first + i for i, name in enumerate(self.vocab_config.added)}
+
     @classmethod
     def load(cls, directory: str | os.PathLike) -> TokenizerBundle:
         """Read and check a bundle. Raises TokenizerError for a part that is missing, damaged, or contradicts another."""

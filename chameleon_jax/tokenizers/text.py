@@ -38,21 +38,26 @@ class TextTokenizer:
         self.vocab_config = vocab_config
         self._text = Vocab.from_config(vocab_config).text
 
+    def with_added(self, names: tuple[str, ...]) -> TextTokenizer:
+        """The same pieces in an id space whose added control ids are these; texts have the same ids."""
+        return TextTokenizer(self._backend, dataclasses.replace(self.vocab_config, added=names), self._original)
+
     def encode(self, text: str) -> Int[np.ndarray, "n"]:
         """Ids of a text: text ids only. Lone surrogates count as U+FFFD; all else comes back unchanged by `decode`."""
         return np.asarray(self._backend.encode_batch_fast([valid_text(text)])[0].ids, np.int32)
 
     def decode(self, ids: Int[np.ndarray, "n"]) -> str:
-        """Text of ids; special ids and image codes say nothing, bytes that are not UTF-8 become U+FFFD.
+        """Text of ids; special and added ids and image codes say nothing, bytes that are not UTF-8 become U+FFFD.
 
         Raises TokenizerError for an id outside the vocabulary.
         """
         ids = np.asarray(ids, np.int64).reshape(-1)
-        if ids.size and (ids.min() < 0 or ids.max() >= self._text.stop):
+        if ids.size and (ids.min() < 0 or ids.max() >= self.vocab_config.size):
             raise TokenizerError(
-                f"ids {int(ids.min())}..{int(ids.max())} leave the vocabulary of {self._text.stop} ids"
+                f"ids {int(ids.min())}..{int(ids.max())} leave the vocabulary of {self.vocab_config.size} ids"
             )
-        return self._backend.decode(ids[ids >= self._text.start].tolist(), skip_special_tokens=False)
+        pieces = ids[(ids >= self._text.start) & (ids < self._text.stop)]
+        return self._backend.decode(pieces.tolist(), skip_special_tokens=False)
 
     def to_json(self) -> str:
         """The whole tokenizer in the format of the `tokenizers` library; equal tokenizers have equal text."""

@@ -76,10 +76,7 @@ class Checkpointer:
 
     def metadata(self) -> dict[str, Any] | None:
         """What the caller saved beside the newest step with a readable manifest; None without any. Reads no array."""
-        for step in reversed(self.steps()):
-            with contextlib.suppress(ValueError, OSError):
-                return manifests.read_manifest(self.directory / str(step)).metadata
-        return None
+        return saved_metadata(self.directory)
 
     def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
         """Begin to save; returns when `state` is on the host and may be donated or changed.
@@ -218,6 +215,15 @@ class Checkpointer:
             return None
         state = jax.tree.unflatten(jax.tree.structure(abstract_state), [restored.state[path] for path in wanted])
         return dataclasses.replace(restored, state=state)
+
+
+def saved_metadata(directory: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """What was saved beside a step, or beside the newest with a readable manifest in a folder of steps; None without any."""
+    directory = Path(directory).absolute()
+    for folder in [directory, *(directory / str(step) for step in reversed(numbered_steps(directory)))]:
+        with contextlib.suppress(ValueError, OSError):
+            return manifests.read_manifest(folder).metadata
+    return None
 
 
 def restore_subtree(directory: str | os.PathLike[str], name: str = "params", abstract: Any = None) -> Restored:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from chameleon_jax.configs import LossConfig
-from chameleon_jax.parallel.mesh import batch_shards, constrain
+from chameleon_jax.parallel.mesh import TRAINING, batch_shards, constrain
 from chameleon_jax.vocab import MODALITY_NAMES
 
 MODALITIES = len(MODALITY_NAMES)
@@ -69,7 +69,7 @@ def cross_entropy(
     Chameleon, section 2.3.2. The closed-form gradient with z-loss is that of google-research/t5x `losses.py`.
     """
     settings = _Settings(config.z_loss, (config.text_weight, config.image_weight))
-    rows = -(-hidden.shape[0] // batch_shards())
+    rows = -(-hidden.shape[0] // batch_shards(TRAINING))
     length = hidden.shape[1]
     block = _largest_divisor(length, max(1, config.chunk // rows))
     return _summed(hidden, head, targets, weights, modality, settings, block)
@@ -138,7 +138,7 @@ def _rows(x: Float[Array, "B T X"]) -> Float[Array, "BT X"]:
 
 
 def _chunk_logits(hidden: Array, head: Array) -> Array:
-    return constrain(_product(_rows(hidden), head).reshape(*hidden.shape[:2], -1), "B T V")
+    return constrain(_product(_rows(hidden), head).reshape(*hidden.shape[:2], -1), "B T V", TRAINING)
 
 
 def _zero_sums() -> LossSums:

@@ -6,13 +6,11 @@ rate applied would no longer be the rate logged.
 
 from __future__ import annotations
 
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 import optax
 
 from chameleon_jax.configs import OptimConfig
+from chameleon_jax.models.params import Tree, map_specs
 
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -38,19 +36,13 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
     return schedule
 
 
-def decayed(params: Any) -> Any:
-    """True for the matrices: weight decay leaves norms and their biases alone."""
+def directions(config: OptimConfig, specs: Tree) -> optax.GradientTransformation:
+    """clip by global norm -> Adam -> decoupled decay (Loshchilov & Hutter 2019): the update for a learning rate of -1.
 
-    def is_matrix(path: tuple, leaf: Any) -> bool:
-        return not any("norm" in str(getattr(key, "key", key)) for key in path)
-
-    return jax.tree_util.tree_map_with_path(is_matrix, params)
-
-
-def directions(config: OptimConfig) -> optax.GradientTransformation:
-    """clip by global norm -> Adam -> decoupled decay (Loshchilov & Hutter 2019): the update for a learning rate of -1."""
+    `specs` are the ParamSpecs of what is trained, whose roles say what decays.
+    """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.eps),
-        optax.add_decayed_weights(config.weight_decay, mask=decayed),
+        optax.add_decayed_weights(config.weight_decay, mask=map_specs(lambda spec: spec.decayed, specs)),
     )

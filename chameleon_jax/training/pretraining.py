@@ -21,7 +21,7 @@ from chameleon_jax.files import new_folder
 from chameleon_jax.models import params, transformer
 from chameleon_jax.models.statistics import Statistics
 from chameleon_jax.parallel import distributed
-from chameleon_jax.parallel.mesh import check_fits
+from chameleon_jax.parallel.mesh import TRAINING, check_fits
 from chameleon_jax.training import losses, telemetry
 from chameleon_jax.training import step as step_lib
 from chameleon_jax.training.losses import LossSums
@@ -73,7 +73,7 @@ class PretrainTask:
     def initial_params(self, data: StoreData, mesh: Mesh) -> dict[str, Any]:
         """Parameters drawn from the seed, made in place on the mesh."""
         specs = self.param_specs()
-        make = jax.jit(lambda key: params.initialise(key, specs), out_shardings=params.shardings(specs, mesh))
+        make = jax.jit(lambda key: params.initialise(key, specs), out_shardings=params.shardings(specs, mesh, TRAINING))
         with jax.set_mesh(mesh):
             return make(jax.random.key(self.config.train.seed))
 

@@ -11,8 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from chameleon_jax.models import params
-from chameleon_jax.parallel.mesh import replicated
-from chameleon_jax.training import optim
+from chameleon_jax.parallel.mesh import TRAINING, replicated
 from chameleon_jax.training.task import Recipe
 from chameleon_jax.vocab import MODALITY_NAMES
 
@@ -44,7 +43,7 @@ def create(weights: dict[str, Any], recipe: Recipe) -> TrainState:
         step=step,
         position=position,
         params=weights,
-        opt_state=optim.directions(recipe.config.optim).init(recipe.trainable.select(weights)),
+        opt_state=recipe.optimizer().init(recipe.trainable.select(weights)),
         skipped=skipped,
         tokens_seen=jnp.zeros((len(MODALITY_NAMES), 2), jnp.int32),
     )
@@ -59,8 +58,8 @@ def count_tokens(seen: Int[Array, "m 2"], new: Float[Array, "m"]) -> Int[Array, 
 
 def shardings(recipe: Recipe, mesh: Mesh) -> TrainState:
     """A TrainState of NamedShardings: moments are stored as their parameters are, scalars on every device."""
-    weights = params.shardings(recipe.trainable.specs, mesh)
-    moments = params.shardings(recipe.trainable.selected_specs(), mesh)
+    weights = params.shardings(recipe.trainable.specs, mesh, TRAINING)
+    moments = params.shardings(recipe.trainable.selected_specs(), mesh, TRAINING)
     by_path = {jax.tree_util.keystr(path): sharding for path, sharding in jax.tree.leaves_with_path(moments)}
 
     def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> Any:

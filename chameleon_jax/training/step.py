@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from chameleon_jax.models import params
 from chameleon_jax.models.keys import fold_name
 from chameleon_jax.models.statistics import Statistics
-from chameleon_jax.parallel.mesh import batch_sharding, constrain, replicated
+from chameleon_jax.parallel.mesh import TRAINING, batch_sharding, constrain, replicated
 from chameleon_jax.training import guard, optim, state
 from chameleon_jax.training.state import TrainState
 from chameleon_jax.training.task import Recipe, Sums
@@ -61,7 +61,7 @@ def gradient_sums(
 
     def one(micro: Any, key: jax.Array | None) -> tuple[Any, tuple[Sums, Statistics | None]]:
         gradient, seen = jax.grad(objective, has_aux=True)(selected, micro, key)
-        return params.constrain(jax.tree.map(lambda g: g.astype(jnp.float32), gradient), specs), seen
+        return params.constrain(jax.tree.map(lambda g: g.astype(jnp.float32), gradient), specs, TRAINING), seen
 
     count = recipe.config.train.microbatches
     if count == 1:
@@ -71,10 +71,10 @@ def gradient_sums(
     def add(total: Any, part: tuple[Any, Array]) -> tuple[Any, tuple[Sums, Statistics | None]]:
         micro, index = part
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
-        gradient, seen = one(jax.tree.map(lambda x: constrain(x, "B T"), micro), key)
+        gradient, seen = one(jax.tree.map(lambda x: constrain(x, "B T", TRAINING), micro), key)
         return jax.tree.map(jnp.add, total, gradient), seen
 
-    start = params.constrain(jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), selected), specs)
+    start = params.constrain(jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), selected), specs, TRAINING)
     gradient, (sums, seen) = jax.lax.scan(add, start, (_microbatches(batch, count), jnp.arange(count)))
     return gradient, sums.joined(), None if seen is None else seen.joined()
 
@@ -90,7 +90,7 @@ def train_step(
     gradient_norm = optax.tree.norm(gradient)
 
     selected = recipe.trainable.select(train_state.params)
-    directions, opt_state = optim.directions(config.optim).update(gradient, train_state.opt_state, selected)
+    directions, opt_state = recipe.optimizer().update(gradient, train_state.opt_state, selected)
     rate = optim.learning_rate(config.optim, config.train.steps)(step)
     updates = jax.tree.map(lambda direction: -rate * direction, directions)
     new = optax.apply_updates(selected, updates)
@@ -135,6 +135,6 @@ def compiled_eval_step(recipe: Recipe, mesh: Mesh) -> Callable:
     """Sums of a batch without dropout, jitted on the mesh: (params, batch) -> Sums."""
     return jax.jit(
         lambda weights, batch: recipe.task.loss(weights, batch, None, statistics=False)[0],
-        in_shardings=(params.shardings(recipe.trainable.specs, mesh), batch_sharding(mesh)),
+        in_shardings=(params.shardings(recipe.trainable.specs, mesh, TRAINING), batch_sharding(mesh)),
         out_shardings=replicated(mesh),
     )

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import jax
+import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from chameleon_jax.configs import RunConfig
 from chameleon_jax.models.statistics import Statistics
+from chameleon_jax.training import optim
 from chameleon_jax.training.trainable import Range, Trainable, Tree, choose
 
 
@@ -99,3 +101,7 @@ class Recipe:
     def of(cls, task: Task, config: RunConfig, row_names: Mapping[str, Range] | None = None) -> Recipe:
         """The recipe with what `config.trainable` asks for; raises ConfigError when it asks for what is not there."""
         return cls(task=task, config=config, trainable=choose(config.trainable, task.param_specs(), row_names or {}))
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """Directions for the trained part; the step multiplies them by its learning rate."""
+        return optim.directions(self.config.optim, self.trainable.selected_specs())

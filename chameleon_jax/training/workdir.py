@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from chameleon_jax.config_base import Config
 from chameleon_jax.configs import RunConfig
@@ -137,17 +137,17 @@ def _git_commit() -> str | None:
     return done.stdout.strip()
 
 
-def sharding_table(specs: Any, mesh: Mesh) -> str:
+def sharding_table(specs: Any, mesh: Mesh | AbstractMesh) -> str:
     """One line a ParamSpec: path, shape, axes, mesh axes, bytes on each device; and the sum."""
     import numpy as np
     from jax.sharding import NamedSharding
 
-    from chameleon_jax.parallel.mesh import parameter_spec
+    from chameleon_jax.parallel.mesh import TRAINING
     from chameleon_jax.training.checkpoint_manifest import named_leaves
 
     rows, total = [("parameter", "shape", "axes", "sharding", "bytes/device")], 0
     for name, spec in named_leaves(specs).items():
-        partition = parameter_spec(spec.axes)
+        partition = TRAINING.parameter(spec.axes)
         shape = NamedSharding(mesh, partition).shard_shape(spec.shape)
         size = int(np.prod(shape)) * np.dtype(spec.dtype).itemsize
         total += size

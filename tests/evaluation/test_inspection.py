@@ -2,10 +2,11 @@
 
 import pytest
 
-from chameleon_jax.configs import TransformerConfig
-from chameleon_jax.errors import ChameleonError
+from chameleon_jax.configs import MeshConfig, TransformerConfig
+from chameleon_jax.errors import ChameleonError, ConfigError
 from chameleon_jax.evaluation import inspection
 from chameleon_jax.models import params, transformer
+from chameleon_jax.parallel.mesh import abstract_mesh
 
 CONFIG = TransformerConfig(vocab_size=100, d_model=16, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=8, d_ff=24)
 
@@ -23,6 +24,18 @@ def test_a_token_store_is_described_and_verified(capsys, make_store):
     text = capsys.readouterr().out
     assert "every shard" in text
     assert f"{sum(len(d.ids) for d in made.documents):,}" in text
+
+
+def test_the_bytes_on_each_device_of_a_mesh_sum_to_those_of_the_model(capsys):
+    inspection.print_sharding(CONFIG, abstract_mesh(MeshConfig(data=3, fsdp=4, tensor=1)))
+    lines = {
+        line.split()[0]: line.split()[-1].replace(",", "") for line in capsys.readouterr().out.splitlines() if line
+    }
+    qk_norms = 2 * 2 * 2 * 8 * 4  # query and key, scale and bias, of 2 layers, whole on every device
+    assert int(lines["total"]) == (4 * params.count(transformer.param_specs(CONFIG)) - qk_norms) // 4 + qk_norms
+    assert int(lines["head"]) == 16 * 100 * 4 // 4
+    with pytest.raises(ConfigError, match=r"model.n_kv_heads = 1 is not a multiple of the mesh's tensor = 2"):
+        inspection.print_sharding(CONFIG, abstract_mesh(MeshConfig(data=1, fsdp=1, tensor=2)))
 
 
 @pytest.mark.parametrize("path", ["", "missing"])

@@ -15,7 +15,7 @@ from chameleon_jax.generation.grammar import OUTSIDE, split_spans
 from chameleon_jax.generation.weights import decoding_form
 from chameleon_jax.models import transformer
 from chameleon_jax.models.params import map_specs
-from chameleon_jax.models.quantize import quantize_matrix
+from chameleon_jax.models.quantize import quantize_parameter
 from chameleon_jax.parallel.mesh import make_mesh
 from chameleon_jax.vocab import ModalityId, Vocab
 
@@ -288,7 +288,7 @@ def test_weights_in_decoding_form_are_those_of_the_stack_and_a_gift_is_taken(wei
     weights = jax.tree.map(jnp.asarray, weights)
     kept = decoding_form(weights, MODEL, form)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(weights))
-    expected = jax.tree_util.tree_map_with_path(quantize_matrix, weights) if form == "int8" else weights
+    expected = jax.tree.map(quantize_parameter, weights, transformer.param_specs(MODEL)) if form == "int8" else weights
     expected = transformer.by_layer(expected)
     jax.tree.map(
         lambda ours, theirs: np.testing.assert_allclose(ours.astype(float), theirs.astype(float), rtol=5e-3),

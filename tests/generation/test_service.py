@@ -11,7 +11,8 @@ from chameleon_jax.errors import GenerationError
 from chameleon_jax.generation import lanes, scheduler
 from chameleon_jax.generation.engine import Engine, generate
 from chameleon_jax.generation.requests import QueueFull, Request
-from chameleon_jax.models.quantize import Int8Matrix, quantize_matrix
+from chameleon_jax.models.quantize import Int8Matrix, quantize_parameter
+from chameleon_jax.models.transformer import param_specs
 from chameleon_jax.parallel.mesh import make_mesh
 from tests.generation.test_guidance import CONTEXT, FIXED, model_of, weights_of
 
@@ -186,7 +187,7 @@ def test_four_devices_give_the_same(alone):
 
 def test_eight_bits_are_near_and_a_quarter():
     weights = weights_of(VOCAB)
-    narrow = jax.tree_util.tree_map_with_path(quantize_matrix, weights)
+    narrow = jax.tree.map(quantize_parameter, weights, param_specs(MODEL))
     wide = dict(jax.tree.leaves_with_path(weights))
     for path, leaf in jax.tree.leaves_with_path(narrow, is_leaf=lambda leaf: isinstance(leaf, Int8Matrix)):
         if isinstance(leaf, Int8Matrix):

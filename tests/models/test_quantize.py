@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chameleon_jax.models import quantize
+from chameleon_jax.configs import TransformerConfig
+from chameleon_jax.models import quantize, transformer
 from chameleon_jax.models.layers import linear
 from chameleon_jax.models.quantize import Int8Matrix
 
@@ -25,6 +26,20 @@ def test_a_product_is_that_of_the_wide_matrix(inputs, outputs):
     np.testing.assert_allclose(
         quantize._product(rows, matrix), quantize._product_by_blocks(rows, matrix), rtol=1e-4, atol=1e-2
     )
+
+
+def test_logits_of_an_eight_bit_head_are_summed_and_returned_in_fp32():
+    """In bfloat16 their rounding alone would be 4e-3, which makes ties and moves samples."""
+    rng = np.random.default_rng(0)
+    config = TransformerConfig(d_model=200, vocab_size=77, compute_dtype="bfloat16")
+    head = quantize.quantize_parameter(
+        jnp.asarray(rng.normal(size=(200, 77)), jnp.float32), transformer.param_specs(config)["head"]
+    )
+    hidden = jnp.asarray(rng.normal(size=(2, 3, 200)), jnp.bfloat16)
+    logits = transformer.logits({"head": head}, hidden, config)
+    exact = np.asarray(hidden, np.float64) @ (np.asarray(head.values, np.float64) * np.asarray(head.scale, np.float64))
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, exact, atol=1e-5 * np.abs(exact).max())
 
 
 def test_a_loop_over_tokens_keeps_the_matrix_in_eight_bits():

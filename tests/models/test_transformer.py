@@ -10,6 +10,7 @@ import pytest
 
 from chameleon_jax.configs import TransformerConfig
 from chameleon_jax.models import keys, kv_cache, params, transformer
+from chameleon_jax.parallel.mesh import DECODING
 
 CONFIG = TransformerConfig(
     vocab_size=61,
@@ -245,7 +246,7 @@ def test_decoding_with_a_cache_equals_the_full_forward_for_rows_of_different_len
     positions = jnp.broadcast_to(jnp.arange(width), (2, width))
     segments = (positions < prompt[:, None]).astype(jnp.int32)
     # What lies in slots not yet reached, of an earlier sequence perhaps, is never seen.
-    cache = jax.tree.map(lambda empty: empty + 7.0, kv_cache.create(CONFIG, batch=2, slots=13))
+    cache = jax.tree.map(lambda empty: empty + 7.0, kv_cache.create(CONFIG, 2, 13, DECODING))
     out = forward(weights, tokens[:, :width], positions, segments, CONFIG, cache=cache)
     for row in range(2):
         np.testing.assert_allclose(out.hidden[row, : prompt[row]], full[row][: prompt[row]], atol=1e-5)
@@ -321,7 +322,7 @@ def test_dropout_of_a_branch_is_a_function_of_its_name_and_layer():
 def test_slots_behind_the_visible_ones_are_not_looked_at():
     weights, tokens = random_weights(CONFIG), packed_rows()[0][:1, :9]
     positions, segments = jnp.arange(9)[None], jnp.ones((1, 9), jnp.int32)
-    cache = kv_cache.create(CONFIG, batch=1, slots=64)
+    cache = kv_cache.create(CONFIG, 1, 64, DECODING)
     few = transformer.forward(weights, tokens, positions, segments, CONFIG, cache=cache, visible=9)
     all_ = forward(weights, tokens, positions, segments, CONFIG, cache=cache)
     np.testing.assert_allclose(few.hidden, all_.hidden, atol=1e-5)

@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec
 from chameleon_jax.configs import MeshConfig, TransformerConfig
 from chameleon_jax.errors import ConfigError
 from chameleon_jax.parallel import mesh as mesh_lib
+from chameleon_jax.parallel.mesh import DECODING, TRAINING
 
 MODEL = TransformerConfig(d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=48, vocab_size=64)
 
@@ -43,16 +44,28 @@ def test_a_configuration_that_fits_passes():
 
 
 def test_parameters_are_stored_over_fsdp_and_tensor_and_activations_follow_the_batch():
-    assert mesh_lib.parameter_spec("L D N H") == PartitionSpec(None, "fsdp", "tensor", None)
-    assert mesh_lib.activation_spec("B T D") == PartitionSpec(("data", "fsdp"), None, None)
+    for rules in (TRAINING, DECODING):
+        assert rules.parameter("L D N H") == PartitionSpec(None, "fsdp", "tensor", None)
+    assert TRAINING.activation("B T D") == PartitionSpec(("data", "fsdp"), None, None)
+
+
+def test_decoding_divides_activations_as_the_weights_that_they_meet():
+    assert DECODING.activation("B T D") == PartitionSpec("data", None, "fsdp")
+    for letter, axes in DECODING.parameters.items():
+        assert DECODING.activations[letter] == axes
+
+
+def test_rules_are_values_that_functions_can_be_compiled_for():
+    same = mesh_lib.ShardingRules(parameters=dict(TRAINING.parameters), activations=dict(TRAINING.activations))
+    assert same == TRAINING and hash(same) == hash(TRAINING) and same != DECODING
 
 
 def test_constrain_does_nothing_without_a_mesh_and_shards_with_one():
     x = jnp.zeros((8, 4, 2))
-    assert mesh_lib.constrain(x, "B T D") is x
+    assert mesh_lib.constrain(x, "B T D", TRAINING) is x
     mesh = mesh_lib.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
-        out = jax.jit(lambda y: mesh_lib.constrain(y, "B T V"))(x)
-        assert mesh_lib.batch_shards() == 4
+        out = jax.jit(lambda y: mesh_lib.constrain(y, "B T V", TRAINING))(x)
+        assert (mesh_lib.batch_shards(TRAINING), mesh_lib.batch_shards(DECODING)) == (4, 2)
     assert out.sharding.shard_shape(out.shape) == (2, 4, 1)
-    assert mesh_lib.batch_shards() == 1
+    assert mesh_lib.batch_shards(TRAINING) == 1

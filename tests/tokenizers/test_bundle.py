@@ -7,11 +7,14 @@ import jax
 import numpy as np
 import pytest
 
+from chameleon_jax import cli
 from chameleon_jax.configs import ImageConfig, VocabConfig, VQConfig
 from chameleon_jax.errors import TokenizerError
+from chameleon_jax.generation.reader import Pieces
 from chameleon_jax.tokenizers import vqgan
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.text import train_bpe
+from experiments import extend_tokenizer
 
 CODEC = VQConfig(
     resolution=8,
@@ -222,3 +225,60 @@ def test_an_unknown_field_of_a_part_is_named(bundle, tmp_path):
     (tmp_path / "images.json").write_text(json.dumps(values | {"resolutoin": 8}))
     with pytest.raises(TokenizerError, match=r"images\.json .*resolutoin.*did you mean 'resolution'"):
         TokenizerBundle.load(tmp_path)
+
+
+def test_an_extension_keeps_all_ids_and_tells_what_it_extends(bundle, tmp_path):
+    extended = bundle.with_added(("<brush>", "</brush>"))
+    assert extended.vocab.size == bundle.vocab.size + 2
+    assert extended.added_ids == {"<brush>": bundle.vocab.size, "</brush>": bundle.vocab.size + 1}
+    assert extended.vocab.modalities == bundle.vocab.modalities
+    assert extended.fingerprint() != bundle.fingerprint()
+    extended.save(tmp_path / "extended")
+    loaded = TokenizerBundle.load(tmp_path / "extended")
+    assert loaded.vocab_config == extended.vocab_config and loaded.fingerprint() == extended.fingerprint()
+    twice = loaded.with_added((*loaded.vocab_config.added, "<pen>"))
+    assert twice.with_added(twice.vocab_config.added[:2]).fingerprint() == extended.fingerprint()
+    assert twice.with_added(()).fingerprint() == bundle.fingerprint()
+
+
+def test_no_text_becomes_an_added_id_and_an_added_id_says_nothing(bundle):
+    extended = bundle.with_added(("<brush>",))
+    for text in ("<brush>", "a <brush> fox", " <brush>"):
+        ids = extended.text.encode(text)
+        np.testing.assert_array_equal(ids, bundle.text.encode(text))
+        assert extended.text.decode([*ids, extended.added_ids["<brush>"]]) == text
+    (shown,) = Pieces(extended).describe([extended.added_ids["<brush>"]])
+    assert (shown["kind"], shown["piece"]) == ("marker", "<brush>")
+    with pytest.raises(TokenizerError, match="leave the vocabulary"):
+        bundle.text.decode([bundle.vocab.size])
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("<pad>",), "'<pad>' is the name of an id already"),
+        (("the",), "'the' is the name of an id already"),
+        (("<a>", "<a>"), "added has a name twice"),
+        (("",), "not empty"),
+        (("a b",), "without spaces"),
+    ],
+)
+def test_names_that_cannot_be_added_are_refused(bundle, names, message):
+    with pytest.raises(TokenizerError, match=message):
+        bundle.with_added(names)
+
+
+def test_the_fingerprint_of_a_bundle_without_added_ids_knows_nothing_of_them(bundle):
+    assert "added" not in bundle.vocab_config.to_json()
+
+
+def test_the_command_extends_a_bundle(bundle, tmp_path, capsys):
+    bundle.save(tmp_path / "old")
+    flags = ["--tokenizer", str(tmp_path / "old"), "--name", "<brush>", "--output", str(tmp_path / "new")]
+    for code in (0, 2):  # the second time there is something already
+        with pytest.raises(SystemExit) as stop:
+            cli.run(extend_tokenizer.main, None, "doc", add_flags=extend_tokenizer._flags, workdir=False, argv=flags)
+        assert stop.value.code == code
+    out = capsys.readouterr()
+    assert f"extends {bundle.fingerprint()}" in out.out and "not an empty folder" in out.err
+    assert TokenizerBundle.load(tmp_path / "new").added_ids == {"<brush>": bundle.vocab.size}

@@ -24,6 +24,7 @@ from chameleon_jax.configs import (
 )
 from chameleon_jax.errors import CheckpointError, ConfigError, TrainingError, WorkdirError
 from chameleon_jax.models import params
+from chameleon_jax.parallel.mesh import TRAINING
 from chameleon_jax.training import loop, telemetry
 from chameleon_jax.training import state as state_lib
 from chameleon_jax.training import step as step_lib
@@ -292,15 +293,15 @@ class LineTask:
     row_names: dict = dataclasses.field(default_factory=dict)
 
     def param_specs(self):
-        slope = params.ParamSpec(shape=(4,), axes="H", init="zeros")
-        return {"slope": slope, "offset": params.ParamSpec(shape=(1,), axes="H", init="zeros")}
+        slope = params.ParamSpec(shape=(4,), axes="H", role="bias", init="zeros")
+        return {"slope": slope, "offset": params.ParamSpec(shape=(1,), axes="H", role="bias", init="zeros")}
 
     def open(self, workdir, mesh):
         return self
 
     def initial_params(self, data, mesh):
         specs = self.param_specs()
-        return jax.device_put(params.initialise(jax.random.key(0), specs), params.shardings(specs, mesh))
+        return jax.device_put(params.initialise(jax.random.key(0), specs), params.shardings(specs, mesh, TRAINING))
 
     def batches(self, start, count):
         for position in range(start, start + count):

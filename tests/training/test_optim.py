@@ -38,7 +38,7 @@ def test_the_constant_schedule_only_warms_up_and_no_warm_up_starts_at_the_top():
 
 def test_weight_decay_reaches_matrices_and_embeddings_but_no_norm():
     config = TransformerConfig(d_model=8, n_layers=1, n_heads=1, n_kv_heads=1, head_dim=8, d_ff=8, vocab_size=8)
-    decayed = optim.decayed(params.abstract(transformer.param_specs(config)))
+    decayed = params.map_specs(lambda spec: spec.decayed, transformer.param_specs(config))
     assert decayed == {
         "embed": True,
         "layers": {
@@ -60,7 +60,11 @@ def test_updates_equal_adamw_with_clipping_in_numpy():
     rng = np.random.default_rng(0)
     weights = {"matrix": rng.normal(size=(3, 4)), "norm": rng.normal(size=4)}
     tree = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), weights)
-    optimizer = optim.directions(CONFIG)
+    specs = {
+        "matrix": params.ParamSpec(shape=(3, 4), axes="D F", inputs="D", role="matrix", init="normal"),
+        "norm": params.ParamSpec(shape=(4,), axes="D", role="norm", init="ones"),
+    }
+    optimizer = optim.directions(CONFIG, specs)
     state = optimizer.init(tree)
     update = jax.jit(optimizer.update)
     schedule = optim.learning_rate(CONFIG, 100)
