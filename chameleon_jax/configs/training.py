@@ -100,6 +100,20 @@ class TrainConfig(Config):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class InitConfig(Config):
+    """Weights to start from: a workdir of ours, trained or made by `experiments.convert`. A resumed run does not read it."""
+
+    workdir: str
+    step: int | None = None  # None: the newest that verifies
+    parameters: tuple[str, ...] = ("*",)  # patterns of paths, as 'layers/*'; the others start from scratch
+
+    def validate(self):
+        self.require(bool(self.workdir), "workdir is empty")
+        self.require(self.step is None or self.step >= 0, f"step must not be negative, got {self.step}")
+        self.require(len(self.parameters) > 0, "parameters is empty: nothing would be taken; leave init_from out")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainConfig(Config):
     """A whole pretraining run."""
 
@@ -110,6 +124,7 @@ class PretrainConfig(Config):
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    init_from: InitConfig | None = None  # where a run without a checkpoint of its own starts; None: from scratch
     prepare: Literal["nothing", "digits"] = "nothing"  # digits: make the token stores in the workdir, for smoke runs
 
     # Fields that may differ between a run and its resumption; a change anywhere else is refused.

@@ -29,12 +29,11 @@ from chameleon_jax.training import state as state_lib
 from chameleon_jax.training import step as step_lib
 from chameleon_jax.training import telemetry
 from chameleon_jax.training.checkpoint import Checkpointer
+from chameleon_jax.training.initial import RunTokenizer, initial_params
 from chameleon_jax.training.signals import EXIT_STOPPED, StopRequest
 from chameleon_jax.training.state import TrainState
 from chameleon_jax.training.step import StepMetrics
-from chameleon_jax.training.workdir import check_resume, open_workdir, write_run_files
-
-CHECKPOINTS = "checkpoints"
+from chameleon_jax.training.workdir import CHECKPOINTS, check_resume, open_workdir, write_run_files
 
 
 def pretrain(config: PretrainConfig, workdir: str, gin_text: dict[str, str] | None = None) -> int:
@@ -188,6 +187,7 @@ def _metadata(config: PretrainConfig, loader: Loader) -> dict[str, Any]:
     return {
         "config": config.to_dict(),
         "data_fingerprint": loader.fingerprint(),
+        "tokenizer": loader.bundle_fingerprint,
         "vocab_config": loader.vocab_config.to_dict(),
     }
 
@@ -195,12 +195,23 @@ def _metadata(config: PretrainConfig, loader: Loader) -> dict[str, Any]:
 def _restore_or_initialise(
     checkpointer: Checkpointer, config: PretrainConfig, loader: Loader, mesh: jax.sharding.Mesh
 ) -> tuple[TrainState, int]:
-    """The newest verified checkpoint if it belongs to this run, else a fresh state; and its step."""
+    """The state to go on from, and its step: 1. this run's own newest checkpoint, 2. `init_from`, 3. scratch."""
     newest = checkpointer.metadata()
     if newest is not None:  # before the arrays are looked at, so that a changed field is named rather than a shape
         check_resume(newest["config"], config)
     restored = checkpointer.restore(state_lib.abstract(config, mesh))
+    if restored is None and config.init_from is not None:
+        tokenizer = RunTokenizer(
+            fingerprint=loader.bundle_fingerprint,
+            vocab=loader.vocab_config,
+            folder=Path(loader.stores[0].config.path) / TOKENIZER,
+        )
+        key = jax.random.key(config.train.seed)
+        initial = initial_params(config.init_from, config.model, tokenizer, mesh, key)
+        logging.info(initial.description)
+        return state_lib.initialise(config, mesh, initial.params), 0
     if restored is None:
+        logging.info("starting from scratch")
         return state_lib.initialise(config, mesh), 0
     if restored.metadata["data_fingerprint"] != loader.fingerprint():
         raise CheckpointError(

@@ -36,7 +36,11 @@ class TrainState:
 
 def create(key: jax.Array, config: PretrainConfig) -> TrainState:
     """The state before the first step; jit with `shardings` as out_shardings."""
-    weights = transformer.init(key, config.model)
+    return begin(transformer.init(key, config.model), config)
+
+
+def begin(weights: dict[str, Any], config: PretrainConfig) -> TrainState:
+    """The state before the first step, of given parameters."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=weights,
@@ -76,11 +80,13 @@ def shardings(config: PretrainConfig, mesh: Mesh) -> TrainState:
     return jax.tree_util.tree_map_with_path(place, abstract)
 
 
-def initialise(config: PretrainConfig, mesh: Mesh) -> TrainState:
-    """A fresh state, created sharded: no device ever holds more than its part."""
-    make = jax.jit(lambda key: create(key, config), out_shardings=shardings(config, mesh))
+def initialise(config: PretrainConfig, mesh: Mesh, weights: dict[str, Any] | None = None) -> TrainState:
+    """A fresh state, created sharded: no device ever holds more than its part. Given `weights` are taken, and given away."""
+    placed = shardings(config, mesh)
     with jax.set_mesh(mesh):
-        return make(jax.random.key(config.train.seed))
+        if weights is None:
+            return jax.jit(lambda key: create(key, config), out_shardings=placed)(jax.random.key(config.train.seed))
+        return jax.jit(lambda weights: begin(weights, config), out_shardings=placed, donate_argnums=0)(weights)
 
 
 def abstract(config: PretrainConfig, mesh: Mesh) -> TrainState:
