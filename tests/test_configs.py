@@ -93,3 +93,9 @@ def test_wrong_values_are_refused_with_their_name(make, message):
 def test_a_row_longer_than_the_context_is_refused_with_both_numbers():
     with pytest.raises(ConfigError, match=r"data.seq_len 8192 exceeds model.max_seq_len 4096"):
         dataclasses.replace(run_config(), data=DataConfig(stores=(StoreConfig(path="a"),), seq_len=8192))
+
+
+def test_an_optional_config_comes_back_from_json_as_a_config():
+    guided = configs.GenerationConfig(guidance=configs.GuidanceConfig(scheme="lumina"))
+    assert configs.GenerationConfig.from_dict(guided.to_dict()) == guided
+    assert configs.GenerationConfig.from_dict(configs.GenerationConfig().to_dict()) == configs.GenerationConfig()

@@ -7,6 +7,7 @@ import pytest
 from chameleon_jax import gin_utils
 from chameleon_jax.configs import (
     CaptionEvalConfig,
+    InitConfig,
     PretrainConfig,
     TokenizeConfig,
     TrainTokenizerConfig,
@@ -45,3 +46,10 @@ def test_every_model_file_has_a_release():
 def test_a_run_file_is_found_with_its_includes_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert gin_utils.load(PretrainConfig, [str(ROOT / "gin_configs/runs/smoke.gin")]).config.prepare == "digits"
+
+
+def test_a_run_file_can_say_where_to_start_from():
+    bindings = ["PretrainConfig.init_from = @InitConfig()", "InitConfig.workdir = 'runs/chameleon-7b'"]
+    config = gin_utils.load(PretrainConfig, [str(ROOT / "gin_configs/runs/smoke.gin")], bindings).config
+    assert config.init_from == InitConfig(workdir="runs/chameleon-7b")
+    assert PretrainConfig.from_dict(config.to_dict()) == config

@@ -35,6 +35,7 @@ from chameleon_jax.configs.tokenizers import (
 )
 from chameleon_jax.configs.training import (
     CheckpointConfig,
+    InitConfig,
     LossConfig,
     OptimConfig,
     PretrainConfig,
@@ -53,6 +54,7 @@ __all__ = [
     "GenerationConfig",
     "GuidanceConfig",
     "ImageConfig",
+    "InitConfig",
     "LossConfig",
     "MeshConfig",
     "NumericsConfig",

@@ -100,17 +100,31 @@ class TrainConfig(Config):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class InitConfig(Config):
+    """Weights to start from: a workdir of ours, trained or made by `experiments.convert`. A resumed run does not read it."""
+
+    workdir: str
+    step: int | None = None  # None: the newest that verifies
+    parameters: tuple[str, ...] = ("*",)  # patterns of paths, as 'layers/*'; the others start from scratch
+
+    def validate(self):
+        self.require(bool(self.workdir), "workdir is empty")
+        self.require(self.step is None or self.step >= 0, f"step must not be negative, got {self.step}")
+        self.require(len(self.parameters) > 0, "parameters is empty: nothing would be taken; leave init_from out")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainableConfig(Config):
     """Which parameters are trained; what is frozen has no gradient, no moments and no weight decay.
 
-    Anole's way of adding pictures to a model that reads them: paths=("head",), rows=("image",).
+    Anole's way of adding pictures to a model that reads them: parameters=("head",), rows=("image",).
     """
 
-    paths: tuple[str, ...] = ("*",)  # shell patterns of parameter paths, as in "layers/attn/*"; * matches / too
+    parameters: tuple[str, ...] = ("*",)  # patterns of paths, as in "layers/attn/*"; * matches / too
     rows: tuple[str, ...] = ()  # named ids of the vocabulary; of embed and head only theirs are trained; empty = all
 
     def validate(self):
-        self.require(bool(self.paths), "paths is empty: nothing would be trained")
+        self.require(len(self.parameters) > 0, "parameters is empty: nothing would be trained")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,6 +132,7 @@ class RunConfig(Config):
     """What every training run has, whatever its task."""
 
     train: TrainConfig
+    init_from: InitConfig | None = None  # where a run without a checkpoint of its own starts; None: from scratch
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     trainable: TrainableConfig = dataclasses.field(default_factory=TrainableConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)

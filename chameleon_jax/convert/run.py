@@ -18,7 +18,7 @@ from chameleon_jax.errors import CheckpointError, ConvertError
 from chameleon_jax.tokenizers import vqgan
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.training.checkpoint_stream import LeafStream, StreamedCheckpoint, save_stream
-from chameleon_jax.training.loop import CHECKPOINTS
+from chameleon_jax.training.workdir import CHECKPOINTS
 
 _PART = "params"
 

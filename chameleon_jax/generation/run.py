@@ -15,7 +15,7 @@ from chameleon_jax.models.transformer import Params
 from chameleon_jax.parallel.mesh import DECODING, check_model_fits
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.training.checkpoint import restore_subtree, saved_metadata
-from chameleon_jax.training.loop import CHECKPOINTS
+from chameleon_jax.training.workdir import CHECKPOINTS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,9 +30,7 @@ from chameleon_jax.training.signals import EXIT_STOPPED, StopRequest
 from chameleon_jax.training.state import TrainState
 from chameleon_jax.training.step import StepMetrics
 from chameleon_jax.training.task import Data, Evaluator, Recipe, Task
-from chameleon_jax.training.workdir import check_resume, open_workdir, sharding_table, write_run_files
-
-CHECKPOINTS = "checkpoints"
+from chameleon_jax.training.workdir import CHECKPOINTS, check_resume, open_workdir, sharding_table, write_run_files
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,6 +120,8 @@ class _Run:
         step, stopping = start, False
         # Any transfer between host and devices that is not asked for by name is a bug that costs speed.
         with jax.transfer_guard("disallow"):
+            if start == 0 and config.init_from is not None:  # what the weights can do before they are trained on
+                self._evaluate(evaluators, train_state, 0)
             batches = _timed(self._data.batches(position, steps - start))
             for step, (batch, waited) in enumerate(batches, start + 1):
                 train_state, metrics = train_step[report.has_statistics(step)](
@@ -129,9 +129,9 @@ class _Run:
                 )
                 report.read_pending()
                 report.add(step, metrics, waited)
-                if any(evaluator.is_due(step, steps) for evaluator in evaluators):
+                if due := [evaluator for evaluator in evaluators if evaluator.is_due(step, steps)]:
                     report.read_pending()
-                    self._evaluate(evaluators, train_state, step)
+                    self._evaluate(due, train_state, step)
                     report.restart_clock()
                 stopping = distributed.agree(self._stop.requested)
                 if step % config.checkpoint.every_steps == 0 or step == steps or stopping:
@@ -150,8 +150,6 @@ class _Run:
 
     def _evaluate(self, evaluators: Sequence[Evaluator], train_state: TrainState, step: int) -> None:
         for evaluator in evaluators:
-            if not evaluator.is_due(step, self._recipe.config.train.steps):
-                continue
             found = evaluator.run(train_state.params)
             self._writer.write(step, {f"eval/{name}": value for name, value in found.items()})
             if jax.process_index() == 0:
@@ -223,7 +221,7 @@ def _timed(batches: Iterator[Any]) -> Iterator[tuple[Any, float]]:
 def _begin(
     checkpointer: Checkpointer, recipe: Recipe, data: Data, mesh: jax.sharding.Mesh, rollback: Rollback | None
 ) -> tuple[TrainState, int]:
-    """The state to go on from and its step: a checkpoint of this run, else the task's initial parameters."""
+    """The state to go on from and its step: 1. this run's own checkpoint, 2. the task's initial parameters."""
     newest = checkpointer.metadata()
     if newest is not None:  # before the arrays are looked at, so that a changed field is named rather than a shape
         check_resume(newest["config"], recipe.config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,8 +23,9 @@ from chameleon_jax.models import params, transformer
 from chameleon_jax.models.statistics import Statistics
 from chameleon_jax.parallel import distributed
 from chameleon_jax.parallel.mesh import TRAINING, check_fits
-from chameleon_jax.training import losses, telemetry
+from chameleon_jax.training import initial, losses, telemetry
 from chameleon_jax.training import step as step_lib
+from chameleon_jax.training.initial import RunTokenizer
 from chameleon_jax.training.losses import LossSums
 from chameleon_jax.training.task import Evaluator, Recipe
 from chameleon_jax.training.trainable import Range
@@ -71,11 +73,17 @@ class PretrainTask:
         return StoreData(task=self, loader=loader)
 
     def initial_params(self, data: StoreData, mesh: Mesh) -> dict[str, Any]:
-        """Parameters drawn from the seed, made in place on the mesh."""
+        """The weights that `config.init_from` names, or values drawn from the seed; straight on the mesh."""
+        config, key = self.config, jax.random.key(self.config.train.seed)
+        if config.init_from is not None:
+            found = initial.initial_params(config.init_from, config.model, data.tokenizer, mesh, key)
+            logging.info(found.description)
+            return found.params
+        logging.info("starting from scratch, seed %d", config.train.seed)
         specs = self.param_specs()
         make = jax.jit(lambda key: params.initialise(key, specs), out_shardings=params.shardings(specs, mesh, TRAINING))
         with jax.set_mesh(mesh):
-            return make(jax.random.key(self.config.train.seed))
+            return make(key)
 
     def loss(
         self, weights: dict[str, Any], batch: Batch, dropout_key: jax.Array | None, *, statistics: bool
@@ -112,13 +120,28 @@ class StoreData:
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        return {"vocab_config": self.loader.vocab_config.to_dict()}
+        return {"tokenizer": self.loader.bundle_fingerprint, "vocab_config": self.loader.vocab_config.to_dict()}
+
+    @property
+    def tokenizer(self) -> RunTokenizer:
+        """What made the ids of the stores."""
+        return RunTokenizer(
+            fingerprint=self.loader.bundle_fingerprint,
+            vocab=self.loader.vocab_config,
+            folder=Path(self.loader.stores[0].config.path) / TOKENIZER,
+        )
 
     @property
     def row_names(self) -> Mapping[str, Range]:
-        """The content ids of every modality."""
-        modalities = Vocab.from_config(self.loader.vocab_config).modalities
-        return {modality.name: (modality.start, modality.stop) for modality in modalities}
+        """The content ids of every modality, all ids that extensions added, and each of them by its own name."""
+        config = self.loader.vocab_config
+        vocab = Vocab.from_config(config)
+        names = {modality.name: (modality.start, modality.stop) for modality in vocab.modalities}
+        if config.added:
+            first = vocab.size - len(config.added)
+            names["added"] = (first, vocab.size)
+            names |= {name: (first + i, first + i + 1) for i, name in enumerate(config.added)}
+        return names
 
     def batches(self, start: int, count: int) -> Iterator[Batch]:
         return self.loader.batches(start, start + count)

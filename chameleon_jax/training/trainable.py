@@ -92,10 +92,12 @@ def choose(config: TrainableConfig, specs: Tree, row_names: Mapping[str, Range])
     """
     known = _leaves(specs)
     paths: set[str] = set()
-    for pattern in config.paths:
+    for pattern in config.parameters:
         matched = fnmatch.filter(known, pattern)
         if not matched:
-            raise ConfigError(f"TrainableConfig.paths: no parameter matches '{pattern}'{did_you_mean(pattern, known)}")
+            raise ConfigError(
+                f"TrainableConfig.parameters: no parameter matches '{pattern}'{did_you_mean(pattern, known)}"
+            )
         paths.update(matched)
     rows = []
     for name in config.rows:
@@ -107,7 +109,7 @@ def choose(config: TrainableConfig, specs: Tree, row_names: Mapping[str, Range])
         rows.append(row_names[name])
     if rows and not any("V" in known[path].axes.split() for path in paths):
         raise ConfigError(
-            "TrainableConfig.rows are given, but no trained parameter has rows of the vocabulary: add 'head' or 'embed' to paths"
+            "TrainableConfig.rows are given, but no trained parameter has rows of the vocabulary: add 'head' or 'embed' to parameters"
         )
     return Trainable(specs=specs, paths=frozenset(paths), rows=_disjoint(rows))
 

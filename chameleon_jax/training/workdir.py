@@ -27,6 +27,7 @@ from chameleon_jax.configs import RunConfig
 from chameleon_jax.errors import CheckpointError, ConfigError, WorkdirError
 from chameleon_jax.files import atomic_write
 
+CHECKPOINTS = "checkpoints"  # folder of the numbered steps
 LOCK = ".lock"
 _PACKAGES = (
     "chameleon-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "grain", "numpy", "tokenizers",

@@ -57,7 +57,7 @@ def loaded():
 @pytest.fixture
 def command(loaded, monkeypatch, tmp_path):
     """command(*flags) -> prompts that the engine was given; files go to tmp_path/out."""
-    monkeypatch.setattr(run, "load", lambda workdir: loaded)
+    monkeypatch.setattr(run, "load", lambda workdir, mesh: loaded)
     prompts, generate_ids = [], engine.generate
 
     def spy(params, model, vocab, given, config, donate):
@@ -129,3 +129,12 @@ def test_a_broken_picture_is_left_out(tmp_path):
     parts = [TextOutput(text="so "), ImageOutput(pixels=None), TextOutput(text="it is")]
     assert write_output(parts, tmp_path, 0) == "so it is"
     assert [path.name for path in tmp_path.iterdir()] == ["00.txt"]
+
+
+def test_the_mesh_of_the_flag_is_what_the_run_is_loaded_to(command, loaded, monkeypatch):
+    meshes = []
+    monkeypatch.setattr(run, "load", lambda workdir, mesh: meshes.append(mesh) or loaded)
+    for flags in ([], ["--mesh=data=2,tensor=-1"]):
+        command("--prompt=words", "--mode=text", "--max_tokens=2", *flags)
+    assert meshes[0] is None
+    assert dict(meshes[1].shape) == {"data": 2, "fsdp": 1, "tensor": jax.device_count() // 2}

@@ -35,7 +35,7 @@ def moved(config, mesh=ONE):
 
 
 def test_of_chosen_paths_alone_anything_moves_and_has_moments():
-    config = with_trainable(paths=("layers/attn/*", "norm"))
+    config = with_trainable(parameters=("layers/attn/*", "norm"))
     changed = {path for path, where in moved(config).items() if where.any()}
     assert changed == {path for path in moved(config) if path.startswith("layers/attn/")} | {"norm"}
     moments = state_lib.create(params.initialise(jax.random.key(0), SPECS), recipe_of(config)).opt_state[1].mu
@@ -44,7 +44,7 @@ def test_of_chosen_paths_alone_anything_moves_and_has_moments():
 
 @pytest.mark.parametrize("mesh", [ONE, MeshConfig(data=2, fsdp=2, tensor=2)], ids=["one device", "a mesh"])
 def test_of_chosen_rows_alone_anything_moves(mesh):
-    where = moved(with_trainable(paths=("head", "embed"), rows=("image",)), mesh)
+    where = moved(with_trainable(parameters=("head", "embed"), rows=("image",)), mesh)
     assert {path for path, changed in where.items() if changed.any()} == {"head", "embed"}
     ids = np.arange(64)
     chosen = (ids >= 4) & (ids < 20)
@@ -53,13 +53,13 @@ def test_of_chosen_rows_alone_anything_moves(mesh):
 
 
 def test_a_mesh_and_microbatches_give_the_run_of_one_device():
-    config = with_trainable(paths=("head", "layers/mlp/*"), rows=("image", "text"))
+    config = with_trainable(parameters=("head", "layers/mlp/*"), rows=("image", "text"))
     cut = dataclasses.replace(config, train=dataclasses.replace(config.train, microbatches=2))
     assert_same_run(run(cut, MeshConfig(data=2, fsdp=2, tensor=2)), run(config, ONE))
 
 
 def test_moments_of_chosen_rows_are_as_small_as_the_rows():
-    recipe = recipe_of(with_trainable(paths=("head",), rows=("image",)))
+    recipe = recipe_of(with_trainable(parameters=("head",), rows=("image",)))
     mesh = mesh_lib.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     state = state_lib.abstract(recipe, mesh)
     large = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
@@ -69,12 +69,12 @@ def test_moments_of_chosen_rows_are_as_small_as_the_rows():
 
 def test_frozen_parameters_cost_no_products():
     """With the head alone trained, the backward pass ends at the head."""
-    frozen = products(with_trainable(paths=("head",)))
+    frozen = products(with_trainable(parameters=("head",)))
     assert frozen < 0.6 * products(CONFIG)
 
 
 def test_touching_ranges_are_joined_and_merging_restores_the_tree():
-    split = choose(TrainableConfig(paths=("head",), rows=("new", "text", "image")), SPECS, ROWS)
+    split = choose(TrainableConfig(parameters=("head",), rows=("new", "text", "image")), SPECS, ROWS)
     assert split.rows == ((4, 20), (30, 64))
     weights = params.initialise(jax.random.key(0), SPECS)
     selected = split.select(weights)
@@ -88,8 +88,8 @@ def test_touching_ranges_are_joined_and_merging_restores_the_tree():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"paths": ("heads",)}, "no parameter matches 'heads' \\(did you mean 'head'"),
-        ({"paths": ("layers/attn/*",), "rows": ("image",)}, "no trained parameter has rows of the vocabulary"),
+        ({"parameters": ("heads",)}, "no parameter matches 'heads' \\(did you mean 'head'"),
+        ({"parameters": ("layers/attn/*",), "rows": ("image",)}, "no trained parameter has rows of the vocabulary"),
         ({"rows": ("images",)}, "no rows of the vocabulary are called 'images' \\(did you mean 'image'"),
     ],
 )
