@@ -136,12 +136,10 @@ class StoreData:
         """The content ids of every modality, all ids that extensions added, and each of them by its own name."""
         config = self.loader.vocab_config
         vocab = Vocab.from_config(config)
-        names = {modality.name: (modality.start, modality.stop) for modality in vocab.modalities}
-        if config.added:
-            first = vocab.size - len(config.added)
-            names["added"] = (first, vocab.size)
-            names |= {name: (first + i, first + i + 1) for i, name in enumerate(config.added)}
-        return names
+        first = vocab.size - len(config.added)
+        names = {name: (first + i, first + i + 1) for i, name in enumerate(config.added)}
+        names |= {"added": (first, vocab.size)} if config.added else {}
+        return names | {modality.name: (modality.start, modality.stop) for modality in vocab.modalities}
 
     def batches(self, start: int, count: int) -> Iterator[Batch]:
         return self.loader.batches(start, start + count)

@@ -109,7 +109,8 @@ def choose(config: TrainableConfig, specs: Tree, row_names: Mapping[str, Range])
         rows.append(row_names[name])
     if rows and not any("V" in known[path].axes.split() for path in paths):
         raise ConfigError(
-            "TrainableConfig.rows are given, but no trained parameter has rows of the vocabulary: add 'head' or 'embed' to parameters"
+            "TrainableConfig.rows are given, but no trained parameter has rows of the vocabulary: add 'head' or 'embed' to "
+            "TrainableConfig.parameters"
         )
     return Trainable(specs=specs, paths=frozenset(paths), rows=_disjoint(rows))
 

@@ -31,6 +31,8 @@ from chameleon_jax.training import step as step_lib
 from chameleon_jax.training.checkpoint import Checkpointer, restore_subtree
 from chameleon_jax.training.initial import RunTokenizer, initial_params
 from chameleon_jax.training.loop import pretrain
+from chameleon_jax.training.pretraining import PretrainTask
+from chameleon_jax.training.task import Recipe
 
 SIZES = VocabConfig(image_codes=50, reserved=4, text_tokens=290, codes_per_image=16)
 NAMES = tuple(f"<new{i}>" for i in range(16))
@@ -105,18 +107,20 @@ def evaluated(config, source, step=8):
     weights = restore_subtree(source / "checkpoints" / str(step), "params").state
     batch = Loader(config.data, config.train.batch_size, 1).host_batch(0)
     with jax.set_mesh(mesh):
-        sums = jax.device_get(step_lib.compiled_eval_step(config, mesh)(weights, batch))
+        sums = jax.device_get(
+            step_lib.compiled_eval_step(Recipe.of(PretrainTask(config=config), config), mesh)(weights, batch)
+        )
     return float(sums.nll.sum() / sums.weight.sum()), weights, batch
 
 
-def load_initial(config, source, bundle, mesh, **init):
+def load_initial(config, source, bundle, mesh, model=None, **init):
     tokenizer = RunTokenizer(
         fingerprint=bundle.fingerprint(),
         vocab=bundle.vocab_config,
         folder=config.data.stores[0].path + "/tokenizer",
     )
     init = InitConfig(workdir=str(source), **init)
-    return initial_params(init, config.model, tokenizer, mesh, jax.random.key(0))
+    return initial_params(init, model or config.model, tokenizer, mesh, jax.random.key(0))
 
 
 def test_the_first_loss_is_that_of_the_source_and_the_order_is_own_then_init_then_scratch(
@@ -179,12 +183,12 @@ def test_new_ids_in_spare_rows_leave_the_loss_as_it_was(config, source, bundle, 
 
 
 def test_what_the_patterns_leave_out_starts_from_scratch_and_all_is_cast(config, source, bundle):
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, param_dtype="bfloat16"))
+    model = dataclasses.replace(config.model, param_dtype="bfloat16")
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    made = load_initial(config, source, bundle, mesh, parameters=("layers/*", "norm"), step=4)
+    made = load_initial(config, source, bundle, mesh, model=model, parameters=("layers/*", "norm"), step=4)
     assert "from scratch: embed, head" in made.description and "step 4" in made.description
     theirs = restore_subtree(source / "checkpoints" / "4", "params").state
-    scratch = transformer.init(jax.random.key(0), config.model)
+    scratch = transformer.init(jax.random.key(0), model)
     expected = {
         **jax.tree.map(lambda x: x.astype("bfloat16"), theirs),
         "embed": scratch["embed"],
