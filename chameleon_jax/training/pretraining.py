@@ -74,16 +74,18 @@ class PretrainTask:
 
     def initial_params(self, data: StoreData, mesh: Mesh) -> dict[str, Any]:
         """The weights that `config.init_from` names, or values drawn from the seed; straight on the mesh."""
-        config, key = self.config, jax.random.key(self.config.train.seed)
+        config = self.config
         if config.init_from is not None:
-            found = initial.initial_params(config.init_from, config.model, data.tokenizer, mesh, key)
+            found = initial.initial_params(
+                config.init_from, config.model, data.tokenizer, mesh, jax.random.key(config.train.seed)
+            )
             logging.info(found.description)
             return found.params
         logging.info("starting from scratch, seed %d", config.train.seed)
         specs = self.param_specs()
         make = jax.jit(lambda key: params.initialise(key, specs), out_shardings=params.shardings(specs, mesh, TRAINING))
         with jax.set_mesh(mesh):
-            return make(key)
+            return make(jax.random.key(config.train.seed))
 
     def loss(
         self, weights: dict[str, Any], batch: Batch, dropout_key: jax.Array | None, *, statistics: bool
