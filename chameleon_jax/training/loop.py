@@ -23,7 +23,8 @@ from chameleon_jax.data.store_format import TOKENIZER
 from chameleon_jax.errors import CheckpointError, ConfigError, TrainingError
 from chameleon_jax.files import new_folder
 from chameleon_jax.models import params, transformer
-from chameleon_jax.parallel import distributed
+from chameleon_jax.parallel.agreement import StopAgreement
+from chameleon_jax.parallel.batches import local_rows, to_global
 from chameleon_jax.parallel.mesh import check_fits, make_mesh
 from chameleon_jax.training import state as state_lib
 from chameleon_jax.training import step as step_lib
@@ -52,8 +53,7 @@ def pretrain(config: PretrainConfig, workdir: str, gin_text: dict[str, str] | No
             data,
             config.train.batch_size,
             config.train.steps,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=local_rows(mesh, config.train.batch_size),
         )
         if loader.vocab_config.size > config.model.vocab_size:
             raise ConfigError(
@@ -92,18 +92,19 @@ def _run(
     eval_step = step_lib.compiled_eval_step(config, mesh)
     report = _Report(config, writer, start)
     metadata = _metadata(config, loader)
+    agreement = StopAgreement(mesh, lambda: stop.requested)
     step, stopping = start, False
     # Any transfer between host and devices that is not asked for by name is a bug that costs speed.
     with jax.transfer_guard("disallow"):
         for step, (batch, waited) in enumerate(_timed(loader.batches(start, steps)), start + 1):
-            train_state, metrics = train_step(train_state, distributed.to_global(batch, mesh))
+            train_state, metrics = train_step(train_state, to_global(batch, mesh))
             report.read_pending()
             report.add(step, metrics, waited)
             if config.data.eval_stores and (step % train.eval_every == 0 or step == steps):
                 report.read_pending()
                 _evaluate(eval_step, train_state, loader, mesh, config, writer, step)
                 report.restart_clock()
-            stopping = distributed.agree(stop.requested)
+            stopping = agreement.poll()
             if step % config.checkpoint.every_steps == 0 or step == steps or stopping:
                 report.read_pending()  # a step that can be resumed from has its line in the log
                 with jax.transfer_guard("allow"):
@@ -173,7 +174,7 @@ def _timed(batches: Iterator[Any]) -> Iterator[tuple[Any, float]]:
 def _evaluate(eval_step, train_state, loader, mesh, config, writer, step) -> None:
     total = None
     for batch in loader.eval_batches(config.train.eval_batches):
-        sums = eval_step(train_state.params, distributed.to_global(batch, mesh))
+        sums = eval_step(train_state.params, to_global(batch, mesh))
         total = sums if total is None else total + sums
     if total is None:
         return

@@ -190,3 +190,32 @@ def test_the_step_is_traced_once_in_the_whole_loop(config, tmp_path, monkeypatch
     assert len(traces) == 1
     pretrain(short, str(tmp_path))  # restored from the checkpoint, if it was stopped in time
     assert len(traces) <= 2
+
+
+@pytest.fixture
+def reads_are_guarded(monkeypatch):
+    """Make `transfer_guard` hold for reads on a CPU too, where they copy nothing and JAX lets them pass.
+
+    All but `np.asarray`, which takes the buffer of a CPU array without asking the array.
+    """
+    from jax._src.array import ArrayImpl
+    from jax._src.lib import guard_lib
+
+    read = ArrayImpl._value.fget
+
+    def guarded(array):
+        state = guard_lib.thread_local_state()
+        if state.device_to_host == guard_lib.TransferGuardLevel.DISALLOW and not state.explicit_device_get:
+            raise AssertionError("a device array is read without jax.device_get")
+        return read(array)
+
+    monkeypatch.setattr(ArrayImpl, "_value", property(guarded))
+
+
+def test_the_loop_moves_nothing_between_host_and_device_that_it_does_not_name(config, reads_are_guarded, tmp_path):
+    for implicit in (float, bool, int, str):
+        with pytest.raises(AssertionError, match=r"without jax\.device_get"), jax.transfer_guard("disallow"):
+            implicit(jax.device_put(1.0))
+    with jax.transfer_guard("disallow"):
+        assert jax.device_get(jax.device_put(1.0)) == 1.0
+    assert pretrain(config, str(tmp_path)) == 0
