@@ -42,6 +42,10 @@ class WorkdirError(ChameleonError):
     """The working directory is in use, or cannot be written."""
 
 
+class ProcessError(ChameleonError):
+    """The processes of a run cannot work together: one is missing, ended, or was started differently."""
+
+
 class ConvertError(ChameleonError):
     """Released weights cannot be read or written as asked."""
 

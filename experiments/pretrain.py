@@ -3,33 +3,66 @@
 Examples:
   python -m experiments.pretrain --gin_file=gin_configs/runs/smoke.gin --workdir=runs/smoke
   python -m experiments.pretrain --gin_file=gin_configs/runs/emoji.gin --workdir=runs/emoji/model --gin.TrainConfig.steps=200
+  python -m experiments.pretrain --gin_file=... --workdir=... --rollback_to=12000 --skip_batches=200
+  python -m experiments.pretrain --gin_file=... --workdir=... --distributed      on every host of a TPU pod or Slurm job
+  python -m experiments.pretrain --gin_file=... --workdir=... --coordinator=HOST:PORT --num_processes=2 --process_id=0    and 1
 
-Exit codes: 0 finished, 2 something to mend (one line says what), 75 stopped by SIGTERM or SIGINT with everything saved.
+Exit codes: 0 finished, 1 another process died, 2 something to mend (one line says what), 75 stopped by SIGTERM or SIGINT with
+everything saved.
 The workdir gets metrics.jsonl, tensorboard/, checkpoints/, tokenizer/, config.json, config.gin and operative_config.gin.
 """
 
 from chameleon_jax import cli
 from chameleon_jax.configs import PretrainConfig
+from chameleon_jax.errors import ConfigError
 
 
 def _flags(parser):
     parser.add_argument(
-        "--distributed", action="store_true", help="join the other processes of a pod or cluster (jax.distributed)"
+        "--rollback_to", type=int, metavar="STEP", help="go on from this checkpoint; later ones are deleted"
     )
+    parser.add_argument(
+        "--skip_batches", type=int, default=0, metavar="N", help="with --rollback_to: pass over the next N batches"
+    )
+    parser.add_argument(
+        "--distributed", action="store_true", help="join the other processes of a TPU pod, Slurm or MPI job"
+    )
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens; implies --distributed")
+    parser.add_argument("--num_processes", type=int, metavar="N", help="how many there are; implies --distributed")
+    parser.add_argument("--process_id", type=int, metavar="I", help="number of this one; implies --distributed")
+    parser.add_argument("--join_timeout", type=float, default=300.0, metavar="S", help="seconds to wait for the others")
 
 
 def main(config: PretrainConfig, args) -> int:
-    if args.distributed:
-        import jax
+    if args.skip_batches < 0 or (args.skip_batches and args.rollback_to is None):
+        raise ConfigError("--skip_batches is a number of batches to pass over after --rollback_to")
+    from chameleon_jax.parallel import distributed
 
-        jax.distributed.initialize()
-    from chameleon_jax.training.loop import pretrain
+    by_hand = (args.coordinator, args.num_processes, args.process_id)
+    if not args.distributed and by_hand == (None, None, None):
+        return _pretrain(config, args)
+    with distributed.join(*by_hand, timeout=args.join_timeout):
+        return _pretrain(config, args)
 
+
+def _pretrain(config: PretrainConfig, args) -> int:
+    from chameleon_jax.parallel import distributed
+    from chameleon_jax.training.loop import Rollback, pretrain
+    from chameleon_jax.training.workdir import versions
+
+    of_this_process = ("platform", "command")
+    versions_here = {name: version for name, version in versions().items() if name not in of_this_process}
+    fields = {field: value for field, (value, _) in config.diff({}).items()}
+    flags = {"--rollback_to": args.rollback_to, "--skip_batches": args.skip_batches}
+    distributed.require_same(versions_here | fields | flags)
+    distributed.require_same_folder(args.workdir)
     if config.prepare == "digits":
         from chameleon_jax.demo.prepare import digit_stores
 
-        digit_stores(args.workdir)
-    return pretrain(config, args.workdir, {"config.gin": args.gin.given, "operative_config.gin": args.gin.operative})
+        distributed.first_does(lambda: digit_stores(args.workdir), "preparing the digits")
+    gin_text = {"config.gin": args.gin.given, "operative_config.gin": args.gin.operative}
+    rollback = None if args.rollback_to is None else Rollback(step=args.rollback_to, skip_batches=args.skip_batches)
+    return pretrain(config, args.workdir, gin_text, rollback)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Batches as a function of the step.
 
 The one idea: `host_batch(k)` needs nothing but k. The mixture says which rows, the pack plan which pieces of which documents,
-the store which ids; then all rows of a batch are laid out at once with NumPy. Hosts differ only in the slice of rows they take.
+the store which ids; then all rows of a batch are laid out at once with NumPy. Processes differ only in the rows they take.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -35,21 +35,18 @@ class PackedStore:
 
 
 class Loader:
-    """Training and evaluation batches of one host.
+    """Training and evaluation batches of one process.
 
-    Host `process_index` of `process_count` gets rows `process_index * b : (process_index + 1) * b` of every global batch, with
-    b = batch_size / process_count. Raises ConfigError when that does not divide, StoreError when a store is damaged or the stores
-    were made with different tokenizers.
+    `rows` are the numbers of the rows of every global batch that this process makes, in the order in which it gets them
+    (`parallel.batches.local_rows`); all by default. Raises ConfigError for a row that is not in the batch, StoreError when a store
+    is damaged or the stores were made with different tokenizers.
     """
 
-    def __init__(self, config: DataConfig, batch_size: int, steps: int, process_index: int = 0, process_count: int = 1):
-        if batch_size % process_count:
-            raise ConfigError(f"batch_size {batch_size} is not a multiple of the number of hosts {process_count}")
-        if not 0 <= process_index < process_count:
-            raise ConfigError(f"process_index {process_index} is not below the number of hosts {process_count}")
+    def __init__(self, config: DataConfig, batch_size: int, steps: int, rows: Sequence[int] | None = None):
         self._config, self._batch_size, self._steps = config, batch_size, steps
-        self._host_rows = batch_size // process_count
-        self._first_row = process_index * self._host_rows
+        self._rows = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
+        if ((self._rows < 0) | (self._rows >= batch_size)).any():
+            raise ConfigError(f"rows {self._rows.tolist()} are not all in 0..{batch_size - 1}, the rows of a batch")
         cache, opened = BlockCache(config.cache_bytes), {}
         for store in config.stores + config.eval_stores:
             key = os.path.realpath(store.path)
@@ -69,11 +66,10 @@ class Loader:
         )
 
     def host_batch(self, step: int) -> Batch:
-        """This host's rows of batch `step`, NumPy [batch_size / process_count, seq_len]; the same however it is reached."""
+        """This process's rows of batch `step`, NumPy [rows, seq_len]; the same however it is reached."""
         if step < 0:
             raise ValueError(f"batches are numbered from 0, not {step}")
-        begin = step * self._batch_size + self._first_row
-        return self._assemble(self.stores, *self._mixture.rows(begin, begin + self._host_rows))
+        return self._assemble(self.stores, *self._mixture.rows(step * self._batch_size + self._rows))
 
     def batches(self, start_step: int = 0, stop: int | None = None) -> Iterator[Batch]:
         """Batches `start_step..stop-1` (to the end of the run by default), made ahead in a thread.
@@ -100,8 +96,10 @@ class Loader:
         order = permutation(len(rows), derive_seed("eval", self._config.seed))
         batches = []
         for begin in range(0, min(len(rows), count * self._batch_size), self._batch_size):
-            mine = order[begin : begin + self._batch_size][self._first_row : self._first_row + self._host_rows]
-            batches.append(self._assemble(self.eval_stores, sources[mine], rows[mine]))
+            chosen = begin + self._rows
+            places = np.flatnonzero(chosen < len(rows))
+            mine = order[chosen[places]]
+            batches.append(self._assemble(self.eval_stores, sources[mine], rows[mine], places))
         return batches
 
     def fingerprint(self) -> str:
@@ -127,12 +125,18 @@ class Loader:
         ]
 
     def _assemble(
-        self, packed: list[PackedStore], sources: Int[np.ndarray, " n"], rows: Int[np.ndarray, " n"]
+        self,
+        packed: list[PackedStore],
+        sources: Int[np.ndarray, " n"],
+        rows: Int[np.ndarray, " n"],
+        places: Int[np.ndarray, " n"] | None = None,
     ) -> Batch:
-        canvas = _Canvas(self._host_rows, self._config.seq_len, self._vocab.pad)
+        """Lay these rows of these sources at `places` of the batch (in order by default); the other places are padding."""
+        canvas = _Canvas(len(self._rows), self._config.seq_len, self._vocab.pad)
+        places = np.arange(len(rows)) if places is None else places
         for number in np.unique(sources):
-            places = np.flatnonzero(sources == number)
-            canvas.lay(packed[number], places, rows[places])
+            here = sources == number
+            canvas.lay(packed[number], places[here], rows[here])
         return canvas.batch(self._vocab)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -76,10 +76,10 @@ class Mixture:
                 "DataConfig: stage1_weight_in_stage2 is 0 and no store has stage 2: nothing is left to train on"
             )
 
-    def rows(self, begin: int, stop: int) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-        """Source number and row number in that source for places `begin..stop-1` of the stream."""
+    def rows(self, places: Iterable[int]) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+        """Source number and row number in that source for each of these places of the stream."""
         border = self._stage2_begin
-        numbers = [self._stage1[n] if n < border else self._stage2[n - border] for n in range(begin, stop)]
+        numbers = [self._stage1[int(n)] if n < border else self._stage2[int(n) - border] for n in places]
         numbers = np.asarray(numbers, np.int64)
         sources = np.searchsorted(self._first_rows, numbers, side="right") - 1
         return sources, numbers - self._first_rows[sources]

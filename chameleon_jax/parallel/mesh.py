@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,7 +73,9 @@ DECODING = ShardingRules(parameters=_STORED, activations={"B": "data", "D": "fsd
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """Arrange the devices (all by default) as a (data, fsdp, tensor) mesh.
 
-    Raises ConfigError when the axis sizes do not multiply to the number of devices.
+    Neighbours on the mesh are neighbours in the hardware, most of all along `tensor`, which talks most. Where TPU slices are joined
+    by a slower network, `data` (then `fsdp`, then `tensor`) is what crosses it. Raises ConfigError when the axis sizes do not
+    multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [config.data, config.fsdp, config.tensor]
@@ -87,7 +90,24 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
         raise ConfigError(
             f"MeshConfig: axes {sizes} need {known} devices, there are {len(devices)}; set one axis to -1"
         )
-    return Mesh(np.asarray(devices).reshape(sizes), AXES)
+    return Mesh(_arranged(sizes, devices), AXES)
+
+
+def _arranged(sizes: list[int], devices: list[jax.Device]) -> np.ndarray:
+    from jax.experimental import mesh_utils
+
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    across, within = [], []
+    for size in sizes:
+        outer = math.gcd(size, slices)
+        across.append(outer)
+        within.append(size // outer)
+        slices //= outer
+    if slices > 1:
+        raise ConfigError(f"MeshConfig: axes {sizes} cannot be laid over {slices * math.prod(across)} slices evenly")
+    if max(across) == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
 
 
 def abstract_mesh(config: MeshConfig) -> AbstractMesh:

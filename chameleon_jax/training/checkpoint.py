@@ -29,6 +29,7 @@ from chameleon_jax.files import atomic_write, sync, sync_tree
 from chameleon_jax.parallel import distributed
 from chameleon_jax.training import checkpoint_manifest as manifests
 from chameleon_jax.training.checkpoint_manifest import MANIFEST, HostRegion, Leaf, Manifest
+from chameleon_jax.training.checkpoint_verify import first_damage
 
 ARRAYS = "arrays"  # folder of a step that Orbax writes
 SAVING, TRASH = ".saving-", ".trash-"  # prefixes of folders that do not count and may be deleted
@@ -76,7 +77,7 @@ class Checkpointer:
 
     def metadata(self) -> dict[str, Any] | None:
         """What the caller saved beside the newest step with a readable manifest; None without any. Reads no array."""
-        return saved_metadata(self.directory)
+        return distributed.share(saved_metadata(self.directory), "reading the newest checkpoint's metadata")[0]
 
     def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
         """Begin to save; returns when `state` is on the host and may be donated or changed.
@@ -85,7 +86,8 @@ class Checkpointer:
         this save cannot begin or the save before it failed.
         """
         self.wait()
-        if step in self.steps() and step not in self._damaged:
+        saved = step in self.steps() and step not in self._damaged
+        if distributed.share(saved, f"saving step {step}")[0]:
             return
         metadata = json.loads(json.dumps(metadata))
         named = manifests.named_leaves(state)
@@ -191,12 +193,13 @@ class Checkpointer:
             with contextlib.suppress(Exception):  # its errors have been reported already
                 orbax.close()
 
-    def restore(self, abstract_state: Any) -> Restored | None:
-        """The newest step that verifies, in the shardings of `abstract_state` (ShapeDtypeStructs or arrays).
+    def restore(self, abstract_state: Any, step: int | None = None) -> Restored | None:
+        """The newest step that verifies, or `step`, in the shardings of `abstract_state` (ShapeDtypeStructs or arrays).
 
         None if nothing was ever saved here. Damaged steps and foreign folders are logged, passed over, and named in
-        `skipped`. Raises CheckpointError if steps were saved but all are damaged, and if the newest good manifest has other
-        leaves, shapes or dtypes.
+        `skipped`. Raises CheckpointError if steps were saved but all are damaged, if `step` is damaged or not there, and if the
+        manifest has other leaves, shapes or dtypes. Process 0 says which steps there are, and a step that one process finds
+        damaged is damaged for all.
         """
         self.wait()
         wanted = manifests.named_leaves(abstract_state)
@@ -210,11 +213,31 @@ class Checkpointer:
                 )
             return wanted
 
-        restored = _restore_newest(self.directory, choose, self._damaged)
+        restored = _restore_newest(self.directory, choose, self._damaged, None if step is None else str(step))
         if restored is None:
+            if step is not None:
+                known = ", ".join(map(str, self.steps())) or "none"
+                raise CheckpointError(f"there is no step {step} in {self.directory}; saved: {known}")
             return None
         state = jax.tree.unflatten(jax.tree.structure(abstract_state), [restored.state[path] for path in wanted])
         return dataclasses.replace(restored, state=state)
+
+    def discard_after(self, step: int) -> list[int]:
+        """Delete the steps later than `step`: those of a run that is rolled back. Returns their numbers.
+
+        The newest goes first, each with one rename, so a kill in between leaves earlier ones that are whole; call it again.
+        """
+        self.wait()
+
+        def discard() -> None:
+            for later in stale:
+                _discard(self.directory / str(later))
+
+        later_steps = [later for later in reversed(numbered_steps(self.directory)) if later > step]
+        stale = distributed.share(later_steps, "choosing the steps to discard")[0]
+        distributed.first_does(discard, "discarding later steps")
+        self._damaged.difference_update(stale)
+        return stale
 
 
 def saved_metadata(directory: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -272,33 +295,37 @@ def _restore_newest(
     """Walk back from the newest step; `choose` maps a manifest to the abstract leaves to read. State: path -> array."""
     skipped: list[Skipped] = []
     once_whole = 0
-    for name in [only] if only else _entries_newest_first(directory):
-        folder = directory / name
-        if not (name.isascii() and name.isdecimal() and str(int(name)) == name):
-            reason = (
-                "unfinished save" if name.startswith(SAVING) else "deleted" if name.startswith(TRASH) else "not a step"
-            )
+    # What is there is what process 0 sees: a network file system may show others an older listing.
+    entries = distributed.share(_listed(directory, only), "looking for checkpoints")[0]
+    for name, reason in entries:
+        if reason is not None:
             skipped.append(Skipped(name, reason))
             continue
-        if not (folder / MANIFEST).is_file():
-            skipped.append(Skipped(name, f"it has no {MANIFEST}: not a checkpoint, or damaged"))
-            continue
         once_whole += 1
-        arrays: dict[str, Any] = {}
+        folder, arrays = directory / name, {}
         try:
             manifest = manifests.read_manifest(folder)
             wanted = choose(manifest)
-            arrays = _read_arrays(folder, wanted, manifest)
-            damage = manifests.first_damage(arrays, manifest.leaves)
+            damage = None
         except CheckpointError:
             raise
         except Exception as error:
             damage = brief(error)
-        if not distributed.agree(damage is not None):
+        # Asked twice, for reading is a joint work: a process without the manifest must not leave the others alone in it.
+        damage = _found_by_any(damage, f"reading the manifest of step {name}")
+        if damage is None:
+            try:
+                arrays = _read_arrays(folder, wanted, manifest)
+                damage = first_damage(arrays, manifest.leaves, folder / ARRAYS)
+            except Exception as error:
+                damage = brief(error)
+            damage = _found_by_any(damage, f"verifying step {name}")
+        if damage is None:
             _log(directory, skipped)
             return Restored(manifest.step, arrays, manifest.metadata, tuple(skipped))
+        del arrays
         damaged.add(int(name))
-        skipped.append(Skipped(name, damage or "another process found it damaged"))
+        skipped.append(Skipped(name, damage))
     _log(directory, skipped)
     if once_whole:
         reasons = "; ".join(f"{s.name}: {s.reason}" for s in skipped)
@@ -308,8 +335,33 @@ def _restore_newest(
     return None
 
 
+def _listed(directory: Path, only: str | None) -> list[tuple[str, str | None]]:
+    """Entries that are no step first, then steps from the newest down; each with the reason to pass it over, if there is one."""
+
+    def reason(name: str) -> str | None:
+        if not (name.isascii() and name.isdecimal() and str(int(name)) == name):
+            return (
+                "unfinished save" if name.startswith(SAVING) else "deleted" if name.startswith(TRASH) else "not a step"
+            )
+        if not (directory / name / MANIFEST).is_file():
+            return f"it has no {MANIFEST}: not a checkpoint, or damaged"
+        return None
+
+    names = _entries_newest_first(directory) if only is None else [only] if (directory / only).exists() else []
+    return [(name, reason(name)) for name in names]
+
+
+def _found_by_any(damage: str | None, what: str) -> str | None:
+    found = distributed.share(damage, what)
+    for process, theirs in enumerate(found):
+        if theirs is not None:
+            return theirs if len(found) == 1 else f"{theirs} (found by process {process})"
+    return None
+
+
 def _read_arrays(folder: Path, wanted: Mapping[str, Any], manifest: Manifest) -> dict[str, Any]:
     import orbax.checkpoint as ocp
+    from etils import epath
 
     # Always with explicit shardings: those on disk name devices of the machine that saved.
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -331,15 +383,19 @@ def _read_arrays(folder: Path, wanted: Mapping[str, Any], manifest: Manifest) ->
                 )
             )
     if abstract:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True)) as reader:
+        # The handler alone: `ocp.Checkpointer` has barriers, at which a process that reads well would wait for one that does not.
+        reader = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True)
+        try:
             tree = reader.restore(
-                folder / ARRAYS,
+                epath.Path(folder / ARRAYS),
                 args=ocp.args.PyTreeRestore(
                     item=manifests.nest(abstract),
                     restore_args=manifests.nest(arguments),
                     partial_restore=len(abstract) < len(manifest.leaves),
                 ),
             )
+        finally:
+            reader.close()
         arrays.update(manifests.unnest(tree, abstract))
     return {path: arrays[path] for path in wanted}
 

@@ -203,32 +203,3 @@ def first_difference(wanted: Mapping[str, Any], saved: Mapping[str, Leaf]) -> st
         if path not in wanted:
             return f"leaf '{path}' is {leaf} in the checkpoint and missing in this run"
     return None
-
-
-def first_damage(arrays: Mapping[str, Any], saved: Mapping[str, Leaf]) -> str | None:
-    """The first leaf whose bytes do not match their checksum; None if all match.
-
-    `arrays` are restored leaves of the saved shape and dtype. With several processes each checks the regions that it holds.
-    """
-    for path, array in arrays.items():
-        covered = 0
-        whole = np.asarray(array) if not isinstance(array, jax.Array) or array.is_fully_addressable else None
-        for region in saved[path].regions:
-            values = whole[region.slices] if whole is not None else _local_values(array, region)
-            if values is None:
-                continue
-            covered += values.size
-            if checksum(values) != region.crc32:
-                return f"leaf '{path}' ({saved[path]}) does not match its checksum"
-        if whole is not None and covered != saved[path].size:
-            return f"leaf '{path}' ({saved[path]}) has checksums for {covered} of its {saved[path].size} values"
-    return None
-
-
-def _local_values(array: jax.Array, region: Region) -> np.ndarray | None:
-    for shard in array.addressable_shards:
-        bounds = [part.indices(size)[:2] for part, size in zip(shard.index, array.shape, strict=True)]
-        if all(a <= c and d <= b for (a, b), c, d in zip(bounds, region.start, region.stop, strict=True)):
-            inner = tuple(slice(c - a, d - a) for (a, _), c, d in zip(bounds, region.start, region.stop, strict=True))
-            return np.asarray(shard.data)[inner]
-    return None

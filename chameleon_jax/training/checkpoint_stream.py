@@ -12,7 +12,6 @@ import dataclasses
 import os
 import shutil
 import threading
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,10 @@ from chameleon_jax.files import atomic_write, sync, sync_tree
 from chameleon_jax.training import checkpoint_manifest as manifests
 from chameleon_jax.training.checkpoint import ARRAYS, SAVING, brief, numbered_steps
 from chameleon_jax.training.checkpoint_manifest import MANIFEST, Leaf, Manifest, Region
+from chameleon_jax.training.checkpoint_verify import checksum_on_disk, open_array
 
 WHOLE_BYTES = 32 << 20  # a stacked leaf of no more, norms above all, is written at once
 CHUNK_BYTES = 64 << 20  # of an array on disk: a few for a layer, so that many hosts can read parts of it
-_VERIFY_BYTES = 64 << 20  # read at one time to sum up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,27 +228,10 @@ class StreamedCheckpoint:
         return self._whole[1][index]
 
     def _open(self, path: str) -> Any:
-        import tensorstore as ts
-
-        key = ".".join(path.split("/")) + "/"
-        store = {"driver": "ocdbt", "base": f"file://{self._folder / ARRAYS}/", "path": key}
-        return ts.open({"driver": "zarr3", "kvstore": store}, open=True).result()
+        return open_array(self._folder / ARRAYS, path)
 
     def _verified(self, path: str) -> bool:
         leaf, array = self.leaves[path], self._open(path)
         if tuple(array.shape) != leaf.shape or array.dtype.numpy_dtype.name != leaf.dtype:
             return False
-        return all(_crc(array[region.slices]) == region.crc32 for region in leaf.regions)
-
-
-def _crc(array: Any) -> int:
-    """Sum of the bytes in C order, read a part of the first axis at a time."""
-    if array.ndim == 0:
-        return manifests.checksum(array.read().result())
-    row = max(1, int(np.prod(array.shape[1:], dtype=np.int64)) * array.dtype.numpy_dtype.itemsize)
-    step, crc = max(1, _VERIFY_BYTES // row), 0
-    first, last = array.domain[0].inclusive_min, array.domain[0].exclusive_max
-    for start in range(first, last, step):
-        part = array[start : min(start + step, last)].read().result()
-        crc = zlib.crc32(np.ascontiguousarray(part).reshape(-1).view(np.uint8), crc)
-    return crc
+        return all(checksum_on_disk(array[region.slices]) == region.crc32 for region in leaf.regions)

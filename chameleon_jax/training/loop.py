@@ -19,7 +19,8 @@ import jax
 from chameleon_jax.configs import PretrainConfig, RunConfig
 from chameleon_jax.errors import CheckpointError, TrainingError
 from chameleon_jax.models import params
-from chameleon_jax.parallel import distributed
+from chameleon_jax.parallel.agreement import StopAgreement
+from chameleon_jax.parallel.batches import to_global
 from chameleon_jax.parallel.mesh import make_mesh
 from chameleon_jax.training import state as state_lib
 from chameleon_jax.training import step as step_lib
@@ -100,8 +101,6 @@ class _Run:
     ):
         self._recipe, self._mesh, self._data = recipe, mesh, data
         self._checkpointer, self._writer, self._stop = checkpointer, writer, stop
-        # Measured on one device, so not under the run's mesh.
-        self._peak = recipe.config.train.peak_flops or telemetry.peak_flops(jax.local_devices()[0])
         self._metadata = {
             "config": recipe.config.to_dict(),
             "data_fingerprint": data.fingerprint,
@@ -115,8 +114,9 @@ class _Run:
             logged: step_lib.compiled_train_step(self._recipe, mesh, statistics=logged) for logged in (False, True)
         }
         evaluators = self._data.evaluators(mesh)
-        report = _Report(self._recipe, self._writer, self._peak, start)
+        report = _Report(self._recipe, self._writer, start)
         position = int(jax.device_get(train_state.position))
+        agreement = StopAgreement(mesh, lambda: self._stop.requested)
         step, stopping = start, False
         # Any transfer between host and devices that is not asked for by name is a bug that costs speed.
         with jax.transfer_guard("disallow"):
@@ -124,16 +124,14 @@ class _Run:
                 self._evaluate(evaluators, train_state, 0)
             batches = _timed(self._data.batches(position, steps - start))
             for step, (batch, waited) in enumerate(batches, start + 1):
-                train_state, metrics = train_step[report.has_statistics(step)](
-                    train_state, distributed.to_global(batch, mesh)
-                )
+                train_state, metrics = train_step[report.has_statistics(step)](train_state, to_global(batch, mesh))
                 report.read_pending()
                 report.add(step, metrics, waited)
                 if due := [evaluator for evaluator in evaluators if evaluator.is_due(step, steps)]:
                     report.read_pending()
                     self._evaluate(due, train_state, step)
                     report.restart_clock()
-                stopping = distributed.agree(self._stop.requested)
+                stopping = agreement.poll()
                 if step % config.checkpoint.every_steps == 0 or step == steps or stopping:
                     report.read_pending()  # a step that can be resumed from has its line in the log
                     with jax.transfer_guard("allow"):
@@ -160,8 +158,9 @@ class _Run:
 class _Report:
     """Keeps a logged step's metrics on the device until the next step runs, then writes them with the speed between log lines."""
 
-    def __init__(self, recipe: Recipe, writer: telemetry.MetricWriter, peak: float, start: int):
-        self._recipe, self._config, self._writer, self._peak = recipe, recipe.config, writer, peak
+    def __init__(self, recipe: Recipe, writer: telemetry.MetricWriter, start: int):
+        self._recipe, self._config, self._writer = recipe, recipe.config, writer
+        self._peak = self._config.train.peak_flops or telemetry.peak_flops(jax.local_devices()[0])
         self._console = telemetry.Console(self._config.train.steps)
         self._pending: tuple[int, StepMetrics] | None = None
         self._first, self._waited, self._last_step, self._clock = start + 1, 0.0, start, 0.0

@@ -21,7 +21,7 @@ from chameleon_jax.errors import ConfigError
 from chameleon_jax.files import new_folder
 from chameleon_jax.models import params, transformer
 from chameleon_jax.models.statistics import Statistics
-from chameleon_jax.parallel import distributed
+from chameleon_jax.parallel.batches import local_rows, to_global
 from chameleon_jax.parallel.mesh import TRAINING, check_fits
 from chameleon_jax.training import initial, losses, telemetry
 from chameleon_jax.training import step as step_lib
@@ -61,8 +61,7 @@ class PretrainTask:
             stores,
             config.train.batch_size,
             config.train.steps,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=local_rows(mesh, config.train.batch_size),
         )
         if loader.vocab_config.size > config.model.vocab_size:
             raise ConfigError(
@@ -155,7 +154,7 @@ class StoreData:
 
         def held_out(weights: dict[str, Any]) -> Mapping[str, float]:
             batches = self.loader.eval_batches(config.train.eval_batches)
-            sums = (evaluate(weights, distributed.to_global(batch, mesh)) for batch in batches)
+            sums = (evaluate(weights, to_global(batch, mesh)) for batch in batches)
             return self.task.metrics(jax.device_get(functools.reduce(LossSums.__add__, sums)))
 
         return (Evaluator(name="held-out", every_steps=config.train.eval_every, run=held_out),)

@@ -22,7 +22,7 @@ class StopRequest:
     """Context manager; `requested` turns true when a signal asks to stop. Old handlers come back at the end.
 
     It knows of this process alone: where several processes train together, a loop must stop on
-    `parallel.distributed.agree(stop.requested)`, for one that stops alone leaves the others hanging in a collective.
+    `parallel.agreement.StopAgreement`, for one that stops alone leaves the others hanging in a collective.
     Outside the main thread, where Python allows no handlers, it is never requested by a signal.
     """
 

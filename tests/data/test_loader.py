@@ -44,17 +44,14 @@ def assert_same(first, second):
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-@pytest.mark.parametrize("hosts", [2, 4])
-def test_any_number_of_hosts_makes_the_same_global_batches(config, hosts):
-    alone = Loader(config, BATCH, STEPS)
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3], [1, 4, 6], [7]])
+def test_a_process_gets_its_rows_of_the_batches_that_one_alone_makes(config, rows):
+    alone, part = Loader(config, BATCH, STEPS), Loader(config, BATCH, STEPS, rows=rows)
     assert 0 < alone.stage2_step < STEPS
-    together = [Loader(config, BATCH, STEPS, process_index=i, process_count=hosts) for i in range(hosts)]
     for step in range(STEPS):
-        parts = [loader.host_batch(step) for loader in together]
-        assert parts[0].tokens.shape == (BATCH // hosts, SEQ_LEN)
-        assert_same(alone.host_batch(step), jax.tree.map(lambda *rows: np.concatenate(rows), *parts))
-    for batch, *parts in zip(alone.eval_batches(3), *(loader.eval_batches(3) for loader in together), strict=True):
-        assert_same(batch, jax.tree.map(lambda *rows: np.concatenate(rows), *parts))
+        assert_same(jax.tree.map(lambda whole: whole[rows], alone.host_batch(step)), part.host_batch(step))
+    for whole, batch in zip(alone.eval_batches(9), part.eval_batches(9), strict=True):  # the last one is not full
+        assert_same(jax.tree.map(lambda values: values[rows], whole), batch)
 
 
 @pytest.mark.parametrize("start", [0, 11, 17, 18, 29])
@@ -103,7 +100,7 @@ def test_rows_equal_a_plain_python_reference(config, stores):
     quiet = 0
     for step in (0, 5, 17, 18, 25):
         batch = loader.host_batch(step)
-        sources, rows = loader._mixture.rows(step * BATCH, (step + 1) * BATCH)
+        sources, rows = loader._mixture.rows(range(step * BATCH, (step + 1) * BATCH))
         for i, (source, row) in enumerate(zip(sources, rows, strict=True)):
             expected = reference_row(loader, stores[("a", "b", "late")[source]], source, row)
             for name, values in expected.items():
@@ -121,7 +118,7 @@ def test_split_documents_equal_the_reference_too(config, stores):
     assert (loader.stores[0].plan.starts > 0).any()
     for step in (0, 20):
         batch = loader.host_batch(step)
-        sources, rows = loader._mixture.rows(step * BATCH, (step + 1) * BATCH)
+        sources, rows = loader._mixture.rows(range(step * BATCH, (step + 1) * BATCH))
         for i, (source, row) in enumerate(zip(sources, rows, strict=True)):
             expected = reference_row(loader, stores[("a", "b", "late")[source]], source, row)
             for name, values in expected.items():
@@ -148,7 +145,7 @@ def test_an_epoch_has_every_row_once_and_the_next_another_order(stores):
     config = DataConfig(stores=(StoreConfig(path=stores["a"].path),), seq_len=SEQ_LEN)
     loader = Loader(config, 1, 10_000)
     rows = loader.stores[0].plan.rows
-    first, second = (loader._mixture.rows(epoch * rows, (epoch + 1) * rows)[1] for epoch in (0, 1))
+    first, second = (loader._mixture.rows(range(epoch * rows, (epoch + 1) * rows))[1] for epoch in (0, 1))
     assert sorted(first) == sorted(second) == list(range(rows))
     assert first.tolist() != second.tolist()
 
@@ -156,8 +153,8 @@ def test_an_epoch_has_every_row_once_and_the_next_another_order(stores):
 def test_the_mixture_follows_the_weights_of_each_stage(config):
     loader = Loader(config, 100, 100)
     assert loader.stage2_step == 60
-    before, _ = loader._mixture.rows(0, 6000)
-    after, _ = loader._mixture.rows(6000, 10_000)
+    before, _ = loader._mixture.rows(range(0, 6000))
+    after, _ = loader._mixture.rows(range(6000, 10_000))
     np.testing.assert_allclose(np.bincount(before, minlength=3) / 6000, [0.7, 0.3, 0], atol=0.01)
     np.testing.assert_allclose(np.bincount(after, minlength=3) / 4000, np.array([0.35, 0.15, 0.5]), atol=0.01)
 
@@ -165,7 +162,7 @@ def test_the_mixture_follows_the_weights_of_each_stage(config):
 def test_stage_1_stores_go_on_in_stage_2_where_they_stopped(config):
     loader = Loader(config, BATCH, STEPS)
     border = loader.stage2_step * BATCH
-    sources, rows = loader._mixture.rows(0, STEPS * BATCH)
+    sources, rows = loader._mixture.rows(range(0, STEPS * BATCH))
     for source in (0, 1):
         count = loader.stores[source].plan.rows
         mine = rows[sources == source]
@@ -195,7 +192,7 @@ def test_a_run_without_stage_2_stores_does_not_change_at_the_border(config):
 
 def test_stage_1_stores_can_be_left_out_of_stage_2(config):
     loader = Loader(dataclasses.replace(config, stage1_weight_in_stage2=0.0), BATCH, STEPS)
-    sources, _ = loader._mixture.rows(loader.stage2_step * BATCH, STEPS * BATCH)
+    sources, _ = loader._mixture.rows(range(loader.stage2_step * BATCH, STEPS * BATCH))
     assert set(sources) == {2}
 
 
@@ -253,8 +250,6 @@ def test_an_error_in_the_thread_comes_to_the_consumer(config, make_store):
         list(loader.batches())
 
 
-def test_hosts_that_do_not_divide_the_batch_are_refused(config):
-    with pytest.raises(ConfigError, match=r"batch_size 8 .* hosts 3"):
-        Loader(config, BATCH, STEPS, process_count=3)
-    with pytest.raises(ConfigError, match="process_index 2"):
-        Loader(config, BATCH, STEPS, process_index=2, process_count=2)
+def test_rows_that_no_batch_has_are_refused(config):
+    with pytest.raises(ConfigError, match=r"rows \[3, 8\] are not all in 0\.\.7"):
+        Loader(config, BATCH, STEPS, rows=[3, 8])

@@ -1,7 +1,10 @@
 """The mesh, its rules, and what is refused before anything is compiled."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
@@ -23,6 +26,30 @@ def test_axes_that_do_not_fit_the_devices_are_refused_with_both_numbers():
         mesh_lib.make_mesh(MeshConfig(data=3, fsdp=1, tensor=1))
     with pytest.raises(ConfigError, match=r"8 devices cannot be divided by the 3"):
         mesh_lib.make_mesh(MeshConfig(data=3, fsdp=-1))
+
+
+@dataclasses.dataclass(frozen=True)
+class SliceDevice:
+    """As much of a device as the arrangement asks for: two slices of four, two devices a process."""
+
+    id: int
+    platform = device_kind = "cpu"
+
+    @property
+    def slice_index(self):
+        return self.id // 4
+
+    @property
+    def process_index(self):
+        return self.id // 2
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 4, 2), (1, 8, 1), (8, 1, 1)])
+def test_the_slow_network_between_slices_is_crossed_by_the_outermost_axis_that_can(sizes):
+    devices = [SliceDevice(number) for number in (5, 0, 7, 2, 1, 4, 3, 6)]
+    mesh = mesh_lib._arranged(list(sizes), devices)
+    slices = np.vectorize(lambda device: device.slice_index)(mesh)
+    assert slices.reshape(2, 4).tolist() == [[0] * 4, [1] * 4]
 
 
 @pytest.mark.parametrize(

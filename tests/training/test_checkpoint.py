@@ -404,3 +404,34 @@ def test_kill_at_any_moment_leaves_only_whole_steps(tmp_path):
     done = subprocess.run([*command, f"--directory={tmp_path}"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 bad" in done.stdout
+
+
+def test_a_step_can_be_asked_for(two_steps):
+    restored = checkpointer(two_steps).restore(abstract(make_state(0)), step=1)
+    assert restored.step == 1
+    assert_same(restored.state, make_state(1))
+    with pytest.raises(CheckpointError, match=r"there is no step 7 in .*; saved: 1, 2"):
+        checkpointer(two_steps).restore(abstract(make_state(0)), step=7)
+
+
+def test_a_damaged_step_that_was_asked_for_is_not_replaced_by_another(copied):
+    (copied / "2" / "manifest.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"no step in .* can be used \(2: .*manifest.json cannot be read"):
+        checkpointer(copied).restore(abstract(make_state(0)), step=2)
+
+
+def test_after_a_rollback_later_steps_are_gone_and_are_saved_anew(copied):
+    saver = checkpointer(copied)
+    assert saver.discard_after(2) == [] and saver.discard_after(1) == [2]
+    assert saver.steps() == [1]
+    saver.save(2, make_state(7), {})
+    saver.close()
+    assert_same(checkpointer(copied).restore(abstract(make_state(0)), step=2).state, make_state(7))
+
+
+def test_verifying_leaves_no_copy_of_the_arrays_on_the_host(two_steps):
+    restored = checkpointer(two_steps).restore(abstract(make_state(0)))
+    for leaf in jax.tree.leaves(restored.state):
+        if isinstance(leaf, jax.Array):
+            arrays = [leaf, *(shard.data for shard in leaf.addressable_shards)]
+            assert all(array._npy_value is None for array in arrays)

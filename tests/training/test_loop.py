@@ -234,30 +234,26 @@ def test_a_run_in_bfloat16_with_microbatches_goes_on_to_the_same_bits(config, tm
 
 
 @pytest.fixture
-def no_implicit_reads(monkeypatch):
-    """A CPU reads its arrays without a transfer, so its guard sees nothing: here any read but `jax.device_get` is an error."""
-    from jax._src import config as jax_config
+def reads_are_guarded(monkeypatch):
+    """Make `transfer_guard` hold for reads on a CPU too, where they copy nothing and JAX lets them pass.
+
+    All but `np.asarray`, which takes the buffer of a CPU array without asking the array.
+    """
     from jax._src.array import ArrayImpl
+    from jax._src.lib import guard_lib
 
-    value, device_get, asked = ArrayImpl._value, jax.device_get, threading.local()
+    read = ArrayImpl._value.fget
 
-    def guarded(self):
-        if jax_config.transfer_guard_device_to_host.value == "disallow" and not getattr(asked, "for_", False):
+    def guarded(array):
+        state = guard_lib.thread_local_state()
+        if state.device_to_host == guard_lib.TransferGuardLevel.DISALLOW and not state.explicit_device_get:
             raise AssertionError("a device array was read implicitly")
-        return value.fget(self)
-
-    def explicit(tree):
-        asked.for_ = True
-        try:
-            return device_get(tree)
-        finally:
-            asked.for_ = False
+        return read(array)
 
     monkeypatch.setattr(ArrayImpl, "_value", property(guarded))
-    monkeypatch.setattr(jax, "device_get", explicit)
 
 
-def test_the_loop_reads_nothing_from_the_devices_implicitly(config, tmp_path, no_implicit_reads):
+def test_the_loop_reads_nothing_from_the_devices_implicitly(config, tmp_path, reads_are_guarded):
     train = dataclasses.replace(config.train, steps=5, log_every=2, eval_every=3)
     assert pretrain(dataclasses.replace(config, train=train), str(tmp_path)) == 0
 
@@ -271,7 +267,7 @@ def test_the_loop_reads_nothing_from_the_devices_implicitly(config, tmp_path, no
     ids=["to the host", "to the device"],
 )
 def test_an_implicit_transfer_in_the_loop_would_be_noticed(
-    config, tmp_path, no_implicit_reads, monkeypatch, sin, message
+    config, tmp_path, reads_are_guarded, monkeypatch, sin, message
 ):
     monkeypatch.setattr(telemetry, "step_metrics", lambda metrics, losses: losses)
     add = loop._Report.add

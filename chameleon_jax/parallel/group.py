@@ -1,0 +1,345 @@
+"""The processes of one run: a roll call, values from all to all, and a line about one that dies.
+
+Process 0 listens and every other process keeps one TCP connection to it. Before JAX is told of the others, each says who it is,
+so that a process that is missing, doubled or wrongly addressed is an error of one line. Afterwards the kernel closes the
+connection of a process the moment it ends, however it ends: a connection that is closed without a goodbye is a death. Python
+threads notice it while the main thread hangs in a collective, and end the process, since no collective will complete any more.
+
+Messages are lines of JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import selectors
+import socket
+import sys
+import threading
+import time
+from typing import Any, NoReturn
+
+from chameleon_jax.errors import ProcessError
+
+EXIT_PEER_DIED = 1
+_GRACE_SECONDS = 3.0  # after an error of another process, for the same error to be reported here
+_HELLO_SECONDS = 10.0  # for a connection to say who it is
+_LONGEST_LINE = 64 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One process as the others know it."""
+
+    process: int
+    host: str
+    pid: int
+
+    def __str__(self) -> str:
+        return f"process {self.process} (host {self.host}, pid {self.pid})"
+
+
+class _Line:
+    """A connection that carries lines of JSON; several threads may send, one receives."""
+
+    def __init__(self, connection: socket.socket):
+        self.socket = connection
+        self._buffer = bytearray()
+        self._lock = threading.Lock()
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # A machine that loses power closes nothing: the kernel asks after 10 s of silence, and gives up 15 s later.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
+            if hasattr(socket, option):
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+    def send(self, message: dict[str, Any]) -> None:
+        with self._lock, contextlib.suppress(OSError):  # whether the other end lives is seen by receiving
+            self.socket.sendall(json.dumps(message).encode() + b"\n")
+
+    def receive(self) -> list[dict[str, Any]] | None:
+        """Whole messages that have arrived (waits for some bytes); None when the connection is closed or makes no sense."""
+        try:
+            data = self.socket.recv(1 << 16)
+        except TimeoutError:
+            raise
+        except OSError:
+            data = b""
+        if not data:
+            return None
+        self._buffer += data
+        *lines, rest = bytes(self._buffer).split(b"\n")
+        self._buffer = bytearray(rest)
+        try:
+            messages = [json.loads(line) for line in lines]
+        except ValueError:
+            return None
+        sound = all(isinstance(message, dict) for message in messages) and len(rest) < _LONGEST_LINE
+        return messages if sound else None
+
+    def first(self, deadline: float) -> dict[str, Any] | None:
+        """One message, awaited until `deadline` (time.monotonic); None when the connection is closed or makes no sense."""
+        messages: list[dict[str, Any]] | None = []
+        while messages == []:
+            self.socket.settimeout(max(0.01, deadline - time.monotonic()))
+            messages = self.receive()
+        self.socket.settimeout(None)
+        return messages[0] if messages else None
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.socket.close()
+
+
+class Group:
+    """All processes of a run, after a roll call at `address` (HOST:PORT of process 0).
+
+    The port is free again when this returns. Raises ProcessError within about `timeout` seconds when processes are missing (naming
+    them), when two have one number, when they disagree about how many they are, and when `address` does not lead to process 0.
+    """
+
+    def __init__(self, address: str, process: int, processes: int, timeout: float):
+        self.process, self.processes = process, processes
+        self._address, self._timeout = address, timeout
+        self._me = Member(process, socket.gethostname(), os.getpid())
+        self._changed = threading.Condition()
+        self._values: dict[int, dict[int, dict[str, Any]]] = {}
+        self._answers: dict[int, dict[str, Any]] = {}
+        self._shared = 0
+        self._closing = threading.Event()
+        self._lines: dict[int, _Line] = {}
+        self.members = self._call_roll() if process == 0 else self._answer_roll()
+        threading.Thread(target=self._watch, name="watch-processes", daemon=True).start()
+
+    def share(self, value: Any, what: str, timeout: float = 3600.0) -> list[Any]:
+        """The values (JSON) of all processes, in their order; all must call in the same order.
+
+        `what` is said in errors. Raises ProcessError, naming the processes, when some do not come within `timeout` seconds.
+        """
+        number, self._shared = self._shared, self._shared + 1
+        mine = {"kind": "value", "number": number, "what": what, "value": value}
+        if self.process:
+            self._lines[0].send(mine)
+            with self._changed:
+                if not self._changed.wait_for(lambda: number in self._answers, timeout + _GRACE_SECONDS):
+                    raise ProcessError(f"{what}: waited {timeout:.0f} s for {self.members[0]}")
+                answer = self._answers.pop(number)
+        else:
+            answer = self._collect(mine, timeout)
+            for line in self._lines.values():
+                line.send(answer)
+        if "error" in answer:
+            raise ProcessError(answer["error"])
+        return answer["values"]
+
+    def _collect(self, mine: dict[str, Any], timeout: float) -> dict[str, Any]:
+        with self._changed:
+            values = self._values.setdefault(mine["number"], {})
+            values[0] = json.loads(json.dumps(mine))  # what others get, exactly
+            complete = self._changed.wait_for(lambda: len(values) == self.processes, timeout)
+            del self._values[mine["number"]]
+        answer = {"kind": "values", "number": mine["number"]}
+        if not complete:
+            absent = ", ".join(str(member) for member in self.members if member.process not in values)
+            return answer | {"error": f"{mine['what']}: waited {timeout:.0f} s for {absent}"}
+        for process in range(self.processes):
+            if values[process]["what"] != mine["what"]:
+                elsewhere = f"{self.members[process]} is at '{values[process]['what']}'"
+                return answer | {"error": f"{elsewhere}, while process 0 is at '{mine['what']}'"}
+        return answer | {"values": [values[process]["value"] for process in range(self.processes)]}
+
+    def fail(self, text: str, code: int) -> None:
+        """Tell the others that this process ends with an error; they end as well."""
+        self._closing.set()
+        ended = {"kind": "ended", "code": code, "text": f"{self._me} ended: {text}"}
+        for line in self._lines.values():
+            line.send(ended)
+
+    def close(self) -> None:
+        """Say goodbye: from here on the others may end without a word about it."""
+        self._closing.set()
+        for line in self._lines.values():
+            line.send({"kind": "goodbye"})
+
+    def _call_roll(self) -> list[Member]:
+        """As process 0: wait for the others, check what they say, and welcome them."""
+        host, port = _host_and_port(self._address)
+        deadline = time.monotonic() + self._timeout
+        with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1.0):
+            raise ProcessError(
+                f"{self._address} is in use: another process 0, or another run, listens there; "
+                "give every process its own number, and every run its own port"
+            )
+        found = {0: self._me}
+        try:
+            with _listen(port) as server:
+                while len(found) < self.processes:
+                    self._admit(server, found, deadline)
+        except ProcessError as error:
+            for line in self._lines.values():
+                line.send({"kind": "refused", "error": str(error)})
+            raise
+        members = [found[process] for process in range(self.processes)]
+        for line in self._lines.values():
+            line.send({"kind": "welcome", "members": [dataclasses.astuple(member) for member in members]})
+        return members
+
+    def _admit(self, server: socket.socket, found: dict[int, Member], deadline: float) -> None:
+        server.settimeout(max(0.01, deadline - time.monotonic()))
+        try:
+            connection, _ = server.accept()
+        except TimeoutError:
+            absent = [str(process) for process in range(self.processes) if process not in found]
+            raise ProcessError(
+                f"of {self.processes} processes, number {', '.join(absent)} did not come to {self._address} within "
+                f"{self._timeout:.0f} s; start them, or allow more time with --join_timeout"
+            ) from None
+        line = _Line(connection)
+        try:
+            hello = line.first(min(deadline, time.monotonic() + _HELLO_SECONDS))
+            member, processes = Member(*hello["member"]), hello["processes"]
+        except (TimeoutError, KeyError, TypeError):
+            line.close()  # not one of ours
+            return
+        other = found.get(member.process)
+        self._lines[member.process if other is None else -1] = line
+        if other is not None:
+            raise ProcessError(f"{other} and {member} have the same number; give every process its own --process_id")
+        if processes != self.processes or not 0 < member.process < processes:
+            raise ProcessError(f"{member} was started as one of {processes} processes, process 0 of {self.processes}")
+        found[member.process] = member
+
+    def _answer_roll(self) -> list[Member]:
+        """As any other process: find process 0, and wait until all are there."""
+        deadline = time.monotonic() + self._timeout
+        line = self._lines[0] = _Line(self._reach(deadline))
+        line.send({"member": dataclasses.astuple(self._me), "processes": self.processes})
+        try:
+            answer = line.first(deadline + _GRACE_SECONDS)
+        except TimeoutError:
+            answer = None
+        if answer is not None and "error" in answer:
+            raise ProcessError(answer["error"])
+        try:
+            return [Member(*member) for member in answer["members"]]
+        except (KeyError, TypeError):
+            raise ProcessError(
+                f"{self._address} did not welcome {self._me}: process 0 ended, or something else listens there"
+            ) from None
+
+    def _reach(self, deadline: float) -> socket.socket:
+        address = _host_and_port(self._address)
+        while True:
+            try:
+                connection = socket.create_connection(address, timeout=max(0.01, deadline - time.monotonic()))
+                # A port of this machine can connect to itself while nobody listens.
+                if connection.getsockname() != connection.getpeername():
+                    return connection
+                connection.close()
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise ProcessError(
+                        f"process 0 did not answer at {self._address} within {self._timeout:.0f} s ({error}); start it, "
+                        "or correct --coordinator"
+                    ) from None
+            time.sleep(0.1)
+
+    def _watch(self) -> None:
+        """Receive for ever, in a thread; the end of a process is the end of this one."""
+        with selectors.DefaultSelector() as selector:
+            for process, line in self._lines.items():
+                selector.register(line.socket, selectors.EVENT_READ, process)
+            while selector.get_map():
+                for key, _ in selector.select():
+                    line = self._lines[key.data]
+                    messages = line.receive()
+                    for message in messages or ():
+                        if message["kind"] == "goodbye":
+                            selector.unregister(line.socket)
+                            break
+                        self._receive(key.data, message)
+                    else:
+                        if messages is None:
+                            selector.unregister(line.socket)
+                            clock = time.strftime("%Y-%m-%d %H:%M:%S")
+                            text = f"{self.members[key.data]} ended without a word at {clock}"
+                            self._end({"kind": "ended", "code": EXIT_PEER_DIED, "text": text}, grace=0.0)
+
+    def _receive(self, process: int, message: dict[str, Any]) -> None:
+        if message["kind"] == "ended":
+            self._end(message, grace=_GRACE_SECONDS)
+        with self._changed:
+            if message["kind"] == "value":
+                self._values.setdefault(message["number"], {})[process] = message
+            elif message["kind"] == "values":
+                self._answers[message["number"]] = message
+            self._changed.notify_all()
+
+    def _end(self, message: dict[str, Any], grace: float) -> None:
+        """Pass the news on and end this process, unless it is ending by itself."""
+        for line in self._lines.values():
+            line.send(message)
+        if not self._closing.wait(grace):
+            text = f"error: {message['text']}; run the same command on all processes to go on"
+            leave(message["code"], text)
+
+
+def leave(code: int, text: str) -> NoReturn:
+    """Print `text` and end at once. An orderly exit would wait for the other processes, which are not there any more."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    os.write(2, f"{text}\n".encode())
+    os._exit(code)
+
+
+def _listen(port: int) -> socket.socket:
+    try:
+        if socket.has_dualstack_ipv6():
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
+        return socket.create_server(("", port), backlog=1024)
+    except OSError as error:
+        raise ProcessError(f"process 0 cannot listen on port {port} ({error.strerror}); choose another port") from None
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ProcessError(f"--coordinator must be HOST:PORT of process 0, got '{address}'")
+    return host.strip("[]"), int(port)
+
+
+class Relay:
+    """Forwards local connections to `address`, and keeps them open when the other end dies.
+
+    JAX's client of the coordination service aborts the process, with a C++ stack and no name, as soon as its connection is closed.
+    Through a relay it waits, and `Group` has the time to say who died. `address` of the relay is HOST:PORT.
+    """
+
+    def __init__(self, address: str):
+        self._target = _host_and_port(address)
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
+        threading.Thread(target=self._accept, name="relay", daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            near, _ = self._server.accept()
+            try:
+                far = socket.create_connection(self._target, timeout=10.0)
+            except OSError as error:  # JAX's client tries again
+                logging.debug("relay: %s", error)
+                near.close()
+                continue
+            far.settimeout(None)
+            for source, sink in ((near, far), (far, near)):
+                source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                threading.Thread(target=self._copy, args=(source, sink), daemon=True).start()
+
+    @staticmethod
+    def _copy(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                sink.sendall(data)
