@@ -19,7 +19,9 @@ from chameleon_jax.tokenizers.images import to_image
 
 DRAWN_OF_EACH = 40  # pictures generated of each digit
 SHOWN = 10  # of them, of each digit on the page
-DRAWING = SamplingConfig(temperature=0.5, top_p=0.7)  # a small model's tail is noise
+# A small model's tail is noise. Sharper settings are recognised more often and differ less: chosen among three, on models that were
+# trained on five sixths of the training pictures, with another seed of drawing.
+DRAWING = SamplingConfig(temperature=0.5, top_p=0.5)
 
 
 @dataclasses.dataclass(frozen=True)
