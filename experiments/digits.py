@@ -6,12 +6,19 @@ Examples:
 
 from chameleon_jax import cli
 from chameleon_jax.demo import digits
+from chameleon_jax.errors import ConfigError
+
+
+def _flags(parser):
+    parser.add_argument("--seed", type=int, default=0, help="of the moved copies and the captions (default: 0)")
 
 
 def main(args) -> None:
-    digits.write(args.workdir)
+    if args.seed < 0:
+        raise ConfigError(f"--seed must be at least 0, got {args.seed}")
+    digits.write(args.workdir, seed=args.seed)
     print(f"{args.workdir}: train.jsonl, heldout.jsonl and images/")
 
 
 if __name__ == "__main__":
-    cli.run(main, None, __doc__)
+    cli.run(main, None, __doc__, add_flags=_flags)

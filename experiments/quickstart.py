@@ -5,19 +5,21 @@ Every step is printed as the command that you would run yourself. Run it again a
 Examples:
   python -m experiments.quickstart --workdir=runs/quickstart
   python -m experiments.quickstart --workdir=runs/quick --steps=100     # a shorter, worse one
+  python -m experiments.quickstart --workdir=runs/again --seed=1        # other copies, weights, order and drawings
 
-Writes quickstart.json (caption_accuracy, recognised, psnr, seconds) and quickstart.png into the workdir.
+Writes quickstart.json (seed, caption_accuracy, recognised, psnr, seconds) and quickstart.png into the workdir.
 """
 
 import dataclasses
 import json
+import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from chameleon_jax import cli
-from chameleon_jax.errors import ChameleonError
+from chameleon_jax.errors import ChameleonError, ConfigError
 
 RUNS = Path(__file__).resolve().parents[1] / "gin_configs" / "runs"
 
@@ -27,24 +29,35 @@ def _flags(parser):
     parser.add_argument(
         "--codec_steps", type=int, help="optimiser steps of the image codec (default: as in its gin file)"
     )
+    parser.add_argument("--seed", type=int, default=0, help="of data, codec, transformer and drawing (default: 0)")
+
+
+def _check(args) -> None:
+    """Before the first step: what a later command would refuse minutes from now."""
+    for name, least in (("steps", 1), ("codec_steps", 1), ("seed", 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ConfigError(f"--{name} must be at least {least}, got {value}")
 
 
 def _run(number: int, what: str, module: str, *flags: str) -> None:
     command = ["python", "-m", f"experiments.{module}", *flags]
-    print(f"\n[{number}/6] {what}\n  $ {' '.join(command)}", flush=True)
+    print(f"\n[{number}/6] {what}\n  $ {shlex.join(command)}", flush=True)
     code = subprocess.run([sys.executable, *command[1:]], cwd=RUNS.parents[1]).returncode
     if code:
         raise ChameleonError(f"step {number} ended with exit code {code}; its own message is above")
 
 
 def main(args) -> None:
+    _check(args)
     start = time.monotonic()
     root = Path(args.workdir).resolve()
     data, tokenizer, store, model = root / "data", root / "tokenizer", root / "store", root / "model"
-    codec = [f"--gin.VQTrainConfig.steps={args.codec_steps}"] if args.codec_steps else []
-    steps = [f"--gin.TrainConfig.steps={args.steps}"] if args.steps else []
+    seed = f"--gin.SEED={args.seed}"
+    codec = [] if args.codec_steps is None else [f"--gin.VQTrainConfig.steps={args.codec_steps}"]
+    steps = [] if args.steps is None else [f"--gin.TrainConfig.steps={args.steps}"]
     if not (data / "heldout.jsonl").exists():
-        _run(1, "write 1,797 handwritten digits with captions", "digits", f"--workdir={data}")
+        _run(1, "write 1,797 handwritten digits with captions", "digits", f"--seed={args.seed}", f"--workdir={data}")
     gin = f"--gin_file={RUNS / 'digits_tokenizer.gin'}"
     _run(
         2,
@@ -52,20 +65,32 @@ def main(args) -> None:
         "train_tokenizer",
         gin,
         f"--gin.DATA={data}",
+        seed,
         *codec,
         f"--workdir={tokenizer}",
     )
     for number, part in ((3, "train"), (4, "heldout")):
-        flags = (f"--gin.MANIFEST={data / part}.jsonl", f"--gin.TOKENIZER={tokenizer}", f"--workdir={store / part}")
+        inputs = (f"--gin.MANIFEST={data / part}.jsonl", f"--gin.TOKENIZER={tokenizer}")
         _run(
             number,
             f"pictures and words to tokens ({part})",
             "tokenize",
             f"--gin_file={RUNS / 'digits_tokenize.gin'}",
-            *flags,
+            *inputs,
+            seed,
+            f"--workdir={store / part}",
         )
-    flags = (f"--gin.TRAIN={store / 'train'}", f"--gin.HELDOUT={store / 'heldout'}", *steps, f"--workdir={model}")
-    _run(5, "pretrain the transformer on both orders", "pretrain", f"--gin_file={RUNS / 'digits.gin'}", *flags)
+    stores = (f"--gin.TRAIN={store / 'train'}", f"--gin.HELDOUT={store / 'heldout'}")
+    _run(
+        5,
+        "pretrain the transformer on both orders",
+        "pretrain",
+        f"--gin_file={RUNS / 'digits.gin'}",
+        *stores,
+        seed,
+        *steps,
+        f"--workdir={model}",
+    )
 
     print("\n[6/6] captions of held-out digits, and digits drawn from captions", flush=True)
     from chameleon_jax.demo import judge
@@ -73,20 +98,20 @@ def main(args) -> None:
 
     loaded = run.load(model)
     subtitle = (
-        f"{loaded.step} steps on 11,496 captioned digits; every picture is 16 codes in the same stream as its words"
+        f"{loaded.step:,} steps on 1,437 captioned digits and moved copies of them; every picture is 16 codes in the same "
+        "stream as its words"
     )
-    result = judge.examine(loaded, root / "quickstart.png", subtitle=subtitle)
+    result = judge.examine(loaded, root / "quickstart.png", subtitle=subtitle, seed=args.seed)
     psnr = json.loads((tokenizer / "evaluation.json").read_text())["psnr"]
-    numbers = dataclasses.asdict(result) | {"psnr": psnr, "seconds": round(time.monotonic() - start, 1)}
+    seconds = round(time.monotonic() - start, 1)
+    numbers = {"seed": args.seed, **dataclasses.asdict(result), "psnr": psnr, "seconds": seconds}
     (root / "quickstart.json").write_text(json.dumps(numbers, indent=2) + "\n")
     print(f"\ncaption accuracy {result.caption_accuracy:.1%} of 360 held-out digits (chance 10 %)")
     print(f"recognised       {result.recognised:.1%} of 400 generated digits (chance 10 %)")
     print(f"codec            {psnr:.1f} dB PSNR on held-out digits")
-    print(f"time             {numbers['seconds']:.0f} s\nlook at          {root / 'quickstart.png'}")
-    generate = (
-        f"python -m experiments.generate --workdir={model} --prompt='the digit 7' --mode=image --out={root / 'out'}"
-    )
-    print(f"go on with       {generate}")
+    print(f"time             {seconds:.0f} s\nlook at          {root / 'quickstart.png'}")
+    flags = (f"--workdir={model}", "--prompt=the digit 7", "--mode=image", f"--out={root / 'out'}")
+    print(f"go on with       {shlex.join(['python', '-m', 'experiments.generate', *flags])}")
 
 
 if __name__ == "__main__":

@@ -45,3 +45,16 @@ def test_written_files_are_a_folder_source_with_copies_for_training_only(tmp_pat
     for record in (train[0], train[1], held_out[-1]):
         assert Image.open(tmp_path / record["image"]).size == (8, 8)
         assert digits.read_label(record["text"]) == record["label"]
+
+
+def test_a_seed_gives_the_same_files_again_and_another_seed_others(tmp_path):
+    for name, seed in (("first", 3), ("again", 3), ("other", 4)):
+        digits.write(tmp_path / name, seed=seed)
+    first, again, other = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.*")}
+        for name in ("first", "again", "other")
+    )
+    assert first == again
+    assert first["train.jsonl"] != other["train.jsonl"]
+    assert first["train-0000-0.png"] == other["train-0000-0.png"], "the first copy is the picture itself"
+    assert first["train-0000-1.png"] != other["train-0000-1.png"]

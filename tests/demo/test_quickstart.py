@@ -1,0 +1,43 @@
+"""The quickstart's seed reaches every command's config, and bad flags are refused before the first command."""
+
+from pathlib import Path
+
+import pytest
+
+from chameleon_jax import gin_utils
+from chameleon_jax.configs import PretrainConfig, TokenizeConfig, TrainTokenizerConfig
+from experiments import quickstart
+
+RUNS = Path(__file__).parents[2] / "gin_configs" / "runs"
+
+
+def _seeds(bindings: list[str]) -> dict[str, int]:
+    pretrain = gin_utils.load(
+        PretrainConfig, [str(RUNS / "digits.gin")], ["TRAIN='train'", "HELDOUT='heldout'", *bindings]
+    )
+    tokenize = gin_utils.load(
+        TokenizeConfig, [str(RUNS / "digits_tokenize.gin")], ["MANIFEST='m.jsonl'", "TOKENIZER='t'", *bindings]
+    )
+    tokenizer = gin_utils.load(TrainTokenizerConfig, [str(RUNS / "digits_tokenizer.gin")], ["DATA='data'", *bindings])
+    return {
+        "weights": pretrain.config.train.seed,
+        "order": pretrain.config.data.seed,
+        "coin": tokenize.config.seed,
+        "codec": tokenizer.config.vq_train.seed,
+    }
+
+
+def test_one_macro_seeds_codec_coin_weights_and_order():
+    assert set(_seeds(["SEED=7"]).values()) == {7}
+    assert set(_seeds([]).values()) == {0}
+
+
+@pytest.mark.parametrize("flag", ["--seed=-1", "--steps=0", "--codec_steps=-5"])
+def test_a_bad_number_is_one_line_before_the_first_command(flag, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["quickstart", f"--workdir={tmp_path}", flag])
+    monkeypatch.setattr(quickstart.subprocess, "run", lambda *_, **__: pytest.fail("a command was started"))
+    with pytest.raises(SystemExit) as ended:
+        quickstart.cli.run(quickstart.main, None, quickstart.__doc__, add_flags=quickstart._flags)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert flag.split("=")[0] in line and flag.split("=")[1] in line
