@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -22,6 +23,7 @@ from chameleon_jax.configs import (
     TrainConfig,
     TransformerConfig,
 )
+from chameleon_jax.data.loader import Loader
 from chameleon_jax.errors import CheckpointError, ConfigError, TrainingError, WorkdirError
 from chameleon_jax.models import params
 from chameleon_jax.parallel.mesh import TRAINING
@@ -29,7 +31,7 @@ from chameleon_jax.training import loop, telemetry
 from chameleon_jax.training import state as state_lib
 from chameleon_jax.training import step as step_lib
 from chameleon_jax.training.checkpoint import restore_subtree
-from chameleon_jax.training.loop import pretrain
+from chameleon_jax.training.loop import Rollback, pretrain
 from chameleon_jax.training.losses import LossSums
 from chameleon_jax.training.signals import EXIT_STOPPED
 from chameleon_jax.training.task import Evaluator
@@ -231,6 +233,35 @@ def test_a_run_in_bfloat16_with_microbatches_goes_on_to_the_same_bits(config, tm
     jax.tree.map(np.testing.assert_array_equal, mine, theirs)
     losses = [line["loss"] for line in read_metrics(whole) if "loss" in line]
     assert losses[-1] < losses[0] - 0.2
+
+
+def test_a_rollback_goes_on_from_an_earlier_step_with_later_batches(config, whole_run, tmp_path):
+    """Back to step 4, passing over 3 batches: steps 5 to 12 see batches 7 to 14, at the rates of steps 5 to 12."""
+    shutil.copytree(whole_run, tmp_path / "run")
+    assert pretrain(config, str(tmp_path / "run"), rollback=Rollback(step=4, skip_batches=3)) == 0
+    ours, before = (
+        {line["step"]: line for line in trained(w) if "loss" in line} for w in (tmp_path / "run", whole_run)
+    )
+    assert list(ours) == list(range(1, STEPS + 1))  # each step once, the discarded ones are gone from the log
+    for step in range(1, STEPS + 1):
+        assert ours[step]["learning_rate"] == before[step]["learning_rate"]
+        assert (ours[step]["loss"] == before[step]["loss"]) == (step <= 4)
+    state = restore_subtree(tmp_path / "run" / "checkpoints", "position")
+    assert int(state.state) == STEPS + 3
+    seen = sum(ours[STEPS][f"tokens_seen/{name}"] for name in ("text", "image"))
+    loader = Loader(config.data, config.train.batch_size, STEPS)
+    batches = [*range(4), *range(7, 15)]
+    assert seen == sum(int(loader.host_batch(k).loss_weights.sum()) for k in batches)
+
+
+def test_a_rollback_deletes_what_came_later_and_refuses_a_step_that_is_not_there(config, whole_run, tmp_path):
+    shutil.copytree(whole_run, tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"there is no step 5 in .*saved: 4, 8, 12"):
+        pretrain(config, str(tmp_path / "run"), rollback=Rollback(step=5))
+    short = dataclasses.replace(config, checkpoint=CheckpointConfig(every_steps=100))
+    assert pretrain(short, str(tmp_path / "run"), rollback=Rollback(step=4)) == 0
+    assert sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir()) == [4, 12]
+    assert trained(tmp_path / "run") == trained(whole_run)  # without skipped batches it is the same run
 
 
 @pytest.fixture
