@@ -60,7 +60,7 @@ def add_mesh_flag(parser: argparse.ArgumentParser, help: str = "devices over whi
 
 def parse_mesh(text: str) -> MeshConfig:
     """The MeshConfig of "tensor=8" or "data=2,tensor=-1"; axes that are not named are 1. Raises ConfigError."""
-    axes = {"data": 1, "fsdp": 1, "tensor": 1}
+    axes, seen = {"data": 1, "fsdp": 1, "tensor": 1}, set()
     for part in text.split(","):
         name, _, size = part.partition("=")
         if name not in axes:
@@ -71,6 +71,9 @@ def parse_mesh(text: str) -> MeshConfig:
             raise ConfigError(
                 f"--mesh={text}: {name} needs a number of devices, as in {name}=8, or -1 for all that are left"
             )
+        if name in seen:
+            raise ConfigError(f"--mesh={text}: axis '{name}' is given twice")
+        seen.add(name)
         axes[name] = int(size)
     return MeshConfig(**axes)
 

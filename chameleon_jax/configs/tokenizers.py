@@ -46,6 +46,10 @@ class VocabConfig(Config):
                 name.isprintable() and name != "" and " " not in name,
                 f"names of added ids are printable, without spaces and not empty, got {name!r}",
             )
+            self.require(
+                name not in ("text", "image", "added"),
+                f"an added id cannot be called {name!r}, which names a group of ids in TrainableConfig.rows",
+            )
         self.require(len(set(self.added)) == len(self.added), f"added has a name twice: {self.added}")
         self.require(self.image_codes >= 1, f"image_codes must be at least 1, got {self.image_codes}")
         self.require(

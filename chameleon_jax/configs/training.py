@@ -140,7 +140,7 @@ class RunConfig(Config):
 
     # Fields that may differ between a run and its resumption; a change anywhere else is refused.
     FREE_ON_RESUME: typing.ClassVar[tuple[str, ...]] = (
-        "mesh.", "checkpoint.", "train.log_every", "train.eval_every", "train.eval_batches", "train.peak_flops",
+        "mesh.", "checkpoint.", "init_from", "train.log_every", "train.eval_every", "train.eval_batches", "train.peak_flops",
     )  # fmt: skip
 
 
@@ -161,9 +161,4 @@ class PretrainConfig(RunConfig):
         self.require(
             self.data.seq_len <= self.model.max_seq_len,
             f"data.seq_len {self.data.seq_len} exceeds model.max_seq_len {self.model.max_seq_len}",
-        )
-        self.require(
-            self.model.param_dtype == "float32",
-            "model.param_dtype is bfloat16: updates smaller than 1/256 of a weight would be lost; train with float32 parameters "
-            "and model.compute_dtype='bfloat16', which is as fast",
         )

@@ -36,10 +36,10 @@ def decoding_form(
     dtype = np.dtype("bfloat16" if form == "bfloat16" else config.compute_dtype)
 
     def convert(leaf: Array, spec: ParamSpec) -> Any:
-        given, leaf = (
-            leaf,
-            leaf if mesh.empty else jax.device_put(leaf, NamedSharding(mesh, DECODING.parameter(spec.axes))),
-        )
+        if not mesh.empty:
+            # Donated, not deleted: an array of one device may share its buffer with that on the mesh.
+            sharding = NamedSharding(mesh, DECODING.parameter(spec.axes))
+            leaf = jax.device_put(leaf, sharding, donate=donate and isinstance(leaf, jax.Array))
         made = quantize_parameter(leaf, spec) if form == "int8" else leaf
         if made is leaf and spec.role in ("embedding", "matrix", "head") and leaf.dtype != dtype:
             made = leaf.astype(dtype)
@@ -47,9 +47,9 @@ def decoding_form(
             parts = [_placed(transformer.layer_of(made, i), spec.layer, mesh) for i in range(config.n_layers)]
         else:
             parts = _placed(made, spec, mesh)
-        if donate and isinstance(given, jax.Array) and (spec.stacked or parts is not given):
+        if donate and isinstance(leaf, jax.Array) and (spec.stacked or made is not leaf):
             jax.block_until_ready(parts)
-            given.delete()
+            leaf.delete()
         return parts
 
     made = jax.tree.map(convert, weights, transformer.param_specs(config))

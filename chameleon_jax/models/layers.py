@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from chameleon_jax.models import quantize
 from chameleon_jax.models.quantize import Int8Matrix
-from chameleon_jax.parallel.mesh import ShardingRules, constrain
+from chameleon_jax.parallel.mesh import ShardingRules, constrain, constrain_stored
 
 QK_NORM_EPS = 1e-5  # fixed in the released models, independent of the RMSNorm epsilon
 
@@ -39,7 +39,7 @@ def _embed_forward(table, tokens, dtype, rules):
 def _embed_backward(dtype, rules, residuals, gradient):
     table, tokens = residuals
     total = jnp.zeros(table.shape, jnp.float32).at[tokens].add(gradient.astype(jnp.float32))
-    return total.astype(table.dtype), None
+    return constrain_stored(total, "V D", rules).astype(table.dtype), None
 
 
 embed.defvjp(_embed_forward, _embed_backward)

@@ -6,7 +6,7 @@ for logged steps and without, its metrics are read while the next one runs, and 
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import logging
 import math
 import time
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from chameleon_jax.configs import PretrainConfig, RunConfig
 from chameleon_jax.errors import CheckpointError, TrainingError
@@ -22,24 +23,18 @@ from chameleon_jax.models import params
 from chameleon_jax.parallel.agreement import StopAgreement
 from chameleon_jax.parallel.batches import to_global
 from chameleon_jax.parallel.mesh import make_mesh
+from chameleon_jax.training import rollback as rollback_lib
 from chameleon_jax.training import state as state_lib
 from chameleon_jax.training import step as step_lib
 from chameleon_jax.training import telemetry
 from chameleon_jax.training.checkpoint import Checkpointer
 from chameleon_jax.training.pretraining import PretrainTask
+from chameleon_jax.training.rollback import Rollback
 from chameleon_jax.training.signals import EXIT_STOPPED, StopRequest
 from chameleon_jax.training.state import TrainState
 from chameleon_jax.training.step import StepMetrics
 from chameleon_jax.training.task import Data, Evaluator, Recipe, Task
 from chameleon_jax.training.workdir import CHECKPOINTS, check_resume, open_workdir, sharding_table, write_run_files
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Rollback:
-    """Go on from an earlier step; later ones are deleted. `skip_batches` passes over what came next, such as a bad batch."""
-
-    step: int
-    skip_batches: int = 0
 
 
 def pretrain(
@@ -71,7 +66,8 @@ def train(
         data = task.open(path, mesh)
         recipe = Recipe.of(task, config, data.row_names)
         checkpointer = Checkpointer(path / CHECKPOINTS, config.checkpoint)
-        train_state, start = _begin(checkpointer, recipe, data, mesh, rollback)
+        train_state, start = _begin(path, checkpointer, recipe, data, mesh, rollback)
+        data.keep(path)
         write_run_files(path, config, gin_text, sharding_table(task.param_specs(), mesh))
         if start >= config.train.steps:
             logging.info("all %d steps are done; nothing to do", config.train.steps)
@@ -79,12 +75,10 @@ def train(
         logging.info(_summary(recipe, data, mesh, start))
         writer = telemetry.MetricWriter(path, resume_step=start, run_config=config.to_dict())
         run = _Run(recipe, mesh, data, checkpointer, writer, stop)
-        try:
-            with jax.set_mesh(mesh):
-                return run.go(train_state, start)
-        finally:
-            writer.close()
-            checkpointer.close()
+        with contextlib.ExitStack() as closing, jax.set_mesh(mesh):
+            closing.callback(checkpointer.close)
+            closing.callback(writer.close)
+            return run.go(train_state, start)
 
 
 class _Run:
@@ -113,7 +107,7 @@ class _Run:
         train_step = {
             logged: step_lib.compiled_train_step(self._recipe, mesh, statistics=logged) for logged in (False, True)
         }
-        evaluators = self._data.evaluators(mesh)
+        evaluators = self._recipe.task.evaluators(self._recipe, self._data, mesh)
         report = _Report(self._recipe, self._writer, start)
         position = int(jax.device_get(train_state.position))
         agreement = StopAgreement(mesh, lambda: self._stop.requested)
@@ -124,13 +118,14 @@ class _Run:
                 self._evaluate(evaluators, train_state, 0)
             batches = _timed(self._data.batches(position, steps - start))
             for step, (batch, waited) in enumerate(batches, start + 1):
+                report.waited(waited)
                 train_state, metrics = train_step[report.has_statistics(step)](train_state, to_global(batch, mesh))
                 report.read_pending()
-                report.add(step, metrics, waited)
+                report.add(step, metrics)
                 if due := [evaluator for evaluator in evaluators if evaluator.is_due(step, steps)]:
                     report.read_pending()
                     self._evaluate(due, train_state, step)
-                    report.restart_clock()
+                    report.restart_clock(step)
                 stopping = agreement.poll()
                 if step % config.checkpoint.every_steps == 0 or step == steps or stopping:
                     report.read_pending()  # a step that can be resumed from has its line in the log
@@ -166,13 +161,17 @@ class _Report:
         self._first, self._waited, self._last_step, self._clock = start + 1, 0.0, start, 0.0
 
     def has_statistics(self, step: int) -> bool:
-        """A function of the step alone: the two variants of a step may differ by rounding, and a resumed run must not."""
+        """A function of the step and `log_every`: the two variants of a step may differ by rounding, and a resumed run must not."""
         train = self._config.train
         return step % train.log_every == 0 or step in (1, train.steps)
 
-    def add(self, step: int, metrics: StepMetrics, waited: float) -> None:
-        self._waited += waited
-        if self.has_statistics(step) or step == self._first:
+    def waited(self, seconds: float) -> None:
+        self._waited += seconds
+
+    def add(self, step: int, metrics: StepMetrics) -> None:
+        # A state that may be broken is not saved unseen.
+        unseen = not self._config.optim.skip_nonfinite and step % self._config.checkpoint.every_steps == 0
+        if self.has_statistics(step) or step == self._first or unseen:
             self._pending = (step, metrics)
 
     def read_pending(self) -> None:
@@ -191,8 +190,7 @@ class _Report:
                 waited=self._waited,
                 peak=self._peak,
             )
-        self._last_step = step
-        self.restart_clock()
+        self.restart_clock(step)
         self._writer.write(step, values)
         if jax.process_index() == 0:
             logging.info(self._console.line(step, values))
@@ -202,8 +200,9 @@ class _Report:
                 "or set OptimConfig.skip_nonfinite=True to skip such steps"
             )
 
-    def restart_clock(self) -> None:
-        self._clock, self._waited = time.perf_counter(), 0.0
+    def restart_clock(self, step: int) -> None:
+        """Measure speed from the end of `step` on."""
+        self._last_step, self._clock, self._waited = step, time.perf_counter(), 0.0
 
 
 def _timed(batches: Iterator[Any]) -> Iterator[tuple[Any, float]]:
@@ -218,32 +217,40 @@ def _timed(batches: Iterator[Any]) -> Iterator[tuple[Any, float]]:
 
 
 def _begin(
-    checkpointer: Checkpointer, recipe: Recipe, data: Data, mesh: jax.sharding.Mesh, rollback: Rollback | None
+    path: Path, checkpointer: Checkpointer, recipe: Recipe, data: Data, mesh: jax.sharding.Mesh, wanted: Rollback | None
 ) -> tuple[TrainState, int]:
     """The state to go on from and its step: 1. this run's own checkpoint, 2. the task's initial parameters."""
     newest = checkpointer.metadata()
     if newest is not None:  # before the arrays are looked at, so that a changed field is named rather than a shape
         check_resume(newest["config"], recipe.config)
+    done = rollback_lib.last(path)
     abstract = state_lib.abstract(recipe, mesh)
-    restored = checkpointer.restore(abstract) if rollback is None else checkpointer.restore(abstract, rollback.step)
+    goes_back = wanted is not None and wanted != done
+    restored = checkpointer.restore(abstract, wanted.step if goes_back else None)
     if restored is None:
-        if rollback is not None:
-            raise CheckpointError(f"there is no step {rollback.step} to go back to in {checkpointer.directory}")
         return state_lib.initialise(recipe.task.initial_params(data, mesh), recipe, mesh), 0
     if restored.metadata["data_fingerprint"] != data.fingerprint:
         raise CheckpointError(
             f"the data changed since step {restored.step}: fingerprint {restored.metadata['data_fingerprint']} then, "
             f"{data.fingerprint} now; use the same token stores or a new workdir"
         )
-    train_state = restored.state
-    if rollback is None:
-        logging.info("resuming from step %d", restored.step)
-        return train_state, restored.step
-    checkpointer.discard_after(restored.step)
-    position = int(jax.device_get(train_state.position)) + rollback.skip_batches
-    logging.info("back to step %d, going on with batch %d", restored.step, position)
-    moved = jax.device_put(jax.numpy.int32(position), train_state.position.sharding)
-    return train_state.replace(position=moved), restored.step
+    if goes_back:
+        gone = checkpointer.discard_after(restored.step)
+        rollback_lib.record(path, wanted)
+        logging.info(
+            "back to step %d; deleted the later steps %s", restored.step, ", ".join(map(str, gone)) or "(none)"
+        )
+        done = wanted
+    else:
+        again = " (the rollback asked for was done before)" if wanted is not None else ""
+        logging.info("resuming from step %d%s", restored.step, again)
+    if done is None or done.step != restored.step or not done.skip_batches:
+        return restored.state, restored.step
+    # Nothing was saved since the rollback, so the checkpoint does not know of the batches to pass over.
+    position = int(jax.device_get(restored.state.position)) + done.skip_batches
+    logging.info("passing over %d batches: going on with batch %d", done.skip_batches, position)
+    moved = jax.device_put(np.int32(position), restored.state.position.sharding)
+    return restored.state.replace(position=moved), restored.step
 
 
 def _summary(recipe: Recipe, data: Data, mesh: jax.sharding.Mesh, start: int) -> str:

@@ -23,6 +23,7 @@ from chameleon_jax.models import params, transformer
 from chameleon_jax.models.statistics import Statistics
 from chameleon_jax.parallel.batches import local_rows, to_global
 from chameleon_jax.parallel.mesh import TRAINING, check_fits
+from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.training import initial, losses, telemetry
 from chameleon_jax.training import step as step_lib
 from chameleon_jax.training.initial import RunTokenizer
@@ -50,7 +51,7 @@ class PretrainTask:
         return transformer.param_specs(self.config.model)
 
     def open(self, workdir: Path, mesh: Mesh) -> StoreData:
-        """Open stores and pack plans, and keep a copy of their tokenizer in the workdir.
+        """Open stores and pack plans.
 
         Raises ConfigError and StoreError when config, mesh and stores do not fit together.
         """
@@ -68,8 +69,7 @@ class PretrainTask:
                 f"model.vocab_size {config.model.vocab_size} is smaller than the {loader.vocab_config.size} ids of the "
                 f"token stores; set TransformerConfig.vocab_size={loader.vocab_config.size}"
             )
-        _copy_tokenizer(stores, workdir)
-        return StoreData(task=self, loader=loader)
+        return StoreData(loader=loader)
 
     def initial_params(self, data: StoreData, mesh: Mesh) -> dict[str, Any]:
         """The weights that `config.init_from` names, or values drawn from the seed; straight on the mesh."""
@@ -107,12 +107,24 @@ class PretrainTask:
     def metrics(self, sums: LossSums) -> dict[str, float]:
         return telemetry.loss_metrics(sums)
 
+    def evaluators(self, recipe: Recipe, data: StoreData, mesh: Mesh) -> Sequence[Evaluator]:
+        """The loss on held-out rows, if the config names any."""
+        train = self.config.train
+        if not self.config.data.eval_stores:
+            return ()
+        evaluate = step_lib.compiled_eval_step(recipe, mesh)
+
+        def held_out(weights: dict[str, Any]) -> Mapping[str, float]:
+            sums = (evaluate(weights, to_global(b, mesh)) for b in data.loader.eval_batches(train.eval_batches))
+            return self.metrics(jax.device_get(functools.reduce(LossSums.__add__, sums)))
+
+        return (Evaluator(name="held-out", every_steps=train.eval_every, run=held_out),)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StoreData:
     """The token stores of a run, opened; see `task.Data`."""
 
-    task: PretrainTask
     loader: Loader
 
     @functools.cached_property
@@ -142,22 +154,27 @@ class StoreData:
         names |= {"added": (first, vocab.size)} if config.added else {}
         return names | {modality.name: (modality.start, modality.stop) for modality in vocab.modalities}
 
+    def keep(self, workdir: Path) -> None:
+        """Keep the tokenizer with the weights: generation needs both, and stores may be deleted.
+
+        Raises ConfigError when another tokenizer lies there.
+        """
+        source, kept = self.tokenizer.folder, workdir / TOKENIZER
+        if jax.process_index() != 0 or not source.is_dir():
+            return
+        if kept.exists():
+            theirs = TokenizerBundle.load(kept).fingerprint()
+            if theirs != self.loader.bundle_fingerprint:
+                raise ConfigError(
+                    f"{kept} is tokenizer {theirs}, the token stores were made with {self.loader.bundle_fingerprint}: delete it or "
+                    "choose another --workdir"
+                )
+            return
+        with new_folder(kept) as unfinished:
+            shutil.copytree(source, unfinished, dirs_exist_ok=True)
+
     def batches(self, start: int, count: int) -> Iterator[Batch]:
         return self.loader.batches(start, start + count)
-
-    def evaluators(self, mesh: Mesh) -> Sequence[Evaluator]:
-        """The loss on held-out rows, if the config names any."""
-        config = self.task.config
-        if not config.data.eval_stores:
-            return ()
-        evaluate = step_lib.compiled_eval_step(Recipe.of(self.task, config, self.row_names), mesh)
-
-        def held_out(weights: dict[str, Any]) -> Mapping[str, float]:
-            batches = self.loader.eval_batches(config.train.eval_batches)
-            sums = (evaluate(weights, to_global(batch, mesh)) for batch in batches)
-            return self.task.metrics(jax.device_get(functools.reduce(LossSums.__add__, sums)))
-
-        return (Evaluator(name="held-out", every_steps=config.train.eval_every, run=held_out),)
 
 
 def _in_workdir(data: DataConfig, path: Path) -> DataConfig:
@@ -167,11 +184,3 @@ def _in_workdir(data: DataConfig, path: Path) -> DataConfig:
         return tuple(dataclasses.replace(s, path=s.path.replace("{workdir}", str(path))) for s in stores)
 
     return dataclasses.replace(data, stores=fill(data.stores), eval_stores=fill(data.eval_stores))
-
-
-def _copy_tokenizer(data: DataConfig, path: Path) -> None:
-    """Keep the tokenizer with the weights: generation needs both, and stores may be deleted."""
-    source = Path(data.stores[0].path) / TOKENIZER
-    if jax.process_index() == 0 and source.is_dir() and not (path / TOKENIZER).exists():
-        with new_folder(path / TOKENIZER) as unfinished:
-            shutil.copytree(source, unfinished, dirs_exist_ok=True)

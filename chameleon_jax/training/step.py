@@ -1,7 +1,7 @@
 """One optimizer step as a pure function ready to jit.
 
 Gradients are of the *sum* of the loss; sums of microbatches, modalities and devices are added first and divided once by the global
-weight, so how a batch is cut never changes the step.
+weight, so how a batch is cut changes nothing but the draws of dropout, which each microbatch has of its own.
 """
 
 from __future__ import annotations
@@ -98,6 +98,7 @@ def train_step(
     if config.optim.skip_nonfinite:
         good = jnp.isfinite(gradient_norm) & jnp.isfinite(sums.objective)
         new, opt_state = guard.keep_if(good, (new, opt_state), (selected, train_state.opt_state))
+        updates = guard.keep_if(good, updates, jax.tree.map(jnp.zeros_like, updates))
         skipped = 1 - good.astype(jnp.int32)
     weights = recipe.trainable.merge(train_state.params, new)
     new_state = TrainState(

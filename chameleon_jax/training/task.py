@@ -17,8 +17,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from chameleon_jax.configs import RunConfig
+from chameleon_jax.errors import ConfigError
 from chameleon_jax.models.statistics import Statistics
 from chameleon_jax.training import optim
+from chameleon_jax.training.checkpoint_manifest import named_leaves
 from chameleon_jax.training.trainable import Range, Trainable, Tree, choose
 
 
@@ -37,7 +39,10 @@ class Sums(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """Measured with the parameters after every `every_steps` steps and after the last; `run` returns named numbers."""
+    """Measured with the parameters after every `every_steps` steps and after the last; `run` returns named numbers.
+
+    Where a run starts from given weights it is measured before the first step too.
+    """
 
     name: str
     every_steps: int
@@ -58,11 +63,11 @@ class Data(Protocol):
     metadata: Mapping[str, Any]
     row_names: Mapping[str, Range]
 
+    def keep(self, workdir: Path) -> None:
+        """Copy into the workdir what the weights need; called when all checks have passed."""
+
     def batches(self, start: int, count: int) -> Iterator[Any]:
         """`count` batches from position `start` on; each a pytree of this process's rows as NumPy arrays [rows, ...]."""
-
-    def evaluators(self, mesh: Mesh) -> Sequence[Evaluator]:
-        """What is measured during the run; made once, when the mesh is set."""
 
 
 class Task(Protocol):
@@ -86,7 +91,10 @@ class Task(Protocol):
         """Sums of a batch, and per-layer statistics if they are asked for and the task has any."""
 
     def metrics(self, sums: Sums) -> dict[str, float]:
-        """Named means from sums on the host."""
+        """Named means from sums on the host; "loss" is among them."""
+
+    def evaluators(self, recipe: Recipe, data: Data, mesh: Mesh) -> Sequence[Evaluator]:
+        """What is measured during the run; made once, with the mesh in use."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,8 +107,19 @@ class Recipe:
 
     @classmethod
     def of(cls, task: Task, config: RunConfig, row_names: Mapping[str, Range] | None = None) -> Recipe:
-        """The recipe with what `config.trainable` asks for; raises ConfigError when it asks for what is not there."""
-        return cls(task=task, config=config, trainable=choose(config.trainable, task.param_specs(), row_names or {}))
+        """The recipe with what `config.trainable` asks for.
+
+        Raises ConfigError when that is not there, and for trained parameters in bfloat16: an update of less than 1/256 of a weight
+        would be lost.
+        """
+        trainable = choose(config.trainable, task.param_specs(), row_names or {})
+        for path, spec in named_leaves(trainable.selected_specs()).items():
+            if spec.dtype != "float32":
+                raise ConfigError(
+                    f"'{path}' is {spec.dtype} and trained: small updates would be lost; set param_dtype='float32' (products run "
+                    "in compute_dtype all the same)"
+                )
+        return cls(task=task, config=config, trainable=trainable)
 
     def optimizer(self) -> optax.GradientTransformation:
         """Directions for the trained part; the step multiplies them by its learning rate."""

@@ -76,8 +76,10 @@ def step_metrics(metrics: StepMetrics, losses: dict[str, float]) -> dict[str, fl
     if metrics.statistics is not None:
         for name, values in metrics.statistics.items():
             out[f"layers/{name}"] = [float(v) for v in values]
-        out["output_rms"] = out["layers/residual_rms"][-1]
-        out["max_attention_logit"] = max(out["layers/max_attention_logit"])
+        if "layers/residual_rms" in out:
+            out["output_rms"] = out["layers/residual_rms"][-1]
+        if "layers/max_attention_logit" in out:
+            out["max_attention_logit"] = max(out["layers/max_attention_logit"])
     return out
 
 
@@ -194,12 +196,12 @@ def _ratio(total: Any, weight: Any) -> float:
 
 
 def _keep_lines_up_to(path: Path, step: int) -> None:
-    """Drop lines after `step`, and a last line cut off by a crash: those steps will be run and logged again."""
+    """Drop lines after `step`, all if it is 0, and a last line cut off by a crash: those will be written again."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text().splitlines():
         with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
-            if json.loads(line)["step"] <= step:
+            if json.loads(line)["step"] <= step and step:
                 kept.append(line + "\n")
     atomic_write(path, "".join(kept))

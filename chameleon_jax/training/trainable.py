@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from chameleon_jax.configs import TrainableConfig
 from chameleon_jax.errors import ConfigError, did_you_mean
 from chameleon_jax.models.params import ParamSpec
+from chameleon_jax.training.checkpoint_manifest import named_leaves, nest
 
 Tree = Any  # nested dict
 Range = tuple[int, int]
@@ -31,44 +33,37 @@ class Trainable:
 
     def select(self, params: Tree) -> Tree:
         """The trained part: the same nesting with the trained leaves only, cut to the chosen rows."""
-        chosen: Tree = {}
-        for path, leaf in _leaves(params).items():
-            if path in self.paths:
-                _put(chosen, path, self._cut(leaf, self._axis(path)))
-        return chosen
+        leaves = named_leaves(params)
+        return nest({path: self._cut(leaves[path], self._axis(path)) for path in leaves if path in self.paths})
 
     def merge(self, params: Tree, selected: Tree) -> Tree:
         """`params` with the trained part replaced by `selected`."""
-        parts = _leaves(selected)
-
-        def replaced(path: str, leaf: jax.Array) -> jax.Array:
-            if path not in parts:
-                return leaf
-            axis = self._axis(path)
-            return parts[path] if axis is None else self._paste(leaf, parts[path], axis)
-
-        merged: Tree = {}
-        for path, leaf in _leaves(params).items():
-            _put(merged, path, replaced(path, leaf))
-        return merged
+        leaves, parts = named_leaves(params), named_leaves(selected)
+        return nest(leaves | {path: self._paste(leaves[path], part, self._axis(path)) for path, part in parts.items()})
 
     def selected_specs(self) -> Tree:
         """ParamSpecs of the trained part. Chosen rows lie on every device of the axis that the vocabulary is split over."""
-        chosen: Tree = {}
-        for path, spec in _leaves(self.specs).items():
-            if path in self.paths:
-                axis = self._axis(path)
-                if axis is not None:
-                    count = sum(stop - start for start, stop in self.rows)
-                    shape = (*spec.shape[:axis], count, *spec.shape[axis + 1 :])
-                    spec = dataclasses.replace(spec, shape=shape, axes=spec.axes.replace("V", "R"))
-                _put(chosen, path, spec)
-        return chosen
+        return nest(
+            {path: self._cut_spec(spec, self._axis(path)) for path, spec in self._named.items() if path in self.paths}
+        )
+
+    @functools.cached_property
+    def _named(self) -> dict[str, ParamSpec]:
+        return named_leaves(self.specs)
 
     def _axis(self, path: str) -> int | None:
         """The axis of a leaf that only chosen rows are trained of; None where all is."""
-        letters = _leaves(self.specs)[path].axes.split()
+        letters = self._named[path].axes.split()
         return letters.index("V") if self.rows and "V" in letters else None
+
+    def _cut_spec(self, spec: ParamSpec, axis: int | None) -> ParamSpec:
+        if axis is None:
+            return spec
+        count = sum(stop - start for start, stop in self.rows)
+        shape = (*spec.shape[:axis], count, *spec.shape[axis + 1 :])
+        return dataclasses.replace(
+            spec, shape=shape, axes=spec.axes.replace("V", "R"), inputs=spec.inputs.replace("V", "R")
+        )
 
     def _cut(self, leaf: jax.Array, axis: int | None) -> jax.Array:
         if axis is None:
@@ -76,7 +71,9 @@ class Trainable:
         parts = [jax.lax.slice_in_dim(leaf, start, stop, axis=axis) for start, stop in self.rows]
         return jnp.concatenate(parts, axis=axis)
 
-    def _paste(self, leaf: jax.Array, part: jax.Array, axis: int) -> jax.Array:
+    def _paste(self, leaf: jax.Array, part: jax.Array, axis: int | None) -> jax.Array:
+        if axis is None:
+            return part
         done = 0
         for start, stop in self.rows:
             piece = jax.lax.slice_in_dim(part, done, done + stop - start, axis=axis)
@@ -90,7 +87,7 @@ def choose(config: TrainableConfig, specs: Tree, row_names: Mapping[str, Range])
 
     Raises ConfigError for a pattern that no parameter matches, an unknown name of rows, and rows without a parameter that has any.
     """
-    known = _leaves(specs)
+    known = named_leaves(specs)
     paths: set[str] = set()
     for pattern in config.parameters:
         matched = fnmatch.filter(known, pattern)
@@ -124,16 +121,3 @@ def _disjoint(rows: list[Range]) -> tuple[Range, ...]:
         else:
             joined.append((start, stop))
     return tuple(joined)
-
-
-def _leaves(tree: Tree) -> dict[str, Any]:
-    """Path ("layers/attn/wq") -> leaf."""
-    flat = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: isinstance(leaf, ParamSpec))[0]
-    return {"/".join(key.key for key in path): leaf for path, leaf in flat}
-
-
-def _put(tree: Tree, path: str, leaf: Any) -> None:
-    *parents, last = path.split("/")
-    for name in parents:
-        tree = tree.setdefault(name, {})
-    tree[last] = leaf

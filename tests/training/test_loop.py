@@ -264,6 +264,30 @@ def test_a_rollback_deletes_what_came_later_and_refuses_a_step_that_is_not_there
     assert trained(tmp_path / "run") == trained(whole_run)  # without skipped batches it is the same run
 
 
+def test_a_rollback_that_is_repeated_after_a_stop_goes_on_and_a_plain_resumption_knows_of_it(
+    config, whole_run, tmp_path, monkeypatch
+):
+    """Stopped before anything was saved, and again after a save: no step disappears, and the batches stay passed over."""
+    copy, back = tmp_path / "run", Rollback(step=4, skip_batches=3)
+    shutil.copytree(whole_run, copy)
+    expected = tmp_path / "expected"
+    shutil.copytree(whole_run, expected)
+    assert pretrain(config, str(expected), rollback=back) == 0
+
+    def die(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "to_global", die)  # in the first step after the rollback
+        pretrain(config, str(copy), rollback=back)
+    short = dataclasses.replace(config, checkpoint=CheckpointConfig(every_steps=6))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop.telemetry.Console, "line", lambda self, step, metrics: die() if step == 8 else "")
+        pretrain(short, str(copy))  # without the flags
+    assert pretrain(config, str(copy), rollback=back) == 0  # with them: goes on from step 6
+    assert trained(copy) == trained(expected)
+
+
 @pytest.fixture
 def reads_are_guarded(monkeypatch):
     """Make `transfer_guard` hold for reads on a CPU too, where they copy nothing and JAX lets them pass.
@@ -302,9 +326,7 @@ def test_an_implicit_transfer_in_the_loop_would_be_noticed(
 ):
     monkeypatch.setattr(telemetry, "step_metrics", lambda metrics, losses: losses)
     add = loop._Report.add
-    monkeypatch.setattr(
-        loop._Report, "add", lambda self, step, metrics, waited: (sin(metrics), add(self, step, metrics, waited))
-    )
+    monkeypatch.setattr(loop._Report, "add", lambda self, step, metrics: (sin(metrics), add(self, step, metrics)))
     with pytest.raises(Exception, match=message):
         pretrain(config, str(tmp_path))
 
@@ -330,12 +352,15 @@ class LineTask:
         specs = self.param_specs()
         return jax.device_put(params.initialise(jax.random.key(0), specs), params.shardings(specs, mesh, TRAINING))
 
+    def keep(self, workdir):
+        (workdir / "kept").touch()
+
     def batches(self, start, count):
         for position in range(start, start + count):
             x = np.random.default_rng(position).normal(size=(16, 4)).astype(np.float32)
             yield {"x": x, "y": (x @ np.array([1, -2, 3, 0.5], np.float32) + 0.25)[:, None]}
 
-    def evaluators(self, mesh):
+    def evaluators(self, recipe, data, mesh):
         return (
             Evaluator(
                 name="size", every_steps=20, run=lambda weights: {"loss": float(jax.device_get(weights["offset"])[0])}

@@ -72,8 +72,8 @@ def attention(
     """
     needs = {"max_logit": max_logit, "dtype": jnp.dtype(query.dtype).name, "platform": jax.default_backend()}
     if backend == "auto":
-        names = BACKENDS if query.shape[1] > 1 else ("reference",)
-        backend = next(name for name in names if not BACKENDS[name].lacks(mask, **needs))
+        names = tuple(BACKENDS) if query.shape[1] > 1 else ("reference",)
+        backend = next((name for name in names if not BACKENDS[name].lacks(mask, **needs)), names[-1])
     if backend not in BACKENDS:
         raise ConfigError(f"unknown attention backend '{backend}'{did_you_mean(backend, list(BACKENDS))}")
     chosen = BACKENDS[backend]
