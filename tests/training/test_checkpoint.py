@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from chameleon_jax.configs import CheckpointConfig
 from chameleon_jax.errors import CheckpointError
-from chameleon_jax.training import checkpoint_verify
+from chameleon_jax.training import checkpoint, checkpoint_verify
 from chameleon_jax.training.checkpoint import Checkpointer, restore_subtree
 from chameleon_jax.training.checkpoint_manifest import read_manifest
 
@@ -487,3 +487,21 @@ def test_a_shard_of_many_regions_comes_to_the_host_once(tmp_path, monkeypatch):
     whole = {"x": jax.ShapeDtypeStruct((16, 1024), np.int32)}
     assert checkpointer(tmp_path).restore(whole).step == 2
     assert copied == [(16, 1024)]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError("no memory"), RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 7 bytes.")],
+)
+def test_too_little_memory_is_no_damage(copied, monkeypatch, error):
+    again = checkpointer(copied)
+
+    def fail(*args):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_read_arrays", fail)
+        with pytest.raises(type(error)) as caught:
+            again.restore(abstract(make_state(0)))
+    assert caught.value is error
+    assert again.restore(abstract(make_state(0))).step == 2
