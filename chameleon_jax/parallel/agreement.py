@@ -16,9 +16,9 @@ class StopAgreement:
     """True on every process at the same call of `poll`, once `requested()` was true on any.
 
     One process alone asks `requested` and that is all. Several join their flags in a tiny program on the devices, which a call
-    starts and the next call reads: by then it is done, as it waited for no more than the train step before it. So a request is
-    answered one call later, and no call blocks on another process. A process that stopped alone would leave the others hanging
-    in a collective.
+    starts and the next call reads. So a request is answered one call later, and a call waits for no more than the devices' work of
+    the step before it, which is done as a rule; never for what another process does on its host in this step. A process that
+    stopped alone would leave the others hanging in a collective.
     """
 
     def __init__(self, mesh: Mesh, requested: Callable[[], bool]):

@@ -1,12 +1,14 @@
-"""Many processes as one run: joining, decisions that all share, and batches over any mesh.
+"""Many processes as one run: joining, and decisions that all share.
 
-Process 0 decides what must be the same everywhere, and the others learn it through `share`: JSON over the sockets of `group`, no
+Process 0 decides what must be the same everywhere, and the others learn it through `decide`: JSON over the sockets of `group`, no
 device and no collective. One process alone needs none of it, and every function here then does the obvious.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import secrets
 import time
@@ -115,16 +117,28 @@ def share(value: Any, what: str, timeout: float = 3600.0) -> list[Any]:
     return _group.share(value, what, timeout)
 
 
+def decide(compute: Callable[[], Any], what: str) -> Any:
+    """What `compute` (to JSON) gives on process 0, on all processes; no other process computes it."""
+    return share(compute() if _is_first() else None, what)[0]
+
+
 def first_does(work: Callable[[], Any], what: str) -> None:
     """Process 0 does `work`, and all go on when it is done."""
-    if _group is None or _group.process == 0:
+    if _is_first():
         work()
     share(None, what)
 
 
+def _is_first() -> bool:
+    return _group is None or _group.process == 0
+
+
 def require_same(facts: Mapping[str, Any]) -> None:
     """Raise ProcessError, on all processes, naming the first process and fact that differ from process 0's."""
-    everybody = share(dict(facts), "comparing configs and versions")
+    digest = hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode()).hexdigest()
+    if len(set(share(digest, "comparing configs and versions"))) == 1:
+        return
+    everybody = share(dict(facts), "looking for the difference of configs and versions")
     for process, theirs in enumerate(everybody):
         for name in everybody[0] | theirs:
             if theirs.get(name) != everybody[0].get(name):
@@ -139,7 +153,7 @@ def require_same_folder(path: str | os.PathLike[str]) -> None:
     if _group is None:
         return
     path = Path(path).absolute()
-    token = share(secrets.token_hex(8), "the workdir's token")[0]
+    token = decide(lambda: secrets.token_hex(8), "the workdir's token")
     problem = None
     if _group.process == 0:
         try:

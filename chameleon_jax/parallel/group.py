@@ -2,8 +2,9 @@
 
 Process 0 listens and every other process keeps one TCP connection to it. Before JAX is told of the others, each says who it is,
 so that a process that is missing, doubled or wrongly addressed is an error of one line. Afterwards the kernel closes the
-connection of a process the moment it ends, however it ends: a connection that is closed without a goodbye is a death. Python
-threads notice it while the main thread hangs in a collective, and end the process, since no collective will complete any more.
+connection of a process the moment it ends, however it ends, and that of a machine that is silent (power or network lost) after
+25 s: a connection that is closed without a goodbye is a death. Python threads notice it while the main thread hangs in a
+collective, and end the process, since no collective will complete any more.
 
 Messages are lines of JSON.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import ipaddress
 import json
 import logging
 import os
@@ -26,7 +28,7 @@ from chameleon_jax.errors import ProcessError
 
 EXIT_PEER_DIED = 1
 _GRACE_SECONDS = 3.0  # after an error of another process, for the same error to be reported here
-_HELLO_SECONDS = 10.0  # for a connection to say who it is
+_SILENT_SECONDS = 25  # after which the kernel gives up a connection
 _LONGEST_LINE = 64 << 20
 
 
@@ -47,18 +49,28 @@ class _Line:
 
     def __init__(self, connection: socket.socket):
         self.socket = connection
+        self.early: list[dict[str, Any]] = []  # messages that came together with the first
         self._buffer = bytearray()
         self._lock = threading.Lock()
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # A machine that loses power closes nothing: the kernel asks after 10 s of silence, and gives up 15 s later.
+        # A machine that loses power closes nothing: the kernel asks after 10 s of silence, and gives up 15 s later. While data
+        # is on its way it does not ask: TCP_USER_TIMEOUT (in ms) limits how long the other end may leave it unacknowledged.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
+        limits = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": _SILENT_SECONDS * 1000}
+        for option, value in limits.items():
             if hasattr(socket, option):
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
     def send(self, message: dict[str, Any]) -> None:
+        """Raises ProcessError for a message that the other end would not take."""
+        line = json.dumps(message).encode() + b"\n"
+        if len(line) > _LONGEST_LINE:
+            raise ProcessError(
+                f"{message.get('what', 'a message')}: {len(line) / 2**20:.0f} MiB are too much to send to another process "
+                f"(at most {_LONGEST_LINE / 2**20:.0f} MiB); share less, or through a file"
+            )
         with self._lock, contextlib.suppress(OSError):  # whether the other end lives is seen by receiving
-            self.socket.sendall(json.dumps(message).encode() + b"\n")
+            self.socket.sendall(line)
 
     def receive(self) -> list[dict[str, Any]] | None:
         """Whole messages that have arrived (waits for some bytes); None when the connection is closed or makes no sense."""
@@ -71,23 +83,31 @@ class _Line:
         if not data:
             return None
         self._buffer += data
-        *lines, rest = bytes(self._buffer).split(b"\n")
-        self._buffer = bytearray(rest)
+        if len(self._buffer) > _LONGEST_LINE + len(data):  # what we send is never that long
+            return None
+        if b"\n" not in data:  # only what is new is searched: a long message comes in many parts
+            return []
+        *lines, self._buffer = self._buffer.split(b"\n")
         try:
             messages = [json.loads(line) for line in lines]
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
-        sound = all(isinstance(message, dict) for message in messages) and len(rest) < _LONGEST_LINE
-        return messages if sound else None
+        return messages if all(isinstance(message, dict) for message in messages) else None
 
     def first(self, deadline: float) -> dict[str, Any] | None:
-        """One message, awaited until `deadline` (time.monotonic); None when the connection is closed or makes no sense."""
+        """One message, awaited until `deadline` (time.monotonic); None when the connection is closed or makes no sense.
+
+        What came together with it is `early`, which the receiver must look at before it waits for more.
+        """
         messages: list[dict[str, Any]] | None = []
         while messages == []:
             self.socket.settimeout(max(0.01, deadline - time.monotonic()))
             messages = self.receive()
         self.socket.settimeout(None)
-        return messages[0] if messages else None
+        if messages is None:
+            return None
+        message, *self.early = messages
+        return message
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -141,7 +161,7 @@ class Group:
             values[0] = json.loads(json.dumps(mine))  # what others get, exactly
             complete = self._changed.wait_for(lambda: len(values) == self.processes, timeout)
             del self._values[mine["number"]]
-        answer = {"kind": "values", "number": mine["number"]}
+        answer = {"kind": "values", "number": mine["number"], "what": mine["what"]}
         if not complete:
             absent = ", ".join(str(member) for member in self.members if member.process not in values)
             return answer | {"error": f"{mine['what']}: waited {timeout:.0f} s for {absent}"}
@@ -168,16 +188,15 @@ class Group:
         """As process 0: wait for the others, check what they say, and welcome them."""
         host, port = _host_and_port(self._address)
         deadline = time.monotonic() + self._timeout
-        with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1.0):
+        with contextlib.suppress(OSError), _connect((host, port), timeout=1.0):
             raise ProcessError(
                 f"{self._address} is in use: another process 0, or another run, listens there; "
                 "give every process its own number, and every run its own port"
             )
         found = {0: self._me}
         try:
-            with _listen(port) as server:
-                while len(found) < self.processes:
-                    self._admit(server, found, deadline)
+            with _listen(host, port) as server:
+                self._let_in(server, found, deadline)
         except ProcessError as error:
             for line in self._lines.values():
                 line.send({"kind": "refused", "error": str(error)})
@@ -187,28 +206,42 @@ class Group:
             line.send({"kind": "welcome", "members": [dataclasses.astuple(member) for member in members]})
         return members
 
-    def _admit(self, server: socket.socket, found: dict[int, Member], deadline: float) -> None:
-        server.settimeout(max(0.01, deadline - time.monotonic()))
-        try:
-            connection, _ = server.accept()
-        except TimeoutError:
-            absent = [str(process) for process in range(self.processes) if process not in found]
-            raise ProcessError(
-                f"of {self.processes} processes, number {', '.join(absent)} did not come to {self._address} within "
-                f"{self._timeout:.0f} s; start them, or allow more time with --join_timeout"
-            ) from None
-        line = _Line(connection)
-        try:
-            hello = line.first(min(deadline, time.monotonic() + _HELLO_SECONDS))
-            member, processes = Member(*hello["member"]), hello["processes"]
-        except (TimeoutError, KeyError, TypeError):
+    def _let_in(self, server: socket.socket, found: dict[int, Member], deadline: float) -> None:
+        """Until all are there. Whoever says nothing, or nothing of ours, holds nobody up."""
+        server.settimeout(1.0)  # a connection may be gone before it is accepted
+        with selectors.DefaultSelector() as selector:
+            selector.register(server, selectors.EVENT_READ)
+            while len(found) < self.processes:
+                if time.monotonic() > deadline:
+                    absent = [str(process) for process in range(self.processes) if process not in found]
+                    raise ProcessError(
+                        f"of {self.processes} processes, number {', '.join(absent)} did not come to {self._address} within "
+                        f"{self._timeout:.0f} s; start them, or allow more time with --join_timeout"
+                    )
+                for key, _ in selector.select(max(0.01, deadline - time.monotonic())):
+                    if key.fileobj is server:
+                        with contextlib.suppress(OSError):
+                            line = _Line(server.accept()[0])
+                            selector.register(line.socket, selectors.EVENT_READ, line)
+                    elif (messages := key.data.receive()) != []:
+                        selector.unregister(key.fileobj)
+                        self._admit(key.data, messages, found)
+            for key in selector.get_map().values():
+                if key.fileobj is not server:
+                    key.data.close()
+
+    def _admit(self, line: _Line, messages: list[dict[str, Any]] | None, found: dict[int, Member]) -> None:
+        hello = _hello(messages[0]) if messages else None
+        if hello is None:
             line.close()  # not one of ours
             return
+        member, processes = hello
+        line.early = messages[1:]
         other = found.get(member.process)
         self._lines[member.process if other is None else -1] = line
         if other is not None:
             raise ProcessError(f"{other} and {member} have the same number; give every process its own --process_id")
-        if processes != self.processes or not 0 < member.process < processes:
+        if processes != self.processes:
             raise ProcessError(f"{member} was started as one of {processes} processes, process 0 of {self.processes}")
         found[member.process] = member
 
@@ -234,11 +267,7 @@ class Group:
         address = _host_and_port(self._address)
         while True:
             try:
-                connection = socket.create_connection(address, timeout=max(0.01, deadline - time.monotonic()))
-                # A port of this machine can connect to itself while nobody listens.
-                if connection.getsockname() != connection.getpeername():
-                    return connection
-                connection.close()
+                return _connect(address, timeout=max(0.01, deadline - time.monotonic()))
             except OSError as error:
                 if time.monotonic() > deadline:
                     raise ProcessError(
@@ -251,22 +280,24 @@ class Group:
         """Receive for ever, in a thread; the end of a process is the end of this one."""
         with selectors.DefaultSelector() as selector:
             for process, line in self._lines.items():
-                selector.register(line.socket, selectors.EVENT_READ, process)
+                if self._hear(process, line.early):
+                    selector.register(line.socket, selectors.EVENT_READ, process)
             while selector.get_map():
                 for key, _ in selector.select():
-                    line = self._lines[key.data]
-                    messages = line.receive()
-                    for message in messages or ():
-                        if message["kind"] == "goodbye":
-                            selector.unregister(line.socket)
-                            break
-                        self._receive(key.data, message)
-                    else:
-                        if messages is None:
-                            selector.unregister(line.socket)
-                            clock = time.strftime("%Y-%m-%d %H:%M:%S")
-                            text = f"{self.members[key.data]} ended without a word at {clock}"
-                            self._end({"kind": "ended", "code": EXIT_PEER_DIED, "text": text}, grace=0.0)
+                    if not self._hear(key.data, self._lines[key.data].receive()):
+                        selector.unregister(key.fileobj)
+
+    def _hear(self, process: int, messages: list[dict[str, Any]] | None) -> bool:
+        """Whether that process may say more."""
+        if messages is None:
+            text = f"{self.members[process]} ended without a word at {time.strftime('%Y-%m-%d %H:%M:%S')}"
+            self._end({"kind": "ended", "code": EXIT_PEER_DIED, "text": text}, grace=0.0)
+            return False
+        for message in messages:
+            if message["kind"] == "goodbye":
+                return False
+            self._receive(process, message)
+        return True
 
     def _receive(self, process: int, message: dict[str, Any]) -> None:
         if message["kind"] == "ended":
@@ -295,13 +326,49 @@ def leave(code: int, text: str) -> NoReturn:
     os._exit(code)
 
 
-def _listen(port: int) -> socket.socket:
+def _hello(message: dict[str, Any]) -> tuple[Member, int] | None:
+    """Who says hello, and of how many processes it was started as one; None for what no process of ours would say."""
+    match message:
+        case {"member": [process, str(host), pid], "processes": processes}:
+            if all(type(number) is int for number in (process, pid, processes)) and 0 < process < processes:
+                return Member(process, host, pid), processes
+    return None
+
+
+def _connect(address: tuple[str, int], timeout: float) -> socket.socket:
+    connection = socket.create_connection(address, timeout=timeout)
+    # A port of this machine can connect to itself while nobody listens.
+    if connection.getsockname() == connection.getpeername():
+        connection.close()
+        raise ConnectionRefusedError("nobody listens there")
+    return connection
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Listen on all addresses of this machine; on the loopback alone if that is what `host` is.
+
+    Only names that mean the loopback everywhere count: many machines find their own name there, and others must reach them by it.
+    """
+    local = "127.0.0.1" if host == "localhost" else host
     try:
+        if _is_loopback(local):
+            return socket.create_server((local, port), family=_family(local), backlog=1024)
         if socket.has_dualstack_ipv6():
             return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
         return socket.create_server(("", port), backlog=1024)
     except OSError as error:
         raise ProcessError(f"process 0 cannot listen on port {port} ({error.strerror}); choose another port") from None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
@@ -334,12 +401,24 @@ class Relay:
                 near.close()
                 continue
             far.settimeout(None)
-            for source, sink in ((near, far), (far, near)):
-                source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                threading.Thread(target=self._copy, args=(source, sink), daemon=True).start()
+            for end, copy in ((near, self._forth), (far, self._back)):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                threading.Thread(target=copy, args=(near, far), daemon=True).start()
 
     @staticmethod
-    def _copy(source: socket.socket, sink: socket.socket) -> None:
+    def _forth(near: socket.socket, far: socket.socket) -> None:
+        """Until JAX's client hangs up; then both ends are closed. What it says to an end that died is lost."""
+        with near, far:
+            with contextlib.suppress(OSError):
+                while data := near.recv(1 << 16):
+                    with contextlib.suppress(OSError):
+                        far.sendall(data)
+            with contextlib.suppress(OSError):
+                far.shutdown(socket.SHUT_RDWR)  # wakes `_back`, which closing would not
+
+    @staticmethod
+    def _back(near: socket.socket, far: socket.socket) -> None:
+        """Until the other end closes, which JAX's client must not see: its connection stays open."""
         with contextlib.suppress(OSError):
-            while data := source.recv(1 << 16):
-                sink.sendall(data)
+            while data := far.recv(1 << 16):
+                near.sendall(data)

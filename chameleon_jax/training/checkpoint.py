@@ -77,7 +77,7 @@ class Checkpointer:
 
     def metadata(self) -> dict[str, Any] | None:
         """What the caller saved beside the newest step with a readable manifest; None without any. Reads no array."""
-        return distributed.share(saved_metadata(self.directory), "reading the newest checkpoint's metadata")[0]
+        return distributed.decide(lambda: saved_metadata(self.directory), "reading the newest checkpoint's metadata")
 
     def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
         """Begin to save; returns when `state` is on the host and may be donated or changed.
@@ -86,8 +86,7 @@ class Checkpointer:
         this save cannot begin or the save before it failed.
         """
         self.wait()
-        saved = step in self.steps() and step not in self._damaged
-        if distributed.share(saved, f"saving step {step}")[0]:
+        if distributed.decide(lambda: step in self.steps() and step not in self._damaged, f"saving step {step}"):
             return
         metadata = json.loads(json.dumps(metadata))
         named = manifests.named_leaves(state)
@@ -199,7 +198,7 @@ class Checkpointer:
         None if nothing was ever saved here. Damaged steps and foreign folders are logged, passed over, and named in
         `skipped`. Raises CheckpointError if steps were saved but all are damaged, if `step` is damaged or not there, and if the
         manifest has other leaves, shapes or dtypes. Process 0 says which steps there are, and a step that one process finds
-        damaged is damaged for all.
+        damaged is damaged for all. Too little memory is no damage: that error goes through as it is.
         """
         self.wait()
         wanted = manifests.named_leaves(abstract_state)
@@ -233,8 +232,10 @@ class Checkpointer:
             for later in stale:
                 _discard(self.directory / str(later))
 
-        later_steps = [later for later in reversed(numbered_steps(self.directory)) if later > step]
-        stale = distributed.share(later_steps, "choosing the steps to discard")[0]
+        def later_steps() -> list[int]:
+            return [later for later in reversed(numbered_steps(self.directory)) if later > step]
+
+        stale = distributed.decide(later_steps, "choosing the steps to discard")
         distributed.first_does(discard, "discarding later steps")
         self._damaged.difference_update(stale)
         return stale
@@ -274,7 +275,7 @@ def restore_subtree(directory: str | os.PathLike[str], name: str = "params", abs
             raise CheckpointError(f"step {manifest.step} in {directory} does not fit: {difference}")
         return wanted
 
-    if (directory / MANIFEST).is_file():
+    if distributed.decide((directory / MANIFEST).is_file, "looking for a checkpoint"):
         restored = _restore_newest(directory.parent, choose, set(), only=directory.name)
     else:
         restored = _restore_newest(directory, choose, set())
@@ -296,7 +297,7 @@ def _restore_newest(
     skipped: list[Skipped] = []
     once_whole = 0
     # What is there is what process 0 sees: a network file system may show others an older listing.
-    entries = distributed.share(_listed(directory, only), "looking for checkpoints")[0]
+    entries = distributed.decide(lambda: _listed(directory, only), "looking for checkpoints")
     for name, reason in entries:
         if reason is not None:
             skipped.append(Skipped(name, reason))
@@ -310,16 +311,16 @@ def _restore_newest(
         except CheckpointError:
             raise
         except Exception as error:
-            damage = brief(error)
+            damage = _damage(error)
         # Asked twice, for reading is a joint work: a process without the manifest must not leave the others alone in it.
-        damage = _found_by_any(damage, f"reading the manifest of step {name}")
+        damage = found_by_any(damage, f"reading the manifest of step {name}")
         if damage is None:
             try:
                 arrays = _read_arrays(folder, wanted, manifest)
                 damage = first_damage(arrays, manifest.leaves, folder / ARRAYS)
             except Exception as error:
-                damage = brief(error)
-            damage = _found_by_any(damage, f"verifying step {name}")
+                damage = _damage(error)
+            damage = found_by_any(damage, f"verifying step {name}")
         if damage is None:
             _log(directory, skipped)
             return Restored(manifest.step, arrays, manifest.metadata, tuple(skipped))
@@ -351,7 +352,15 @@ def _listed(directory: Path, only: str | None) -> list[tuple[str, str | None]]:
     return [(name, reason(name)) for name in names]
 
 
-def _found_by_any(damage: str | None, what: str) -> str | None:
+def _damage(error: Exception) -> str:
+    """The error in words. One that says nothing about the step, such as too little memory to read it into, is raised instead."""
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        raise error
+    return brief(error)
+
+
+def found_by_any(damage: str | None, what: str) -> str | None:
+    """The damage that the first process with any has found; all processes must call it at the same place."""
     found = distributed.share(damage, what)
     for process, theirs in enumerate(found):
         if theirs is not None:

@@ -1,14 +1,16 @@
 """Proof that restored leaves are the saved ones: the checksum of every region, whatever the shardings of then and now.
 
-A region (one shard as it lay when it was saved) that lies within a shard of this process is summed up in memory. One that no
-device holds whole is read from disk again, a part at a time, and such regions are divided among the processes. So no leaf is ever
-gathered on a host, and every region is looked at by some process.
+A region (one shard as it lay when it was saved) that lies within a shard of this process is summed up from a host copy of that
+shard, one shard at a time. Of a region that no device holds whole, the parts that lie in shards of this process are compared with
+what is on disk, read a part at a time, and such regions are divided among the processes to be summed up on disk. So no leaf is
+ever gathered on a host, every shard is looked at (of devices of one process with the same values, one), and so is every region.
 """
 
 from __future__ import annotations
 
+import functools
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +35,22 @@ def open_array(arrays: Path, path: str) -> Any:
 
 def checksum_on_disk(array: Any) -> int:
     """CRC-32 of the bytes of a TensorStore array in C order, reading about 64 MiB of the first axis at a time."""
-    if array.ndim == 0:
-        return manifests.checksum(array.read().result())
-    row = max(1, int(np.prod(array.shape[1:], dtype=np.int64)) * array.dtype.numpy_dtype.itemsize)
-    step, crc = max(1, _PART_BYTES // row), 0
-    first, last = array.domain[0].inclusive_min, array.domain[0].exclusive_max
-    for start in range(first, last, step):
-        part = array[start : min(start + step, last)].read().result()
-        crc = zlib.crc32(np.ascontiguousarray(part).reshape(-1).view(np.uint8), crc)
+    crc = 0
+    for _, part in _parts(array):
+        crc = zlib.crc32(_bytes(part), crc)
     return crc
+
+
+def _parts(array: Any) -> Iterator[tuple[slice, np.ndarray]]:
+    """A TensorStore array, about 64 MiB of the first axis at a time: (which rows, from 0; values). A scalar is one row."""
+    if array.ndim == 0:
+        yield slice(0, 1), array.read().result()[None]
+        return
+    row = max(1, int(np.prod(array.shape[1:], dtype=np.int64)) * array.dtype.numpy_dtype.itemsize)
+    step, first = max(1, _PART_BYTES // row), array.domain[0].inclusive_min
+    for start in range(0, array.shape[0], step):
+        rows = slice(start, min(start + step, array.shape[0]))
+        yield rows, array[first + rows.start : first + rows.stop].read().result()
 
 
 def first_damage(arrays: Mapping[str, Any], saved: Mapping[str, Leaf], folder: Path) -> str | None:
@@ -55,21 +64,48 @@ def first_damage(arrays: Mapping[str, Any], saved: Mapping[str, Leaf], folder: P
         covered = sum(_size(region) for region in leaf.regions)
         if covered != leaf.size:
             return f"leaf '{path}' ({leaf}) has checksums for {covered} of its {leaf.size} values"
+        if 0 in leaf.shape:
+            continue
+        on_disk = functools.cache(functools.partial(open_array, folder, path))
         local, everywhere = _boxes(array, leaf.shape)
-        on_disk = None
+        sound = all(_shard_is_sound(box, data, leaf.regions, on_disk) for box, data in local.items())
         for region in leaf.regions:
-            if 0 in leaf.shape:
-                continue
-            box = tuple(zip(region.start, region.stop, strict=True))
-            sums = [manifests.checksum(values) for values in _in_memory(local, box)]
-            if not any(_contains(outer, box) for outer in everywhere):
+            if not any(_meet(box, _box_of(region)) == _box_of(region) for box in everywhere):
                 elsewhere += 1
-                if elsewhere % jax.process_count() == jax.process_index():
-                    on_disk = open_array(folder, path) if on_disk is None else on_disk
-                    sums = [checksum_on_disk(on_disk[region.slices])]
-            if any(crc != region.crc32 for crc in sums):
-                return f"leaf '{path}' ({leaf}) does not match its checksum"
+                if sound and elsewhere % jax.process_count() == jax.process_index():
+                    sound = checksum_on_disk(on_disk()[region.slices]) == region.crc32
+        if not sound:
+            return f"leaf '{path}' ({leaf}) does not match its checksum"
     return None
+
+
+def _shard_is_sound(box: Box, data: Any, regions: Sequence[Region], on_disk: Callable[[], Any]) -> bool:
+    """Whether a shard's values, copied to the host once, are those of the regions that it holds whole or parts of."""
+    values = _host_copy(data)
+    for region in regions:
+        common = _meet(box, _box_of(region))
+        if common is None:
+            continue
+        mine = values[tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(common, box, strict=True))]
+        if common == _box_of(region):
+            if manifests.checksum(mine) != region.crc32:
+                return False
+            continue
+        theirs = on_disk()[tuple(slice(a, b) for a, b in common)]
+        if any(not np.array_equal(_bytes(mine[rows]), _bytes(part)) for rows, part in _parts(theirs)):
+            return False
+    return True
+
+
+def _host_copy(data: Any) -> np.ndarray:
+    if isinstance(data, jax.Array):
+        # A host copy is kept by the array that it was asked of: this one is forgotten, the restored one stays.
+        data = jax.make_array_from_single_device_arrays(data.shape, data.sharding, [data])
+    return np.asarray(data)
+
+
+def _bytes(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
 
 
 def _boxes(array: Any, shape: tuple[int, ...]) -> tuple[dict[Box, Any], set[Box]]:
@@ -81,21 +117,18 @@ def _boxes(array: Any, shape: tuple[int, ...]) -> tuple[dict[Box, Any], set[Box]
     return local, {_box(index, shape) for index in array.sharding.devices_indices_map(shape).values()}
 
 
-def _in_memory(local: Mapping[Box, Any], box: Box) -> Iterator[np.ndarray]:
-    for outer, data in local.items():
-        if _contains(outer, box):
-            if isinstance(data, jax.Array):
-                # A host copy is kept by the array that it was asked of: this one is forgotten, the restored one stays.
-                data = np.asarray(jax.make_array_from_single_device_arrays(data.shape, data.sharding, [data]))
-            yield data[tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(box, outer, strict=True))]
-
-
 def _box(index: tuple[slice, ...], shape: tuple[int, ...]) -> Box:
     return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
 
 
-def _contains(outer: Box, inner: Box) -> bool:
-    return all(a <= c and d <= b for (a, b), (c, d) in zip(outer, inner, strict=True))
+def _box_of(region: Region) -> Box:
+    return tuple(zip(region.start, region.stop, strict=True))
+
+
+def _meet(one: Box, other: Box) -> Box | None:
+    """What two boxes have in common; None where they have nothing."""
+    common = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(one, other, strict=True))
+    return common if all(a < b for a, b in common) else None
 
 
 def _size(region: Region) -> int:

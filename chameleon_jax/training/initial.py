@@ -28,9 +28,10 @@ from chameleon_jax.data.store_format import TOKENIZER
 from chameleon_jax.errors import CheckpointError, ConfigError, TokenizerError, did_you_mean
 from chameleon_jax.models import params, transformer
 from chameleon_jax.models.params import ParamSpec
+from chameleon_jax.parallel import distributed
 from chameleon_jax.parallel.mesh import TRAINING, using
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
-from chameleon_jax.training.checkpoint import numbered_steps, restore_subtree
+from chameleon_jax.training.checkpoint import found_by_any, numbered_steps, restore_subtree
 from chameleon_jax.training.checkpoint_manifest import Manifest, named_leaves, nest, read_manifest
 from chameleon_jax.training.workdir import CHECKPOINTS
 from chameleon_jax.vocab import Vocab
@@ -69,10 +70,15 @@ def initial_params(
     damaged = []
     for step in _steps(init, workdir):
         folder = workdir / CHECKPOINTS / str(step)
+        manifest, damage = None, None
         try:
             manifest = read_manifest(folder)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            damaged.append(f"{step}: {' '.join(str(error).split())}")
+            damage = " ".join(str(error).split())
+        # What one process cannot read is passed over by all: the arrays are read together.
+        damage = found_by_any(damage, f"reading the manifest of step {step} to start from")
+        if damage is not None:
+            damaged.append(f"{step}: {damage}")
             continue
         source = _Source.of(manifest, workdir, model, tokenizer, taken)
         _check_shapes(source, taken, init)
@@ -100,7 +106,7 @@ def _chosen(init: InitConfig, specs: Mapping[str, ParamSpec]) -> dict[str, Param
 
 def _steps(init: InitConfig, workdir: Path) -> list[int]:
     """The steps to try, in order."""
-    found = numbered_steps(workdir / CHECKPOINTS)
+    found = distributed.decide(lambda: numbered_steps(workdir / CHECKPOINTS), "looking for steps to start from")
     if not found:
         raise CheckpointError(
             f"init_from: {workdir} is no run: it has no steps in {CHECKPOINTS}/; give the workdir of experiments.pretrain or "

@@ -10,8 +10,6 @@ import dataclasses
 import json
 from pathlib import Path
 
-import jax
-
 from chameleon_jax.errors import WorkdirError
 from chameleon_jax.files import atomic_write
 from chameleon_jax.parallel import distributed
@@ -30,8 +28,7 @@ class Rollback:
 def last(workdir: Path) -> Rollback | None:
     """The last rollback of this workdir, as process 0 sees it. Raises WorkdirError where its record is damaged."""
     file = workdir / FILE
-    text = file.read_text() if jax.process_index() == 0 and file.exists() else None
-    text = distributed.share(text, "reading the last rollback")[0]
+    text = distributed.decide(lambda: file.read_text() if file.exists() else None, "reading the last rollback")
     if text is None:
         return None
     try:

@@ -53,7 +53,7 @@ def start():
 def ended():
     """ended(processes, timeout) -> [(exit code, output), ...], read side by side so that no pipe fills up."""
 
-    def ended(processes, timeout=300):
+    def ended(processes, timeout=900):
         outputs = [None] * len(processes)
 
         def read(number, process):

@@ -18,7 +18,7 @@ from chameleon_jax.configs import (
     TrainConfig,
     TransformerConfig,
 )  # fmt: skip
-from chameleon_jax.training.checkpoint import restore_subtree
+from chameleon_jax.training.checkpoint import restore_subtree, saved_metadata
 
 WORKER = "tests/multiprocess/worker.py"
 COUNTS = (1, 2, 4)  # processes, of 8 devices together
@@ -115,19 +115,18 @@ def test_what_one_count_saved_another_restores_on_another_mesh_and_a_flipped_byt
         for copy in ("resumed", "damaged"):
             shutil.copytree(runs[other][0] / "fsdp", tmp_path / f"{copy}{other}")
         flip_a_byte_of_the_embedding(tmp_path / f"damaged{other}" / "checkpoints")
-        jobs += [
-            ("roll_back", going_on, tmp_path / f"resumed{other}"),
-            ("train", going_on, tmp_path / f"resumed{other}"),
-        ]
+        jobs.append(("roll_back", going_on, tmp_path / f"resumed{other}"))
         jobs += [("restore", config, tmp_path / f"damaged{other}") for config in (going_on, configs["fsdp"])]
     results = work(count, jobs)
     for place, other in enumerate(saved_by):
         for result in results:
-            rolled_back, code, *restored = result[place * 4 : place * 4 + 4]
-            assert rolled_back == [8] and code == 0
+            code, *restored = result[place * 3 : place * 3 + 3]
+            assert code == 0
             for error, good_step in restored:
                 assert "leaf 'params/embed'" in error and "does not match its checksum" in error
                 assert good_step == 4
+        again = saved_metadata(tmp_path / f"resumed{other}" / "checkpoints" / str(SAVED))
+        assert again["config"]["mesh"] == going_on.mesh.to_dict()  # step 8 is not the one that was saved there before
         expected, found = log(runs[other][0] / "fsdp"), log(tmp_path / f"resumed{other}")
         assert list(found) == list(range(1, SAVED + 1))
         np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)

@@ -1,5 +1,6 @@
 """What goes wrong among processes is one line that names the process, on all of them, and nobody hangs."""
 
+import contextlib
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from chameleon_jax.errors import ProcessError
+from chameleon_jax.parallel import group as group_module
 from chameleon_jax.parallel.group import Group, Relay
 
 ROOT = Path(__file__).parents[2]
@@ -131,6 +133,76 @@ def test_a_stranger_at_the_port_is_no_process_and_no_coordinator():
         answer.join()
 
 
+STRANGE_HELLOS = (
+    [], None, 5, {}, {"member": 3, "processes": 2}, {"member": [[1], "x", "y"], "processes": 2},
+    {"member": [0.5, "x", 7], "processes": 2}, {"member": [True, "x", 7], "processes": 2},
+    {"member": [1, 2, 3], "processes": 2}, {"member": [1, "x", "7"], "processes": 2},
+    {"member": [1, "x", 7], "processes": "two"}, {"member": [2, "x", 7], "processes": 2},
+    {"member": [-1, "x", 7], "processes": 2}, {"member": [1, "x"], "processes": 2},
+)  # fmt: skip
+
+
+def test_hellos_that_no_process_of_ours_would_say_are_dropped_and_silent_connections_hold_nobody_up():
+    address, found = f"localhost:{free_port()}", []
+    thread = threading.Thread(target=lambda: found.append(Group(address, 0, 2, 20.0)))
+    thread.start()
+    for hello in (*map(json.dumps, STRANGE_HELLOS), "[" * 10**5, "\xff"):
+        speak_to(address, hello.encode() + b"\n")
+    host, port = address.split(":")
+    with contextlib.ExitStack() as silent:
+        for _ in range(3):  # more than the time of the roll call, if each were waited for
+            silent.enter_context(socket.create_connection((host, int(port))))
+        second = Group(address, 1, 2, 10.0)
+        thread.join()
+    assert [member.process for member in found[0].members] == [0, 1]
+    found[0].close()
+    second.close()
+
+
+def test_process_0_of_this_machine_alone_listens_to_this_machine_alone():
+    for host, inside in (("localhost", True), ("127.0.0.1", True), ("0.0.0.0", False)):
+        with group_module._listen(host, free_port()) as server:
+            assert (server.getsockname()[0] == "127.0.0.1") == inside
+
+
+def test_what_comes_together_with_the_first_message_is_not_lost():
+    with contextlib.ExitStack() as sockets:
+        server = sockets.enter_context(socket.create_server(("127.0.0.1", 0)))
+        far = sockets.enter_context(socket.create_connection(server.getsockname()))
+        near = sockets.enter_context(server.accept()[0])
+        far.sendall(b'{"kind": "welcome"}\n{"kind": "ended"}\n{"kind": "good')
+        line = group_module._Line(near)
+        assert line.first(time.monotonic() + 10) == {"kind": "welcome"}
+        assert line.early == [{"kind": "ended"}]
+        far.sendall(b'bye"}\n')
+        assert line.receive() == [{"kind": "goodbye"}]
+
+
+def test_the_end_of_a_process_that_comes_together_with_the_welcome_ends_the_others(start, ended):
+    code = "import sys, time\nfrom chameleon_jax.parallel.group import Group\nGroup(sys.argv[1], 1, 2, 20.0)\ntime.sleep(100)\n"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        (process,) = start([["-c", code, f"127.0.0.1:{server.getsockname()[1]}"]])
+        connection, _ = server.accept()
+        with connection:
+            member = json.loads(connection.recv(1000))["member"]
+            welcome = {"kind": "welcome", "members": [[0, "here", 1], member]}
+            end = {"kind": "ended", "code": 2, "text": "process 0 ended: no data"}
+            connection.sendall(b"".join(json.dumps(message).encode() + b"\n" for message in (welcome, end)))
+            ((code, output),) = ended([process], timeout=60)
+    assert code == 2 and output.startswith("error: process 0 ended: no data; ")
+
+
+def test_what_is_too_long_to_share_is_an_error_of_its_own(monkeypatch):
+    monkeypatch.setattr(group_module, "_LONGEST_LINE", 1 << 20)
+    groups = roll_call((0, 2), (1, 2))
+    with pytest.raises(
+        ProcessError, match=r"the digits: 2 MiB are too much to send to another process \(at most 1 MiB\)"
+    ):
+        groups[1].share("7" * (2 << 20), "the digits")
+    for group in groups:
+        group.close()
+
+
 @pytest.mark.parametrize("address", ["localhost", "localhost:port", ":3000", "localhost:70000"])
 def test_an_address_that_is_none_is_refused(address):
     with pytest.raises(ProcessError, match=r"--coordinator must be HOST:PORT of process 0, got"):
@@ -159,6 +231,20 @@ def test_a_relay_forwards_and_stays_open_when_the_other_end_closes():
             near.settimeout(0.3)
             with pytest.raises(TimeoutError):
                 near.recv(1)
+            near.sendall(b"to nobody")
+            with pytest.raises(TimeoutError):
+                near.recv(1)
+
+
+def test_a_relay_hangs_up_when_its_client_does():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        relay = Relay(f"127.0.0.1:{server.getsockname()[1]}")
+        host, port = relay.address.split(":")
+        with socket.create_connection((host, int(port))):
+            far, _ = server.accept()
+        with far:
+            far.settimeout(10.0)
+            assert far.recv(1) == b""
 
 
 @pytest.mark.parametrize("dead", [0, 1])

@@ -17,7 +17,7 @@ from chameleon_jax.parallel.batches import local_rows, to_global
 from chameleon_jax.parallel.mesh import make_mesh
 from chameleon_jax.training import state as state_lib
 from chameleon_jax.training.checkpoint import Checkpointer
-from chameleon_jax.training.loop import pretrain
+from chameleon_jax.training.loop import Rollback, pretrain
 from chameleon_jax.training.pretraining import PretrainTask
 from chameleon_jax.training.task import Recipe
 
@@ -43,7 +43,8 @@ def batches(config, workdir):
 
 
 def roll_back(config, workdir):
-    return Checkpointer(Path(workdir) / "checkpoints", config.checkpoint).discard_after(4)
+    """The real loop, back from step 8 to step 4 and on again."""
+    return pretrain(config, workdir, rollback=Rollback(step=4))
 
 
 def restore(config, workdir):

@@ -24,6 +24,7 @@ from chameleon_jax.configs import (
 from chameleon_jax.data.loader import Loader
 from chameleon_jax.errors import CheckpointError, ConfigError
 from chameleon_jax.models import params, transformer
+from chameleon_jax.parallel import distributed
 from chameleon_jax.parallel.mesh import TRAINING, make_mesh
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.text import train_bpe
@@ -233,14 +234,28 @@ def test_another_tokenizer_is_refused_with_both_fingerprints_unless_no_ids_are_t
 def test_a_damaged_step_is_passed_over_or_named_when_it_was_asked_for(config, source, bundle, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(source, copy)
-    data = max((copy / "checkpoints" / "8" / "arrays").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    needle = np.asarray(restore_subtree(source / "checkpoints" / "8", "params").state["embed"])[100, :4].tobytes()
+    (data,) = [p for p in (copy / "checkpoints" / "8").rglob("*") if p.is_file() and needle in p.read_bytes()]
     content = bytearray(data.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[content.index(needle)] ^= 1  # a byte of the parameters: those of the optimiser are not read
     data.write_bytes(content)
     mesh = make_mesh(ONE, jax.devices()[:1])
     with pytest.raises(CheckpointError, match=r"no step of .*copy can be used \(8: .*does not match its checksum"):
         load_initial(config, copy, bundle, mesh, step=8)
     assert "step 4" in load_initial(config, copy, bundle, mesh).description
+
+
+def test_a_manifest_that_another_process_cannot_read_is_passed_over_here_too(config, source, bundle, monkeypatch):
+    """The other process is an answer put in place of the exchange."""
+
+    def share(value, what, timeout=0.0):
+        return [value, "ValueError: torn" if what == "reading the manifest of step 8 to start from" else None]
+
+    monkeypatch.setattr(distributed, "share", share)
+    made = load_initial(config, source, bundle, make_mesh(ONE, jax.devices()[:1]))
+    assert "starting from step 4" in made.description
+    with pytest.raises(CheckpointError, match=r"can be used \(8: ValueError: torn \(found by process 1\)\)"):
+        load_initial(config, source, bundle, make_mesh(ONE, jax.devices()[:1]), step=8)
 
 
 def test_a_source_without_a_tokenizer_is_refused(config, source, bundle, tmp_path):
