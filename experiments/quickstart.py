@@ -1,4 +1,4 @@
-"""The whole way on real data in minutes on a CPU: digits and captions -> tokens -> model -> captions and pictures.
+"""The whole way on real data in two to three minutes on a CPU: digits and captions -> tokens -> model -> captions and pictures.
 
 Every step is printed as the command that you would run yourself. Run it again after a stop and it goes on where it was.
 
