@@ -37,11 +37,13 @@ def examine(run: Run, page_path: str | Path, *, subtitle: str = "", seed: int = 
     held_out = digits.load(held_out=True)
     pictures = np.repeat(held_out.pictures[..., None].astype(np.float32) / 127.5 - 1, 3, axis=-1)
     codes = run.bundle.encode_images(pictures)
-    captions = samples.write_captions(run, codes)
+    labels = np.repeat(np.arange(10), DRAWN_OF_EACH)
+    # As many rows as pictures are drawn, the first pictures once more at the end: both directions run one compiled program.
+    rows = np.resize(codes, (max(len(codes), len(labels)), codes.shape[1]))
+    captions = samples.write_captions(run, rows)[: len(codes)]
     named = [digits.read_label(caption) for caption in captions]
     accuracy = float(np.mean([n == label for n, label in zip(named, held_out.labels, strict=True)]))
 
-    labels = np.repeat(np.arange(10), DRAWN_OF_EACH)
     prompts = [digits.caption(int(label), i) for i, label in enumerate(labels)]
     drawn = samples.draw_pictures(run, prompts, sampling=DRAWING, seed=seed)
     seen = digits.recognise(digits.classifier(), np.stack(drawn))

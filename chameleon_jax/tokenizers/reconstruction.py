@@ -18,6 +18,8 @@ from chameleon_jax.tokenizers import vqgan
 from chameleon_jax.tokenizers.images import to_uint8
 from chameleon_jax.tokenizers.vqgan import Codec
 
+BATCH = 64  # pictures at a time, in measurement and grid alike: one compiled program
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReconstructionReport:
@@ -31,7 +33,7 @@ class ReconstructionReport:
     perplexity: float  # 2 ** entropy of the codes in bits: the number of equally frequent codes with the same entropy
 
 
-def evaluate(codec: Codec, images: UInt8[np.ndarray, "N R R 3"], batch_size: int = 64) -> ReconstructionReport:
+def evaluate(codec: Codec, images: UInt8[np.ndarray, "N R R 3"], batch_size: int = BATCH) -> ReconstructionReport:
     """Encode and decode every picture, and compare."""
     if len(images) == 0:
         raise ValueError("no images to evaluate")
@@ -117,7 +119,7 @@ def picture_grid(
     codec: Codec, images: UInt8[np.ndarray, "N R R 3"], *, columns: int = 12, scale: int = 1
 ) -> Image.Image:
     """Rows of originals, each with the row of their reconstructions below it, `scale` screen pixels to a pixel."""
-    output, _ = reconstruct(codec, images, min(64, len(images)))
+    output, _ = reconstruct(codec, images, BATCH)
     side, gap = images.shape[1] * scale, 4
     rows = -(-len(images) // columns)
     canvas = Image.new("RGB", (columns * (side + gap) + gap, rows * (2 * side + 2 * gap) + gap), (200, 200, 200))
