@@ -12,7 +12,6 @@ Writes quickstart.json (seed, caption_accuracy, recognised, psnr, seconds) and q
 
 import dataclasses
 import json
-import os
 import runpy
 import shlex
 import sys
@@ -20,9 +19,8 @@ import time
 from pathlib import Path
 
 from chameleon_jax import cli
+from chameleon_jax.demo import quickstart
 from chameleon_jax.errors import ChameleonError, ConfigError
-
-RUNS = Path(__file__).resolve().parents[1] / "gin_configs" / "runs"
 
 
 def _flags(parser):
@@ -41,23 +39,13 @@ def _check(args) -> None:
             raise ConfigError(f"--{name} must be at least {least}, got {value}")
 
 
-def _one_thread_a_product() -> None:
-    """Let XLA:CPU run a matrix product in one thread, unless the user decided that; before JAX makes its first device.
-
-    Products of these sizes are over before a second thread has started: a step of 4 x 128 tokens is a quarter faster without.
-    """
-    name, given = "--xla_cpu_multi_thread_eigen", os.environ.get("XLA_FLAGS", "")
-    if name not in given:
-        os.environ["XLA_FLAGS"] = f"{given} {name}=false".strip()
-
-
-def _run(number: int, what: str, module: str, *flags: str) -> None:
-    """What `python -m experiments.MODULE FLAGS` does, in this process: JAX is imported once and not by every command."""
-    print(f"\n[{number}/6] {what}\n  $ {shlex.join(['python', '-m', f'experiments.{module}', *flags])}", flush=True)
-    own = sys.argv
-    sys.argv = [module, *flags]
+def _run(number: int, command: quickstart.Command) -> None:
+    """Run it in this process: JAX is imported once and not by every command."""
+    typed = shlex.join(["python", "-m", f"experiments.{command.module}", *command.flags])
+    print(f"\n[{number}/6] {command.what}\n  $ {typed}", flush=True)
+    own, sys.argv = sys.argv, [command.module, *command.flags]
     try:
-        runpy.run_module(f"experiments.{module}", run_name="__main__", alter_sys=True)
+        runpy.run_module(f"experiments.{command.module}", run_name="__main__", alter_sys=True)
     except SystemExit as ended:
         if ended.code:
             raise ChameleonError(f"step {number} ended with exit code {ended.code}; its own message is above") from None
@@ -67,53 +55,18 @@ def _run(number: int, what: str, module: str, *flags: str) -> None:
 
 def main(args) -> None:
     _check(args)
-    _one_thread_a_product()
-    start = time.monotonic()
-    root = Path(args.workdir).resolve()
-    data, tokenizer, store, model = root / "data", root / "tokenizer", root / "store", root / "model"
-    seed = f"--gin.SEED={args.seed}"
-    codec = [] if args.codec_steps is None else [f"--gin.VQTrainConfig.steps={args.codec_steps}"]
-    steps = [] if args.steps is None else [f"--gin.TrainConfig.steps={args.steps}"]
-    if not (data / "heldout.jsonl").exists():
-        _run(1, "write 1,797 handwritten digits with captions", "digits", f"--seed={args.seed}", f"--workdir={data}")
-    gin = f"--gin_file={RUNS / 'digits_tokenizer.gin'}"
-    _run(
-        2,
-        "train the tokenizer: image codec and text pieces",
-        "train_tokenizer",
-        gin,
-        f"--gin.DATA={data}",
-        seed,
-        *codec,
-        f"--workdir={tokenizer}",
-    )
-    for number, part in ((3, "train"), (4, "heldout")):
-        inputs = (f"--gin.MANIFEST={data / part}.jsonl", f"--gin.TOKENIZER={tokenizer}")
-        _run(
-            number,
-            f"pictures and words to tokens ({part})",
-            "tokenize",
-            f"--gin_file={RUNS / 'digits_tokenize.gin'}",
-            *inputs,
-            seed,
-            f"--workdir={store / part}",
-        )
-    stores = (f"--gin.TRAIN={store / 'train'}", f"--gin.HELDOUT={store / 'heldout'}")
-    _run(
-        5,
-        "pretrain the transformer on both orders",
-        "pretrain",
-        f"--gin_file={RUNS / 'digits.gin'}",
-        *stores,
-        seed,
-        *steps,
-        f"--workdir={model}",
-    )
+    quickstart.one_thread_a_product()
+    start, root = time.monotonic(), Path(args.workdir).resolve()
+    journey = quickstart.commands(root, seed=args.seed, steps=args.steps, codec_steps=args.codec_steps)
+    for number, command in enumerate(journey, 1):
+        if command.module != "digits" or not (root / "data" / "heldout.jsonl").exists():
+            _run(number, command)
 
     print("\n[6/6] captions of held-out digits, and digits drawn from captions", flush=True)
     from chameleon_jax.demo import judge
     from chameleon_jax.generation import run
 
+    model, tokenizer = root / "model", root / "tokenizer"
     loaded = run.load(model)
     subtitle = (
         f"{loaded.step:,} steps on 1,437 captioned digits and moved copies of them; every picture is 16 codes in the same "

@@ -8,8 +8,9 @@ import pytest
 
 from chameleon_jax import gin_utils
 from chameleon_jax.configs import PretrainConfig, TokenizeConfig, TrainTokenizerConfig
+from chameleon_jax.demo.quickstart import Command, one_thread_a_product
 from chameleon_jax.errors import ChameleonError
-from experiments import quickstart
+from experiments import quickstart as entry
 
 RUNS = Path(__file__).parents[2] / "gin_configs" / "runs"
 
@@ -38,9 +39,9 @@ def test_one_macro_seeds_codec_coin_weights_and_order():
 @pytest.mark.parametrize("flag", ["--seed=-1", "--steps=0", "--codec_steps=-5"])
 def test_a_bad_number_is_one_line_before_the_first_command(flag, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["quickstart", f"--workdir={tmp_path}", flag])
-    monkeypatch.setattr(quickstart.runpy, "run_module", lambda *_, **__: pytest.fail("a command was started"))
+    monkeypatch.setattr(entry.runpy, "run_module", lambda *_, **__: pytest.fail("a command was started"))
     with pytest.raises(SystemExit) as ended:
-        quickstart.cli.run(quickstart.main, None, quickstart.__doc__, add_flags=quickstart._flags)
+        entry.cli.run(entry.main, None, entry.__doc__, add_flags=entry._flags)
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert flag.split("=")[0] in line and flag.split("=")[1] in line
@@ -48,7 +49,7 @@ def test_a_bad_number_is_one_line_before_the_first_command(flag, tmp_path, monke
 
 def test_a_command_gets_its_flags_and_leaves_the_arguments_as_they_were(tmp_path, capsys):
     before = list(sys.argv)
-    quickstart._run(1, "digits", "digits", "--seed=3", f"--workdir={tmp_path / 'a b'}")
+    entry._run(1, Command("digits", "digits", ("--seed=3", f"--workdir={tmp_path / 'a b'}")))
     assert sys.argv == before
     assert (tmp_path / "a b" / "heldout.jsonl").exists()
     assert f"$ python -m experiments.digits --seed=3 '--workdir={tmp_path / 'a b'}'" in capsys.readouterr().out
@@ -57,7 +58,7 @@ def test_a_command_gets_its_flags_and_leaves_the_arguments_as_they_were(tmp_path
 def test_a_command_that_fails_ends_the_quickstart_with_one_line_more(tmp_path, capsys):
     before = list(sys.argv)
     with pytest.raises(ChameleonError, match="step 3 ended with exit code 2; its own message is above"):
-        quickstart._run(3, "digits", "digits", "--seed=-1", f"--workdir={tmp_path}")
+        entry._run(3, Command("digits", "digits", ("--seed=-1", f"--workdir={tmp_path}")))
     assert sys.argv == before
     assert capsys.readouterr().err == "error: --seed must be at least 0, got -1\n"
 
@@ -72,5 +73,5 @@ def test_a_command_that_fails_ends_the_quickstart_with_one_line_more(tmp_path, c
 )
 def test_products_run_in_one_thread_unless_the_user_decided(given, wanted, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", given)
-    quickstart._one_thread_a_product()
+    one_thread_a_product()
     assert os.environ["XLA_FLAGS"] == wanted
