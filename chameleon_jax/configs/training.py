@@ -115,7 +115,7 @@ class InitConfig(Config):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainableConfig(Config):
-    """Which parameters are trained; what is frozen has no gradient, no moments and no weight decay.
+    """Which parameters are trained; what is frozen has no moments and no weight decay.
 
     Anole's way of adding pictures to a model that reads them: parameters=("head",), rows=("image",).
     """

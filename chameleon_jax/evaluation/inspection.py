@@ -121,6 +121,8 @@ def _print_run(folder: Path, verify: bool, mesh: Mesh | AbstractMesh | None) -> 
     saved = Checkpointer(folder / "checkpoints", CheckpointConfig()).metadata()
     config = saved["config"] if saved else json.loads((folder / "config.json").read_text())
     model = TransformerConfig.from_dict(config["model"])
+    if mesh is not None:
+        check_model_fits(model, mesh)  # before a page of tables
     print_parameters(model)
     if mesh is not None:
         print_sharding(model, mesh)
