@@ -1,7 +1,7 @@
 """What of the parameters is trained: all, those of some paths, and of the vocabulary's rows all or some.
 
-The optimizer is given the trained part alone, so nothing frozen has a moment or weight decay. A parameter that is frozen whole has no
-gradient either; where some rows are trained the gradient of all is made, and then cut.
+The optimizer is given the trained part alone, so nothing frozen has a moment or weight decay. A parameter that is frozen whole has
+no gradient either; where some rows are trained the gradient of all is made, and then cut.
 """
 
 from __future__ import annotations
