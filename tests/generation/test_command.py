@@ -1,57 +1,25 @@
 """experiments.generate from its flags to the files it writes, on a tiny random model."""
 
 import argparse
-import types
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from chameleon_jax.configs import GenerationConfig, ImageConfig, TransformerConfig, VocabConfig, VQConfig
+from chameleon_jax.configs import GenerationConfig
 from chameleon_jax.errors import ChameleonError, GenerationError
 from chameleon_jax.generation import engine, run
 from chameleon_jax.generation.output_files import write_output
 from chameleon_jax.generation.prompt import ImageOutput, TextOutput
-from chameleon_jax.models import transformer
-from chameleon_jax.models.params import map_specs
-from chameleon_jax.tokenizers import vqgan
-from chameleon_jax.tokenizers.bundle import TokenizerBundle
-from chameleon_jax.tokenizers.text import train_bpe
 from experiments import generate
-
-VQ = VQConfig(
-    resolution=16,
-    patch_size=4,
-    channels=8,
-    channel_multipliers=(1,),
-    res_blocks=1,
-    latent_channels=8,
-    embed_dim=8,
-    codes=16,
-    norm_groups=4,
-)
+from tests.tiny_run import make_run
 
 
 @pytest.fixture(scope="module")
 def loaded():
     """A run with pictures of up to 16 codes of 4x4 pixels, sides in units of 8 pixels."""
-    grid = {"image_span": "grid", "codes_per_image": 16, "max_grids": 4, "grid_unit": 2}
-    text = train_bpe(["a red heart", "words"], VocabConfig(image_codes=16, reserved=9, text_tokens=270, **grid))
-    bundle = TokenizerBundle(
-        vocab_config=text.vocab_config,
-        image_config=ImageConfig(resolution=16, preprocessing="lumina", grid_pixels=8),
-        text=text,
-        codec=vqgan.Codec(params=vqgan.init(jax.random.key(0), VQ), config=VQ),
-    )
-    shape = {"d_model": 16, "n_layers": 1, "n_heads": 2, "n_kv_heads": 2, "head_dim": 8, "d_ff": 16, "max_seq_len": 192}
-    model = TransformerConfig(vocab_size=bundle.vocab.size, compute_dtype="float32", **shape)
-    rng = np.random.default_rng(0)
-    params = map_specs(
-        lambda spec: jnp.asarray(rng.normal(size=spec.shape), spec.dtype), transformer.param_specs(model)
-    )
-    return types.SimpleNamespace(params=params, model=model, bundle=bundle, step=3)
+    return make_run(is_grid=True)
 
 
 @pytest.fixture
