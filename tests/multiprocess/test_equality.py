@@ -11,6 +11,7 @@ import pytest
 from chameleon_jax.configs import (
     CheckpointConfig,
     DataConfig,
+    InitConfig,
     MeshConfig,
     OptimConfig,
     PretrainConfig,
@@ -140,6 +141,26 @@ def flip_a_byte_of_the_embedding(checkpoints):
     content = bytearray(victim.read_bytes())
     content[content.index(needle)] ^= 1
     victim.write_bytes(content)
+
+
+def test_two_processes_start_from_weights_in_bfloat16_as_one_does(configs, work, tmp_path):
+    """From a run of one process on another mesh: the held-out loss before the first step, and the losses of the steps after."""
+    source = configs["fsdp"]
+    work(1, [("train", source, tmp_path / "source")])
+    begun = dataclasses.replace(
+        configs["all"],
+        init_from=InitConfig(workdir=str(tmp_path / "source")),
+        model=dataclasses.replace(source.model, compute_dtype="bfloat16"),
+        train=dataclasses.replace(source.train, steps=4, eval_every=4, microbatches=2, batch_size=16),
+    )
+    for count in (1, 2):
+        assert all(result == [0] for result in work(count, [("train", begun, tmp_path / f"by{count}")]))
+    for prefix in ("", "eval/"):
+        alone, together = (log(tmp_path / f"by{count}", prefix) for count in (1, 2))
+        assert list(together) == list(alone) == ([1, 2, 3, 4] if not prefix else [0, 4])
+        np.testing.assert_allclose(list(together.values()), list(alone.values()), rtol=0, atol=2e-3)
+    untrained = log(tmp_path / "source")[1]
+    assert log(tmp_path / "by2", "eval/")[0] < untrained - 0.1  # what was learned came along
 
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(configs, start, ended, by_hand, tmp_path):
