@@ -66,7 +66,8 @@ def init(key: Array, config: VQConfig) -> Params:
     kernels = [name for name in flat if name[-1] == "kernel"]
     ends = np.cumsum([flat[name].size for name in kernels])
     parts = jnp.split(jax.random.normal(kernel_key, (int(ends[-1]),)), ends[:-1])
-    made = {name: jnp.full(leaf.shape, float(name[-1] == "scale")) for name, leaf in flat.items()}
+    # With their dtype: weakly typed parameters would have a training step compiled once more.
+    made = {name: jnp.full(leaf.shape, float(name[-1] == "scale"), leaf.dtype) for name, leaf in flat.items()}
     for name, part in zip(kernels, parts, strict=True):
         shape = flat[name].shape
         made[name] = part.reshape(shape) / np.sqrt(np.prod(shape[:-1]))

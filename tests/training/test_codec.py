@@ -60,6 +60,14 @@ def test_training_lowers_the_error_and_reports_it(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, trained.codec.params, calls[-1].params)
 
 
+def test_the_first_state_is_typed_as_those_that_follow_so_that_the_step_is_compiled_once():
+    pixels = jnp.zeros((TRAIN.batch_size, 8, 8, 3))
+    first = jax.eval_shape(lambda x: codec_step.create(x, CONFIG, TRAIN), pixels)
+    after, _ = jax.eval_shape(lambda state, x: codec_step.train_step(state, x, CONFIG, TRAIN), first, pixels)
+    assert jax.tree.leaves(jax.tree.map(lambda a, b: (a.weak_type, b.weak_type), first, after)).count(True) == 0
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), first) == jax.tree.map(lambda a: (a.shape, a.dtype), after)
+
+
 class _Stopped(Exception):
     pass
 
