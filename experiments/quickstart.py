@@ -81,7 +81,7 @@ def main(args) -> None:
     print(f"recognised       {result.recognised:.1%} of 400 generated digits (chance 10 %)")
     print(f"codec            {psnr:.1f} dB PSNR on held-out digits")
     print(f"time             {seconds:.0f} s\nlook at          {root / 'quickstart.png'}")
-    flags = (f"--workdir={model}", "--prompt=the digit 7", "--mode=image", f"--out={root / 'out'}")
+    flags = (f"--workdir={model}", "--prompt=the digit 7", "--mode=image", "--guidance=meta", f"--out={root / 'out'}")
     print(f"go on with       {shlex.join(['python', '-m', 'experiments.generate', *flags])}")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from chameleon_jax.configs import GenerationConfig, SamplingConfig
+from chameleon_jax.configs import GenerationConfig, GuidanceConfig, SamplingConfig
 from chameleon_jax.evaluation import page
 from chameleon_jax.evaluation.captions import Captioned
 from chameleon_jax.generation.engine import generate
@@ -32,12 +32,12 @@ def write_captions(run: Run, codes: Sequence[Int[np.ndarray, "..."]], *, max_tok
 
 
 def draw_pictures(
-    run: Run, captions: list[str], *, sampling: SamplingConfig = DRAWING, seed: int
+    run: Run, captions: list[str], *, guidance: GuidanceConfig | None = None, seed: int
 ) -> list[Float[np.ndarray, "H W 3"]]:
     """One picture in [-1, 1] for each caption."""
     grammar = run.bundle.vocab.image.grammar
     room = grammar.length + 2 if isinstance(grammar, FixedSpan) else run.model.max_seq_len
-    config = GenerationConfig(mode="image", max_tokens=room, max_images=1, image=sampling, seed=seed)
+    config = GenerationConfig(mode="image", max_tokens=room, max_images=1, image=DRAWING, guidance=guidance, seed=seed)
     prompts = [build_prompt(caption, [], run.bundle) for caption in captions]
     outputs = generate(run.params, run.model, run.bundle.vocab, prompts, config)
     return [_first_picture(run, o.ids) for o in outputs]
