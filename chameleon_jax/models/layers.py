@@ -39,6 +39,8 @@ def _embed_forward(table, tokens, dtype, rules):
 def _embed_backward(dtype, rules, residuals, gradient):
     table, tokens = residuals
     total = jnp.zeros(table.shape, jnp.float32).at[tokens].add(gradient.astype(jnp.float32))
+    # Every device sums its own tokens first: asked for the stored sharding at once, XLA would gather the tokens of all instead.
+    total = constrain(total, "V D", rules)
     return constrain_stored(total, "V D", rules).astype(table.dtype), None
 
 
