@@ -7,6 +7,7 @@ for logged steps and without, its metrics are read while the next one runs, and 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 import time
@@ -74,7 +75,7 @@ def train(
             return 0
         logging.info(_summary(recipe, data, mesh, start))
         writer = telemetry.MetricWriter(path, resume_step=start, run_config=config.to_dict())
-        run = _Run(recipe, mesh, data, checkpointer, writer, stop)
+        run = _Run(recipe, mesh, data, checkpointer, writer, stop, rollback_lib.last(path))
         with contextlib.ExitStack() as closing, jax.set_mesh(mesh):
             closing.callback(checkpointer.close)
             closing.callback(writer.close)
@@ -92,12 +93,14 @@ class _Run:
         checkpointer: Checkpointer,
         writer: telemetry.MetricWriter,
         stop: StopRequest,
+        last_rollback: Rollback | None,
     ):
         self._recipe, self._mesh, self._data = recipe, mesh, data
         self._checkpointer, self._writer, self._stop = checkpointer, writer, stop
         self._metadata = {
             "config": recipe.config.to_dict(),
             "data_fingerprint": data.fingerprint,
+            "rollback": last_rollback and dataclasses.asdict(last_rollback),
             **data.metadata,
         }
 
@@ -244,9 +247,10 @@ def _begin(
     else:
         again = " (the rollback asked for was done before)" if wanted is not None else ""
         logging.info("resuming from step %d%s", restored.step, again)
-    if done is None or done.step != restored.step or not done.skip_batches:
+    knows = done is None or restored.metadata.get("rollback") == dataclasses.asdict(done)
+    if knows or done.step != restored.step or not done.skip_batches:
         return restored.state, restored.step
-    # Nothing was saved since the rollback, so the checkpoint does not know of the batches to pass over.
+    # Saved before the rollback, so it does not know of the batches to pass over.
     position = int(jax.device_get(restored.state.position)) + done.skip_batches
     logging.info("passing over %d batches: going on with batch %d", done.skip_batches, position)
     moved = jax.device_put(np.int32(position), restored.state.position.sharding)

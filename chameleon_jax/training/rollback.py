@@ -1,7 +1,7 @@
 """Going back to an earlier step, once: a command that is repeated after a stop must not go back again.
 
-The workdir keeps the last rollback in `rollback.json`. It says that a request has been carried out, and, as long as nothing was
-saved after it, how many batches a resumption passes over.
+The workdir keeps the last rollback in `rollback.json`, and a checkpoint the last one before it. So a request that has been carried
+out is known, and a checkpoint that was saved before the rollback to it is known to lack the batches that are passed over.
 """
 
 from __future__ import annotations
@@ -28,13 +28,18 @@ class Rollback:
 def last(workdir: Path) -> Rollback | None:
     """The last rollback of this workdir, as process 0 sees it. Raises WorkdirError where its record is damaged."""
     file = workdir / FILE
-    text = distributed.decide(lambda: file.read_text() if file.exists() else None, "reading the last rollback")
+    text = distributed.decide(
+        lambda: file.read_text(errors="replace") if file.exists() else None, "reading the last rollback"
+    )
     if text is None:
         return None
     try:
-        return Rollback(**json.loads(text))
+        found = Rollback(**json.loads(text))
+        if type(found.step) is not int or type(found.skip_batches) is not int:
+            raise ValueError(f"no whole numbers: {text.strip()}")
     except (ValueError, TypeError) as error:
         raise WorkdirError(f"{file} is damaged ({error}); delete it to forget the last rollback") from error
+    return found
 
 
 def record(workdir: Path, rollback: Rollback) -> None:

@@ -288,6 +288,26 @@ def test_a_rollback_that_is_repeated_after_a_stop_goes_on_and_a_plain_resumption
     assert trained(copy) == trained(expected)
 
 
+def test_what_is_saved_after_a_rollback_does_not_pass_over_batches_again(config, whole_run, tmp_path, monkeypatch):
+    """The steps are deleted by hand and made anew: step 4 is another one now, and the record of the rollback stays."""
+    copy = tmp_path / "run"
+    shutil.copytree(whole_run, copy)
+    assert pretrain(config, str(copy), rollback=Rollback(step=4, skip_batches=3)) == 0
+    shutil.rmtree(copy / "checkpoints")
+
+    def die_at_6(self, step, metrics):
+        if step == 6:
+            raise KeyboardInterrupt
+        return ""
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop.telemetry.Console, "line", die_at_6)
+        pretrain(config, str(copy))
+    assert [path.name for path in (copy / "checkpoints").iterdir()] == ["4"]
+    assert pretrain(config, str(copy)) == 0
+    assert trained(copy) == trained(whole_run)
+
+
 @pytest.fixture
 def reads_are_guarded(monkeypatch):
     """Make `transfer_guard` hold for reads on a CPU too, where they copy nothing and JAX lets them pass.
