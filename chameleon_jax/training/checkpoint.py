@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -93,8 +93,7 @@ class Checkpointer:
         try:
             self._begin(step, named, metadata)
         except Exception as error:
-            self._abandon(step)
-            raise self._failure(step, error) from error
+            self._give_up(step, error)
 
     def _begin(self, step: int, named: dict[str, Any], metadata: dict[str, Any]) -> None:
         folder = self.directory / f"{SAVING}{step}"
@@ -164,8 +163,7 @@ class Checkpointer:
             self._thread = None
         if self._error is not None:
             (step, error), self._error = self._error, None
-            self._abandon(step)
-            raise self._failure(step, error) from error
+            self._give_up(step, error)
 
     def close(self) -> None:
         """`wait`, and release what is held; the object can still be used afterwards."""
@@ -174,17 +172,17 @@ class Checkpointer:
         finally:
             self._close_orbax()
 
-    def _failure(self, step: int, error: BaseException) -> CheckpointError:
-        return CheckpointError(
-            f"saving step {step} in {self.directory} failed ({brief(error)}); the steps saved before are intact: "
-            "free or mend the disk, then run the same command to go on"
-        )
-
-    def _abandon(self, step: int) -> None:
-        """Make room after a failure: a full disk must not stay full of half a step."""
+    def _give_up(self, step: int, error: BaseException) -> NoReturn:
+        """Make room after a failure, since a full disk must not stay full of half a step, and raise."""
         self._close_orbax()
         if jax.process_index() == 0:
             shutil.rmtree(self.directory / f"{SAVING}{step}", ignore_errors=True)
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            raise error  # no disk is at fault: a joint operation with a dead process, or too little memory
+        raise CheckpointError(
+            f"saving step {step} in {self.directory} failed ({brief(error)}); the steps saved before are intact: "
+            "free or mend the disk, then run the same command to go on"
+        ) from error
 
     def _close_orbax(self) -> None:
         orbax, self._orbax = self._orbax, None
@@ -224,6 +222,7 @@ class Checkpointer:
     def discard_after(self, step: int) -> list[int]:
         """Delete the steps later than `step`: those of a run that is rolled back. Returns their numbers.
 
+        Foreign folders with a number for a name are left alone.
         The newest goes first, each with one rename, so a kill in between leaves earlier ones that are whole; call it again.
         """
         self.wait()
@@ -233,7 +232,8 @@ class Checkpointer:
                 _discard(self.directory / str(later))
 
         def later_steps() -> list[int]:
-            return [later for later in reversed(numbered_steps(self.directory)) if later > step]
+            numbers = reversed(numbered_steps(self.directory))
+            return [later for later in numbers if later > step and _is_ours(self.directory / str(later))]
 
         stale = distributed.decide(later_steps, "choosing the steps to discard")
         distributed.first_does(discard, "discarding later steps")

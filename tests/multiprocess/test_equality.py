@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import socket
 import time
 
 import numpy as np
@@ -177,3 +178,15 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(configs, start, e
     outputs = ended(processes)
     assert [json.loads(file.with_suffix(f".result-{p}").read_text()) for p in (0, 1)] == [[75], [75]], outputs
     assert restore_subtree(workdir / "checkpoints", "step").step == max(log(workdir)) < 2000
+
+
+def test_a_process_that_is_killed_in_a_save_is_named(configs, start, ended, by_hand, tmp_path):
+    """Not the disk, though it is a joint operation of saving that fails in the other process."""
+    file = tmp_path / "jobs"
+    file.write_text(
+        json.dumps([{"do": "die_in_a_save", "config": configs["fsdp"].to_dict(), "workdir": str(tmp_path / "run")}])
+    )
+    processes = start([[WORKER, f"--jobs={file}", *flags] for flags in by_hand(2)])
+    (code, output), (killed, _) = ended(processes)
+    assert (code, killed) == (1, -9)
+    assert f"error: process 1 (host {socket.gethostname()}, pid {processes[1].pid}) ended without a word" in output

@@ -422,9 +422,11 @@ def test_a_damaged_step_that_was_asked_for_is_not_replaced_by_another(copied):
 
 
 def test_after_a_rollback_later_steps_are_gone_and_are_saved_anew(copied):
+    (copied / "20251105").mkdir()
+    (copied / "20251105" / "notes.txt").write_text("not a step of ours")
     saver = checkpointer(copied)
     assert saver.discard_after(2) == [] and saver.discard_after(1) == [2]
-    assert saver.steps() == [1]
+    assert saver.steps() == [1] and (copied / "20251105" / "notes.txt").exists()
     saver.save(2, make_state(7), {})
     saver.close()
     assert_same(checkpointer(copied).restore(abstract(make_state(0)), step=2).state, make_state(7))
@@ -436,6 +438,23 @@ def test_verifying_leaves_no_copy_of_the_arrays_on_the_host(two_steps):
         if isinstance(leaf, jax.Array):
             arrays = [leaf, *(shard.data for shard in leaf.addressable_shards)]
             assert all(array._npy_value is None for array in arrays)
+
+
+@pytest.mark.parametrize("where", ["_write_checksums", "_begin"])
+def test_a_joint_operation_that_fails_is_not_blamed_on_the_disk(copied, monkeypatch, where):
+    """So a dead process shows to those who live; which one it was is told by who watches them."""
+    saver = checkpointer(copied)
+
+    def fail(*args):
+        raise jax.errors.JaxRuntimeError("Gloo AllGather failed: Connection closed by peer")
+
+    monkeypatch.setattr(*((checkpoint, where) if where == "_write_checksums" else (saver, where)), fail)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="closed by peer"):
+        saver.save(3, make_state(3), {})
+        saver.wait()
+    assert saver.steps() == [1, 2] and not [
+        path for path in copied.iterdir() if path.name.startswith(checkpoint.SAVING)
+    ]
 
 
 @pytest.mark.parametrize(
