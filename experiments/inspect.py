@@ -29,13 +29,15 @@ def _flags(parser):
 
 def main(args) -> None:
     from chameleon_jax.evaluation import inspection
-    from chameleon_jax.parallel.mesh import abstract_mesh, make_mesh
+    from chameleon_jax.parallel.mesh import abstract_mesh, check_model_fits, make_mesh
 
     # Devices are needed to count what is left for -1, and to read to; sizes can be told without.
     needs_devices = args.mesh is not None and (args.verify or -1 in (args.mesh.data, args.mesh.fsdp, args.mesh.tensor))
     mesh = None if args.mesh is None else make_mesh(args.mesh) if needs_devices else abstract_mesh(args.mesh)
     if args.gin_file:
         config = gin_utils.load(PretrainConfig, args.gin_file, args.gin_bindings).config
+        if mesh is not None:
+            check_model_fits(config.model, mesh)  # before a page of text
         print(json.dumps(config.to_dict(), indent=2))
         inspection.print_parameters(config.model)
         if mesh is not None:

@@ -60,6 +60,8 @@ def print_path(path: str, *, verify: bool, mesh: Mesh | AbstractMesh | None = No
     folder = Path(path)
     if not folder.is_dir():
         raise ChameleonError(f"{path} is not a folder")
+    if mesh is not None and not (folder / "checkpoints").is_dir():
+        raise ChameleonError(f"--mesh lays out the model of a run: {path} has no checkpoints/ in it")
     if (folder / "vocab.json").exists() and (folder / "tokenizer.json").exists():
         _print_bundle(folder)
     elif (folder / "commits").is_dir():
@@ -139,8 +141,9 @@ def _print_run(folder: Path, verify: bool, mesh: Mesh | AbstractMesh | None) -> 
 
 
 def _print_checkpoints(folder: Path, verify: bool, abstract_params: Any) -> None:
-    from chameleon_jax.training.checkpoint import restore_subtree
+    from chameleon_jax.training.checkpoint import ARRAYS, restore_subtree
     from chameleon_jax.training.checkpoint_manifest import read_manifest
+    from chameleon_jax.training.checkpoint_verify import first_damage_on_disk
 
     table = Table("step", "leaves", "numbers", "data", "state", title=f"Checkpoints in {folder}")
     for child in sorted((c for c in folder.iterdir() if c.name.isdigit()), key=lambda c: int(c.name)):
@@ -149,9 +152,10 @@ def _print_checkpoints(folder: Path, verify: bool, abstract_params: Any) -> None
             numbers = sum(leaf.size for leaf in manifest.leaves.values())
             state = "listed"
             if verify:
-                for part in sorted({name.split("/")[0] for name in manifest.leaves}):
-                    restore_subtree(child, part, abstract_params if part == "params" else None)
-                state = "verified"
+                damage = first_damage_on_disk(manifest.leaves, child / ARRAYS)
+                if damage is None and abstract_params is not None:
+                    restore_subtree(child, "params", abstract_params)
+                state = "verified" if damage is None else f"not usable: {damage}"
             table.add_row(
                 child.name,
                 str(len(manifest.leaves)),

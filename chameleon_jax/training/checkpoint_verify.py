@@ -61,9 +61,8 @@ def first_damage(arrays: Mapping[str, Any], saved: Mapping[str, Leaf], folder: P
     elsewhere = 0
     for path, array in arrays.items():
         leaf = saved[path]
-        covered = sum(_size(region) for region in leaf.regions)
-        if covered != leaf.size:
-            return f"leaf '{path}' ({leaf}) has checksums for {covered} of its {leaf.size} values"
+        if gap := _gap(path, leaf):
+            return gap
         if 0 in leaf.shape:
             continue
         on_disk = functools.cache(functools.partial(open_array, folder, path))
@@ -77,6 +76,33 @@ def first_damage(arrays: Mapping[str, Any], saved: Mapping[str, Leaf], folder: P
         if not sound:
             return f"leaf '{path}' ({leaf}) does not match its checksum"
     return None
+
+
+def first_damage_on_disk(saved: Mapping[str, Leaf], folder: Path) -> str | None:
+    """The first leaf in `folder`, where Orbax wrote, that does not match its checksums; no leaf is held in memory, nor on a device.
+
+    Raises ValueError, from TensorStore, for a leaf that cannot be read.
+    """
+    for path, leaf in saved.items():
+        if gap := _gap(path, leaf):
+            return gap
+        if 0 in leaf.shape:
+            continue
+        array = open_array(folder, path)
+        if tuple(array.shape) != tuple(leaf.shape) or array.dtype.numpy_dtype != np.dtype(leaf.dtype):
+            return f"leaf '{path}' ({leaf}) is {array.dtype.name}{list(array.shape)} on disk"
+        if any(checksum_on_disk(array[region.slices]) != region.crc32 for region in leaf.regions):
+            return f"leaf '{path}' ({leaf}) does not match its checksum"
+    return None
+
+
+def _gap(path: str, leaf: Leaf) -> str | None:
+    covered = sum(_size(region) for region in leaf.regions)
+    return (
+        None
+        if covered == leaf.size
+        else f"leaf '{path}' ({leaf}) has checksums for {covered} of its {leaf.size} values"
+    )
 
 
 def _shard_is_sound(box: Box, data: Any, regions: Sequence[Region], on_disk: Callable[[], Any]) -> bool:

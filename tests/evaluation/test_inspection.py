@@ -1,12 +1,19 @@
 """Inspection tables show what is there, and refuse what is nothing of ours."""
 
-import pytest
+import dataclasses
 
-from chameleon_jax.configs import MeshConfig, TransformerConfig
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from chameleon_jax.configs import CheckpointConfig, MeshConfig, TransformerConfig
 from chameleon_jax.errors import ChameleonError, ConfigError
 from chameleon_jax.evaluation import inspection
 from chameleon_jax.models import params, transformer
-from chameleon_jax.parallel.mesh import abstract_mesh
+from chameleon_jax.parallel.mesh import abstract_mesh, make_mesh
+from chameleon_jax.training.checkpoint import Checkpointer
+from chameleon_jax.training.checkpoint_manifest import Manifest, read_manifest
 
 CONFIG = TransformerConfig(vocab_size=100, d_model=16, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=8, d_ff=24)
 
@@ -24,6 +31,37 @@ def test_a_token_store_is_described_and_verified(capsys, make_store):
     text = capsys.readouterr().out
     assert "every shard" in text
     assert f"{sum(len(d.ids) for d in made.documents):,}" in text
+
+
+@pytest.fixture
+def steps(tmp_path):
+    """A folder of one saved step: a matrix and its moments on eight devices, an array without elements."""
+    mesh = make_mesh(MeshConfig(fsdp=8))
+    values = jax.device_put(np.arange(64, dtype=np.float32).reshape(8, 8), NamedSharding(mesh, PartitionSpec("fsdp")))
+    state = {"params": {"w": values}, "opt_state": {"mu": values, "none": np.zeros((0, 3), np.float32)}}
+    checkpointer = Checkpointer(tmp_path / "steps", CheckpointConfig())
+    checkpointer.save(1, state, {"data_fingerprint": "abc"})
+    checkpointer.close()
+    return tmp_path / "steps"
+
+
+def test_a_checkpoint_is_verified_on_disk_and_damage_is_named(steps, capsys):
+    inspection.print_path(str(steps), verify=True)
+    assert "verified" in capsys.readouterr().out
+    manifest = steps / "1" / "manifest.json"
+    saved = read_manifest(steps / "1").leaves
+    regions = list(saved["opt_state/mu"].regions)
+    regions[3] = dataclasses.replace(regions[3], crc32=7)
+    leaves = {**saved, "opt_state/mu": dataclasses.replace(saved["opt_state/mu"], regions=tuple(regions))}
+    manifest.write_bytes(Manifest(1, leaves, {}).to_bytes())
+    inspection.print_path(str(steps), verify=True)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "not usable: leaf 'opt_state/mu'" in text and "does not match its checksum" in text
+
+
+def test_a_mesh_is_refused_where_there_is_no_model(steps):
+    with pytest.raises(ChameleonError, match=r"--mesh lays out the model of a run: .* has no checkpoints/ in it"):
+        inspection.print_path(str(steps), verify=False, mesh=abstract_mesh(MeshConfig(fsdp=8)))
 
 
 def test_the_bytes_on_each_device_of_a_mesh_sum_to_those_of_the_model(capsys):
