@@ -59,8 +59,7 @@ def main(args) -> None:
     start, root = time.monotonic(), Path(args.workdir).resolve()
     journey = quickstart.commands(root, seed=args.seed, steps=args.steps, codec_steps=args.codec_steps)
     for number, command in enumerate(journey, 1):
-        if command.module != "digits" or not (root / "data" / "heldout.jsonl").exists():
-            _run(number, command)
+        _run(number, command)
 
     print("\n[6/6] captions of held-out digits, and digits drawn from captions", flush=True)
     from chameleon_jax.demo import judge
