@@ -55,7 +55,6 @@ def _run(number: int, command: quickstart.Command) -> None:
 
 def main(args) -> None:
     _check(args)
-    quickstart.one_thread_a_product()
     start, root = time.monotonic(), Path(args.workdir).resolve()
     journey = quickstart.commands(root, seed=args.seed, steps=args.steps, codec_steps=args.codec_steps)
     for number, command in enumerate(journey, 1):

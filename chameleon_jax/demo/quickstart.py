@@ -1,9 +1,8 @@
-"""What the quickstart does, as the commands that a user would type, and what it asks of XLA."""
+"""What the quickstart does, as the commands that a user would type."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 
 RUNS = Path(__file__).resolve().parents[2] / "gin_configs" / "runs"
@@ -49,13 +48,3 @@ def commands(root: Path, *, seed: int, steps: int | None, codec_steps: int | Non
             (run_file("digits.gin"), *stores, seeded, *length, f"--workdir={model}"),
         ),
     ]
-
-
-def one_thread_a_product() -> None:
-    """Let XLA:CPU run a matrix product in one thread, unless the user decided that; before JAX makes its first device.
-
-    Products of these sizes are over before a second thread has started: a step of 4 x 128 tokens is a quarter faster without.
-    """
-    name, given = "--xla_cpu_multi_thread_eigen", os.environ.get("XLA_FLAGS", "")
-    if name not in given:
-        os.environ["XLA_FLAGS"] = f"{given} {name}=false".strip()

@@ -1,6 +1,5 @@
 """The quickstart's seed reaches every config, its commands run in its own process, and bad flags are refused before the first."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 
 from chameleon_jax import gin_utils
 from chameleon_jax.configs import PretrainConfig, TokenizeConfig, TrainTokenizerConfig
-from chameleon_jax.demo.quickstart import Command, one_thread_a_product
+from chameleon_jax.demo.quickstart import Command
 from chameleon_jax.errors import ChameleonError
 from experiments import quickstart as entry
 
@@ -61,17 +60,3 @@ def test_a_command_that_fails_ends_the_quickstart_with_one_line_more(tmp_path, c
         entry._run(3, Command("digits", "digits", ("--seed=-1", f"--workdir={tmp_path}")))
     assert sys.argv == before
     assert capsys.readouterr().err == "error: --seed must be at least 0, got -1\n"
-
-
-@pytest.mark.parametrize(
-    ("given", "wanted"),
-    [
-        ("", "--xla_cpu_multi_thread_eigen=false"),
-        ("--xla_dump_to=x", "--xla_dump_to=x --xla_cpu_multi_thread_eigen=false"),
-        ("--xla_cpu_multi_thread_eigen=true", "--xla_cpu_multi_thread_eigen=true"),
-    ],
-)
-def test_products_run_in_one_thread_unless_the_user_decided(given, wanted, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", given)
-    one_thread_a_product()
-    assert os.environ["XLA_FLAGS"] == wanted
