@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import jax
 import numpy as np
 
+from chameleon_jax.checkpoints.checkpointer import Checkpointer
 from chameleon_jax.configs import CheckpointConfig
-from chameleon_jax.training.checkpoint import Checkpointer
 
 LEAVES = 32
 

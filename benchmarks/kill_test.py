@@ -33,8 +33,8 @@ def _state(step: int, megabytes: int):
 
 def save_for_ever(directory: str, megabytes: int) -> None:
     """The child: resume from the newest good step and go on saving."""
+    from chameleon_jax.checkpoints.checkpointer import Checkpointer
     from chameleon_jax.configs import CheckpointConfig
-    from chameleon_jax.training.checkpoint import Checkpointer
 
     checkpointer = Checkpointer(directory, CheckpointConfig(keep=KEEP))
     restored = checkpointer.restore(_state(0, megabytes))
@@ -56,7 +56,7 @@ def verify(directory: Path, megabytes: int) -> tuple[list[int], list[str]]:
     """Steps listed, and what is wrong with them."""
     import numpy as np
 
-    from chameleon_jax.training.checkpoint import restore_subtree
+    from chameleon_jax.checkpoints.restore import restore_subtree
 
     entries = [entry for entry in directory.iterdir() if entry.name.isdecimal()]
     wrong = [] if directory.exists() else ["no directory"]

@@ -40,13 +40,13 @@ def make_workdir(folder: Path) -> None:
     import jax
     import jax.numpy as jnp
 
+    from chameleon_jax.checkpoints.checkpointer import Checkpointer
     from chameleon_jax.configs import CheckpointConfig, ImageConfig, TransformerConfig, VocabConfig, VQConfig
     from chameleon_jax.models import transformer
     from chameleon_jax.models.params import map_specs
     from chameleon_jax.tokenizers import vqgan
     from chameleon_jax.tokenizers.bundle import TokenizerBundle
     from chameleon_jax.tokenizers.text import train_bpe
-    from chameleon_jax.training.checkpoint import Checkpointer
 
     codec = VQConfig(
         resolution=32, patch_size=4, channels=8, channel_multipliers=(1,), res_blocks=1, latent_channels=8, embed_dim=8,

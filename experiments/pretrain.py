@@ -48,7 +48,7 @@ def main(config: PretrainConfig, args) -> int:
 def _pretrain(config: PretrainConfig, args) -> int:
     from chameleon_jax.parallel import distributed
     from chameleon_jax.training.loop import Rollback, pretrain
-    from chameleon_jax.training.workdir import versions
+    from chameleon_jax.workdir import versions
 
     of_this_process = ("platform", "command")
     versions_here = {name: version for name, version in versions().items() if name not in of_this_process}

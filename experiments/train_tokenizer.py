@@ -15,7 +15,7 @@ from chameleon_jax.configs import TrainTokenizerConfig
 
 
 def main(config: TrainTokenizerConfig, args) -> None:
-    from chameleon_jax.training.tokenizer import train_bundle
+    from chameleon_jax.tokenizer_training.bundle import train_bundle
 
     train_bundle(config, args.workdir)
 

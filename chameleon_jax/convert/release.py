@@ -29,6 +29,7 @@ from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.text import TextTokenizer
 from chameleon_jax.tokenizers.vqgan import Codec
 from chameleon_jax.vocab import Vocab
+from chameleon_jax.workdir import CHECKPOINTS
 
 _TOKENIZERS = ("text_tokenizer.json", "tokenizer.json")
 _CODEC, _CODEC_CONFIG = "vqgan.ckpt", "vqgan.yaml"
@@ -70,7 +71,7 @@ def open_release(path: Path, options: Options) -> OpenedRelease:
     Raises ConvertError for a folder of none of them, and in one line for everything in it that cannot be right.
     """
     folder = _sniff(path)
-    if (folder / "checkpoints").is_dir():
+    if (folder / CHECKPOINTS).is_dir():
         run = RunWeights(folder)
         weights: WeightSource = run
         bundle, codec = run.bundle, run.codec
@@ -109,7 +110,7 @@ def _sniff(path: Path) -> Path:
     if not os.access(path, os.R_OK | os.X_OK):
         raise ConvertError(f"{path} cannot be read: permission denied")
     inner = sorted(path.glob("models/*/params.json")) + sorted(path.glob("data/models/*/params.json"))
-    if any((path / name).exists() for name in ("checkpoints", meta.PARAMS, hf.CONFIG)):
+    if any((path / name).exists() for name in (CHECKPOINTS, meta.PARAMS, hf.CONFIG)):
         return path
     if len(inner) == 1:
         return inner[0].parent

@@ -9,16 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from chameleon_jax.checkpoints.stream import LeafStream, StreamedCheckpoint, save_stream
 from chameleon_jax.configs import TransformerConfig
 from chameleon_jax.convert import layout, source
 from chameleon_jax.convert.layout import Parameter
 from chameleon_jax.convert.source import Report, WeightSource
-from chameleon_jax.data.store_format import TOKENIZER
 from chameleon_jax.errors import CheckpointError, ConvertError
 from chameleon_jax.tokenizers import vqgan
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
-from chameleon_jax.training.checkpoint_stream import LeafStream, StreamedCheckpoint, save_stream
-from chameleon_jax.training.workdir import CHECKPOINTS
+from chameleon_jax.workdir import CHECKPOINTS, TOKENIZER
 
 _PART = "params"
 

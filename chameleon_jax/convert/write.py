@@ -20,13 +20,13 @@ import numpy as np
 from chameleon_jax.convert import hf, hf_files, meta, run, source
 from chameleon_jax.convert import vqgan as codec_names
 from chameleon_jax.convert.release import OpenedRelease
-from chameleon_jax.data.store_format import TOKENIZER
 from chameleon_jax.errors import ConvertError
 from chameleon_jax.files import new_folder
 from chameleon_jax.models import params, transformer
 from chameleon_jax.progress import progress
 from chameleon_jax.tokenizers import vqgan
 from chameleon_jax.tokenizers.vqgan import Codec
+from chameleon_jax.workdir import TOKENIZER
 
 Layout = Literal["jax", "hf", "meta"]
 REPORT = "convert.json"

@@ -32,6 +32,7 @@ from chameleon_jax.files import new_folder
 from chameleon_jax.progress import progress
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.documents import Document
+from chameleon_jax.workdir import TOKENIZER
 
 # Fields that change no byte of the store; the tokenizer counts by its fingerprint, not by its place.
 _FREE_FIELDS = ("tokenizer", "max_reject_fraction")
@@ -280,7 +281,7 @@ def _keep_plan(config: TokenizeConfig, bundle: TokenizerBundle, output: pathlib.
 
 def _keep_tokenizer(bundle: TokenizerBundle, output: pathlib.Path) -> None:
     """A copy of what made the ids goes with them: without it nobody can read a store back."""
-    kept = output / layout.TOKENIZER
+    kept = output / TOKENIZER
     if not kept.exists():
         with new_folder(kept) as unfinished:
             bundle.save(unfinished)

@@ -38,7 +38,6 @@ BLOCK_ROWS = 4096  # rows of one chunk of the small arrays
 
 PLAN, MANIFEST, LOCK = "plan.json", "manifest.json", ".lock"
 SHARDS, COMMITS, REJECTS, TEMPORARY, PACKING = "shards", "commits", "rejects", "temporary", "packing"
-TOKENIZER = "tokenizer"
 ARRAYS = ("tokens", "offsets", "spans", "document_ids")
 
 

@@ -15,7 +15,7 @@ from chameleon_jax.configs import (
 )
 from chameleon_jax.data.pipeline import tokenize
 from chameleon_jax.demo import digits
-from chameleon_jax.training.tokenizer import train_bundle
+from chameleon_jax.tokenizer_training.bundle import train_bundle
 
 CODES = 64
 

@@ -14,8 +14,8 @@ from chameleon_jax.configs import CheckpointConfig, TransformerConfig
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.models import params, transformer
 from chameleon_jax.models.params import ParamSpec
-from chameleon_jax.parallel.mesh import DECODING, check_model_fits
-from chameleon_jax.training.workdir import sharding_table
+from chameleon_jax.parallel.mesh import DECODING, TRAINING, check_model_fits
+from chameleon_jax.workdir import CHECKPOINTS
 
 
 def print_parameters(config: TransformerConfig) -> None:
@@ -47,7 +47,7 @@ def print_parameters(config: TransformerConfig) -> None:
 def print_sharding(config: TransformerConfig, mesh: Mesh | AbstractMesh) -> None:
     """How the parameters lie on the mesh, and their bytes on each device. Raises ConfigError if it does not divide them."""
     check_model_fits(config, mesh)
-    print(sharding_table(transformer.param_specs(config), mesh))
+    print(params.sharding_table(transformer.param_specs(config), mesh, TRAINING))
 
 
 def print_path(path: str, *, verify: bool, mesh: Mesh | AbstractMesh | None = None) -> None:
@@ -60,13 +60,13 @@ def print_path(path: str, *, verify: bool, mesh: Mesh | AbstractMesh | None = No
     folder = Path(path)
     if not folder.is_dir():
         raise ChameleonError(f"{path} is not a folder")
-    if mesh is not None and not (folder / "checkpoints").is_dir():
+    if mesh is not None and not (folder / CHECKPOINTS).is_dir():
         raise ChameleonError(f"--mesh lays out the model of a run: {path} has no checkpoints/ in it")
     if (folder / "vocab.json").exists() and (folder / "tokenizer.json").exists():
         _print_bundle(folder)
     elif (folder / "commits").is_dir():
         _print_store(folder, verify)
-    elif (folder / "checkpoints").is_dir():
+    elif (folder / CHECKPOINTS).is_dir():
         _print_run(folder, verify, mesh)
     elif any(child.name.isdigit() for child in folder.iterdir()):
         _print_checkpoints(folder, verify, None)
@@ -117,10 +117,10 @@ def _print_bundle(folder: Path) -> None:
 
 
 def _print_run(folder: Path, verify: bool, mesh: Mesh | AbstractMesh | None) -> None:
-    from chameleon_jax.training.checkpoint import Checkpointer
+    from chameleon_jax.checkpoints.checkpointer import Checkpointer
 
     # A converted model has no config.json, a run that has just begun no checkpoint.
-    saved = Checkpointer(folder / "checkpoints", CheckpointConfig()).metadata()
+    saved = Checkpointer(folder / CHECKPOINTS, CheckpointConfig()).metadata()
     config = saved["config"] if saved else json.loads((folder / "config.json").read_text())
     model = TransformerConfig.from_dict(config["model"])
     if mesh is not None:
@@ -137,13 +137,13 @@ def _print_run(folder: Path, verify: bool, mesh: Mesh | AbstractMesh | None) -> 
                 table.add_row(name, _text(value))
         _print(table)
     wanted = params.abstract(transformer.param_specs(model), mesh, DECODING) if isinstance(mesh, Mesh) else None
-    _print_checkpoints(folder / "checkpoints", verify, wanted)
+    _print_checkpoints(folder / CHECKPOINTS, verify, wanted)
 
 
 def _print_checkpoints(folder: Path, verify: bool, abstract_params: Any) -> None:
-    from chameleon_jax.training.checkpoint import ARRAYS, restore_subtree
-    from chameleon_jax.training.checkpoint_manifest import read_manifest
-    from chameleon_jax.training.checkpoint_verify import first_damage_on_disk
+    from chameleon_jax.checkpoints.manifest import read_manifest
+    from chameleon_jax.checkpoints.restore import ARRAYS, restore_subtree
+    from chameleon_jax.checkpoints.verify import first_damage_on_disk
 
     table = Table("step", "leaves", "numbers", "data", "state", title=f"Checkpoints in {folder}")
     for child in sorted((c for c in folder.iterdir() if c.name.isdigit()), key=lambda c: int(c.name)):

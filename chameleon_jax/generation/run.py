@@ -8,14 +8,13 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from chameleon_jax.checkpoints.restore import restore_subtree, saved_metadata
 from chameleon_jax.configs import TransformerConfig
-from chameleon_jax.data.store_format import TOKENIZER
 from chameleon_jax.models import params, transformer
 from chameleon_jax.models.transformer import Params
 from chameleon_jax.parallel.mesh import DECODING, check_model_fits
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
-from chameleon_jax.training.checkpoint import restore_subtree, saved_metadata
-from chameleon_jax.training.workdir import CHECKPOINTS
+from chameleon_jax.workdir import CHECKPOINTS, TOKENIZER
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from chameleon_jax.models.keys import fold_name
 from chameleon_jax.parallel.mesh import ShardingRules, constrain_stored
@@ -116,3 +116,20 @@ def _initial_value(key: jax.Array, spec: ParamSpec) -> jax.Array:
 def count(specs: Tree) -> int:
     """Number of parameters."""
     return sum(spec.size for spec in jax.tree.leaves(specs, is_leaf=lambda leaf: isinstance(leaf, ParamSpec)))
+
+
+def sharding_table(specs: Tree, mesh: Mesh | AbstractMesh, rules: ShardingRules) -> str:
+    """One line a ParamSpec: path, shape, axes, mesh axes, bytes on each device; and the sum."""
+    rows, total = [("parameter", "shape", "axes", "sharding", "bytes/device")], 0
+    for path, spec in jax.tree_util.tree_leaves_with_path(specs, is_leaf=lambda node: isinstance(node, ParamSpec)):
+        partition = rules.parameter(spec.axes)
+        shape = NamedSharding(mesh, partition).shard_shape(spec.shape)
+        size = math.prod(shape) * jnp.dtype(spec.dtype).itemsize
+        total += size
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        rows.append((name, f"{spec.dtype}{list(spec.shape)}", spec.axes, str(tuple(partition)), f"{size:,}"))
+    rows.append(("total", "", "", "", f"{total:,}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([f"mesh: {axes}", *lines]) + "\n"

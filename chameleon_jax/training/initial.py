@@ -23,18 +23,17 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 
+from chameleon_jax.checkpoints.manifest import Manifest, named_leaves, nest, read_manifest
+from chameleon_jax.checkpoints.restore import found_by_any, numbered_steps, restore_subtree
 from chameleon_jax.configs import InitConfig, TransformerConfig, VocabConfig
-from chameleon_jax.data.store_format import TOKENIZER
 from chameleon_jax.errors import CheckpointError, ConfigError, TokenizerError, did_you_mean
 from chameleon_jax.models import params, transformer
 from chameleon_jax.models.params import ParamSpec
 from chameleon_jax.parallel import distributed
 from chameleon_jax.parallel.mesh import TRAINING, using
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
-from chameleon_jax.training.checkpoint import found_by_any, numbered_steps, restore_subtree
-from chameleon_jax.training.checkpoint_manifest import Manifest, named_leaves, nest, read_manifest
-from chameleon_jax.training.workdir import CHECKPOINTS
 from chameleon_jax.vocab import Vocab
+from chameleon_jax.workdir import CHECKPOINTS, TOKENIZER
 
 _PART = "params"
 

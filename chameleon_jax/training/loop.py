@@ -18,24 +18,24 @@ from typing import Any
 import jax
 import numpy as np
 
+from chameleon_jax.checkpoints.checkpointer import Checkpointer
 from chameleon_jax.configs import PretrainConfig, RunConfig
 from chameleon_jax.errors import CheckpointError, TrainingError
 from chameleon_jax.models import params
 from chameleon_jax.parallel.agreement import StopAgreement
 from chameleon_jax.parallel.batches import to_global
-from chameleon_jax.parallel.mesh import make_mesh
+from chameleon_jax.parallel.mesh import TRAINING, make_mesh
 from chameleon_jax.training import rollback as rollback_lib
 from chameleon_jax.training import state as state_lib
 from chameleon_jax.training import step as step_lib
 from chameleon_jax.training import telemetry
-from chameleon_jax.training.checkpoint import Checkpointer
 from chameleon_jax.training.pretraining import PretrainTask
 from chameleon_jax.training.rollback import Rollback
 from chameleon_jax.training.signals import EXIT_STOPPED, StopRequest
 from chameleon_jax.training.state import TrainState
 from chameleon_jax.training.step import StepMetrics
 from chameleon_jax.training.task import Data, Evaluator, Recipe, Task
-from chameleon_jax.training.workdir import CHECKPOINTS, check_resume, open_workdir, sharding_table, write_run_files
+from chameleon_jax.workdir import CHECKPOINTS, check_resume, open_workdir, write_run_files
 
 
 def pretrain(
@@ -69,7 +69,7 @@ def train(
         checkpointer = Checkpointer(path / CHECKPOINTS, config.checkpoint)
         train_state, start = _begin(path, checkpointer, recipe, data, mesh, rollback)
         data.keep(path)
-        write_run_files(path, config, gin_text, sharding_table(task.param_specs(), mesh))
+        write_run_files(path, config, gin_text, params.sharding_table(task.param_specs(), mesh, TRAINING))
         if start >= config.train.steps:
             logging.info("all %d steps are done; nothing to do", config.train.steps)
             return 0

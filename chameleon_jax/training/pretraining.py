@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 from chameleon_jax.configs import DataConfig, PretrainConfig
 from chameleon_jax.data.batch import Batch
 from chameleon_jax.data.loader import Loader
-from chameleon_jax.data.store_format import TOKENIZER
 from chameleon_jax.errors import ConfigError
 from chameleon_jax.files import new_folder
 from chameleon_jax.models import params, transformer
@@ -31,6 +30,7 @@ from chameleon_jax.training.losses import LossSums
 from chameleon_jax.training.task import Evaluator, Recipe
 from chameleon_jax.training.trainable import Range
 from chameleon_jax.vocab import Vocab
+from chameleon_jax.workdir import TOKENIZER
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

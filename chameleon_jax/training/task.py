@@ -16,11 +16,11 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from chameleon_jax.checkpoints.manifest import named_leaves
 from chameleon_jax.configs import RunConfig
 from chameleon_jax.errors import ConfigError
 from chameleon_jax.models.statistics import Statistics
 from chameleon_jax.training import optim
-from chameleon_jax.training.checkpoint_manifest import named_leaves
 from chameleon_jax.training.trainable import Range, Trainable, Tree, choose
 
 

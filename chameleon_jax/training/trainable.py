@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from chameleon_jax.checkpoints.manifest import named_leaves, nest
 from chameleon_jax.configs import TrainableConfig
 from chameleon_jax.errors import ConfigError, did_you_mean
 from chameleon_jax.models.params import ParamSpec
-from chameleon_jax.training.checkpoint_manifest import named_leaves, nest
 
 Tree = Any  # nested dict
 Range = tuple[int, int]

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from chameleon_jax.checkpoints.manifest import nest
+from chameleon_jax.checkpoints.restore import restore_subtree
 from chameleon_jax.convert import hf, layout, meta, run
 from chameleon_jax.convert.hf import HFWeights
 from chameleon_jax.convert.meta import MetaWeights
 from chameleon_jax.convert.run import RunWeights
 from chameleon_jax.models import transformer
-from chameleon_jax.training.checkpoint import restore_subtree
-from chameleon_jax.training.checkpoint_manifest import nest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

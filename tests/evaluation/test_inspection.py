@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from chameleon_jax.checkpoints.checkpointer import Checkpointer
+from chameleon_jax.checkpoints.manifest import Manifest, read_manifest
 from chameleon_jax.configs import CheckpointConfig, MeshConfig, TransformerConfig
 from chameleon_jax.errors import ChameleonError, ConfigError
 from chameleon_jax.evaluation import inspection
 from chameleon_jax.models import params, transformer
 from chameleon_jax.parallel.mesh import abstract_mesh, make_mesh
-from chameleon_jax.training.checkpoint import Checkpointer
-from chameleon_jax.training.checkpoint_manifest import Manifest, read_manifest
 
 CONFIG = TransformerConfig(vocab_size=100, d_model=16, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=8, d_ff=24)
 

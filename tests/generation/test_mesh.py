@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
+from chameleon_jax.checkpoints.checkpointer import Checkpointer
 from chameleon_jax.configs import (
     CheckpointConfig,
     EngineConfig,
@@ -28,7 +29,6 @@ from chameleon_jax.models import params, transformer
 from chameleon_jax.models.quantize import Int8Matrix
 from chameleon_jax.parallel.mesh import DECODING, make_mesh, mesh_of
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
-from chameleon_jax.training.checkpoint import Checkpointer
 from chameleon_jax.vocab import Vocab
 
 VOCAB = Vocab.from_config(VocabConfig(image_codes=50, reserved=4, text_tokens=300, codes_per_image=16))

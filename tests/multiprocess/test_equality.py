@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+from chameleon_jax.checkpoints.restore import restore_subtree, saved_metadata
 from chameleon_jax.configs import (
     CheckpointConfig,
     DataConfig,
@@ -20,7 +21,6 @@ from chameleon_jax.configs import (
     TrainConfig,
     TransformerConfig,
 )  # fmt: skip
-from chameleon_jax.training.checkpoint import restore_subtree, saved_metadata
 
 WORKER = "tests/multiprocess/worker.py"
 COUNTS = (1, 2, 4)  # processes, of 8 devices together

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from chameleon_jax.checkpoints.checkpointer import Checkpointer
 from chameleon_jax.configs import CheckpointConfig, PretrainConfig
 from chameleon_jax.data.loader import Loader
 from chameleon_jax.errors import CheckpointError
@@ -18,7 +19,6 @@ from chameleon_jax.parallel import distributed
 from chameleon_jax.parallel.batches import local_rows, to_global
 from chameleon_jax.parallel.mesh import make_mesh
 from chameleon_jax.training import state as state_lib
-from chameleon_jax.training.checkpoint import Checkpointer
 from chameleon_jax.training.loop import Rollback, pretrain
 from chameleon_jax.training.pretraining import PretrainTask
 from chameleon_jax.training.task import Recipe
@@ -62,10 +62,10 @@ def restore(config, workdir):
 
 def die_in_a_save(config, workdir):
     """The real loop; process 1 is killed in its part of the first save, when process 0 may wait in a joint operation of it."""
-    from chameleon_jax.training import checkpoint_manifest
+    from chameleon_jax.checkpoints import manifest
 
     if jax.process_index() == 1:
-        checkpoint_manifest.host_regions = lambda named: os.kill(os.getpid(), signal.SIGKILL)
+        manifest.host_regions = lambda named: os.kill(os.getpid(), signal.SIGKILL)
     return pretrain(config, workdir)
 
 

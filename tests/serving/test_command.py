@@ -13,8 +13,8 @@ import jax
 import pytest
 
 from chameleon_jax import cli
+from chameleon_jax.checkpoints.checkpointer import Checkpointer
 from chameleon_jax.configs import CheckpointConfig, ServeConfig
-from chameleon_jax.training.checkpoint import Checkpointer
 from experiments import serve
 from tests.tiny_run import make_run
 

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 import pytest
 
+from chameleon_jax.checkpoints.checkpointer import Checkpointer
+from chameleon_jax.checkpoints.restore import restore_subtree
 from chameleon_jax.configs import (
     CheckpointConfig,
     DataConfig,
@@ -29,7 +31,6 @@ from chameleon_jax.parallel.mesh import TRAINING, make_mesh
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.text import train_bpe
 from chameleon_jax.training import step as step_lib
-from chameleon_jax.training.checkpoint import Checkpointer, restore_subtree
 from chameleon_jax.training.initial import RunTokenizer, initial_params
 from chameleon_jax.training.loop import pretrain
 from chameleon_jax.training.pretraining import PretrainTask

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from chameleon_jax.checkpoints.restore import restore_subtree
 from chameleon_jax.configs import (
     CheckpointConfig,
     DataConfig,
@@ -30,12 +31,11 @@ from chameleon_jax.parallel.mesh import TRAINING
 from chameleon_jax.training import loop, telemetry
 from chameleon_jax.training import state as state_lib
 from chameleon_jax.training import step as step_lib
-from chameleon_jax.training.checkpoint import restore_subtree
 from chameleon_jax.training.loop import Rollback, pretrain
 from chameleon_jax.training.losses import LossSums
 from chameleon_jax.training.signals import EXIT_STOPPED
 from chameleon_jax.training.task import Evaluator
-from chameleon_jax.training.workdir import open_workdir
+from chameleon_jax.workdir import open_workdir
 
 STEPS = 12
 

@@ -17,8 +17,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from chameleon_jax.training import checkpoint_manifest as manifests
-from chameleon_jax.training.checkpoint_manifest import Leaf, Region
+from chameleon_jax.checkpoints import manifest as manifests
+from chameleon_jax.checkpoints.manifest import Leaf, Region
 
 _PART_BYTES = 64 << 20  # read at one time to sum up
 

@@ -23,9 +23,9 @@ from chameleon_jax.configs import VQConfig, VQTrainConfig
 from chameleon_jax.errors import CheckpointError, DataError
 from chameleon_jax.files import atomic_write
 from chameleon_jax.progress import progress
+from chameleon_jax.tokenizer_training import codec_step
+from chameleon_jax.tokenizer_training.codec_step import CodecState
 from chameleon_jax.tokenizers.vqgan import Codec
-from chameleon_jax.training import codec_step
-from chameleon_jax.training.codec_step import CodecState
 from chameleon_jax.training.telemetry import MetricWriter
 
 STATE_FILE = "codec_state.safetensors"

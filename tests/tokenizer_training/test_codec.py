@@ -10,8 +10,8 @@ import pytest
 
 from chameleon_jax.configs import VQConfig, VQTrainConfig
 from chameleon_jax.errors import CheckpointError, DataError
+from chameleon_jax.tokenizer_training import codec, codec_step
 from chameleon_jax.tokenizers import vqgan
-from chameleon_jax.training import codec, codec_step
 
 create = jax.jit(codec_step.create, static_argnums=(1, 2))
 encode_latents = jax.jit(vqgan.encode_latents, static_argnums=2)

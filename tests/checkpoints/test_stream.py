@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from chameleon_jax.checkpoints import stream as streams
+from chameleon_jax.checkpoints.checkpointer import Checkpointer
+from chameleon_jax.checkpoints.manifest import read_manifest
+from chameleon_jax.checkpoints.restore import restore_subtree
+from chameleon_jax.checkpoints.stream import LeafStream, StreamedCheckpoint, save_stream
 from chameleon_jax.configs import CheckpointConfig
 from chameleon_jax.errors import CheckpointError, ConvertError
-from chameleon_jax.training import checkpoint_stream
-from chameleon_jax.training.checkpoint import Checkpointer, restore_subtree
-from chameleon_jax.training.checkpoint_manifest import read_manifest
-from chameleon_jax.training.checkpoint_stream import LeafStream, StreamedCheckpoint, save_stream
 
 RANDOM = np.random.default_rng(0)
 VALUES = {
@@ -59,7 +60,7 @@ def test_a_streamed_step_restores_to_any_mesh(tmp_path, request, layers):
 @pytest.fixture
 def by_layers(monkeypatch):
     """Small leaves are written layer by layer too."""
-    monkeypatch.setattr(checkpoint_stream, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(streams, "WHOLE_BYTES", 0)
 
 
 def test_layers_lie_in_chunks_of_their_own(tmp_path, by_layers):
@@ -133,7 +134,7 @@ def test_a_step_without_a_manifest_is_passed_over(tmp_path):
 MEMORY = """
 import resource, sys
 import numpy as np
-from chameleon_jax.training.checkpoint_stream import LeafStream, save_stream
+from chameleon_jax.checkpoints.stream import LeafStream, save_stream
 
 def save(path, layers):
     shape = (layers, 1024, 1024)

@@ -10,11 +10,12 @@ import numpy as np
 
 from chameleon_jax.configs import TrainTokenizerConfig
 from chameleon_jax.errors import DataError
-from chameleon_jax.tokenizers import reconstruction, vqgan
+from chameleon_jax.evaluation import reconstruction
+from chameleon_jax.tokenizer_training.codec import train_codec
+from chameleon_jax.tokenizer_training.corpus import Corpus, read_corpus
+from chameleon_jax.tokenizers import vqgan
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.text import TextTokenizer, train_bpe
-from chameleon_jax.training.codec import train_codec
-from chameleon_jax.training.tokenizer_corpus import Corpus, read_corpus
 
 HOLD_OUT_EVERY = 16  # where no eval_sources are given
 GRID_IMAGES = 48

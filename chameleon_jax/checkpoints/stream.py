@@ -20,12 +20,12 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
+from chameleon_jax.checkpoints import manifest as manifests
+from chameleon_jax.checkpoints.manifest import MANIFEST, Leaf, Manifest, Region
+from chameleon_jax.checkpoints.restore import ARRAYS, SAVING, brief, numbered_steps
+from chameleon_jax.checkpoints.verify import checksum_on_disk, open_array
 from chameleon_jax.errors import CheckpointError
 from chameleon_jax.files import atomic_write, sync, sync_tree
-from chameleon_jax.training import checkpoint_manifest as manifests
-from chameleon_jax.training.checkpoint import ARRAYS, SAVING, brief, numbered_steps
-from chameleon_jax.training.checkpoint_manifest import MANIFEST, Leaf, Manifest, Region
-from chameleon_jax.training.checkpoint_verify import checksum_on_disk, open_array
 
 WHOLE_BYTES = 32 << 20  # a stacked leaf of no more, norms above all, is written at once
 CHUNK_BYTES = 64 << 20  # of an array on disk: a few for a layer, so that many hosts can read parts of it

@@ -21,13 +21,14 @@ from chameleon_jax.configs import (
 )
 from chameleon_jax.errors import CheckpointError, WorkdirError
 from chameleon_jax.files import atomic_write
+from chameleon_jax.models.params import sharding_table
 from chameleon_jax.models.transformer import param_specs
-from chameleon_jax.parallel.mesh import make_mesh
-from chameleon_jax.training.workdir import check_resume, open_workdir, sharding_table, write_run_files
+from chameleon_jax.parallel.mesh import TRAINING, make_mesh
+from chameleon_jax.workdir import check_resume, open_workdir, write_run_files
 
 HOLD = """
 import sys, time
-from chameleon_jax.training.workdir import open_workdir
+from chameleon_jax.workdir import open_workdir
 with open_workdir(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
@@ -115,7 +116,7 @@ def test_a_reader_never_sees_half_a_file_even_after_kill_9(tmp_path):
 def test_run_files_tell_what_the_run_was(tmp_path):
     config = make_config()
     mesh = make_mesh(config.mesh, jax.devices()[:1])
-    table = sharding_table(param_specs(config.model), mesh)
+    table = sharding_table(param_specs(config.model), mesh, TRAINING)
     write_run_files(tmp_path, config, {"config.gin": "A.b = 1\n", "operative_config.gin": "A.b = 1\n"}, table)
     assert PretrainConfig.from_dict(json.loads((tmp_path / "config.json").read_text())) == config
     versions = json.loads((tmp_path / "versions.json").read_text())

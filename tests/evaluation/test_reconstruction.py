@@ -6,7 +6,8 @@ import pytest
 from scipy import ndimage
 
 from chameleon_jax.configs import VQConfig
-from chameleon_jax.tokenizers import reconstruction, vqgan
+from chameleon_jax.evaluation import reconstruction
+from chameleon_jax.tokenizers import vqgan
 from chameleon_jax.tokenizers.images import to_uint8
 
 CONFIG = VQConfig(

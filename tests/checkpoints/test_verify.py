@@ -3,10 +3,10 @@
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-from chameleon_jax.training import checkpoint_verify
-from chameleon_jax.training.checkpoint_manifest import read_manifest
 from tests.training.test_checkpoint import checkpointer, step_files
+
+from chameleon_jax.checkpoints import verify
+from chameleon_jax.checkpoints.manifest import read_manifest
 
 
 def saved_by_rows(path):
@@ -44,13 +44,13 @@ def test_what_a_device_holds_of_a_region_that_spans_several_is_compared_with_the
         arrived = values.copy()
         arrived[5, 40] ^= change
         arrays = {"x": jax.device_put(arrived, wanted["x"].sharding)}
-        assert checkpoint_verify.first_damage(arrays, leaves, tmp_path / "2" / "arrays") == damage
+        assert verify.first_damage(arrays, leaves, tmp_path / "2" / "arrays") == damage
 
 
 def test_a_shard_of_many_regions_comes_to_the_host_once(tmp_path, monkeypatch):
     _, wanted = saved_by_rows(tmp_path)
-    copied, host_copy = [], checkpoint_verify._host_copy
-    monkeypatch.setattr(checkpoint_verify, "_host_copy", lambda data: copied.append(data.shape) or host_copy(data))
+    copied, host_copy = [], verify._host_copy
+    monkeypatch.setattr(verify, "_host_copy", lambda data: copied.append(data.shape) or host_copy(data))
     assert checkpointer(tmp_path).restore(wanted).step == 2
     assert copied == [(16, 128)] * 8
     copied.clear()

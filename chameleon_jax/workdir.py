@@ -20,14 +20,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jax.sharding import AbstractMesh, Mesh
-
 from chameleon_jax.config_base import Config
 from chameleon_jax.configs import RunConfig
 from chameleon_jax.errors import CheckpointError, ConfigError, WorkdirError
 from chameleon_jax.files import atomic_write
 
 CHECKPOINTS = "checkpoints"  # folder of the numbered steps
+TOKENIZER = "tokenizer"  # bundle of the tokens, also in a token store
 LOCK = ".lock"
 _PACKAGES = (
     "chameleon-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "grain", "numpy", "tokenizers",
@@ -92,7 +91,7 @@ def write_run_files(
 ) -> None:
     """Record what this run is: config.json, versions.json, a .gin file per entry of `gin_text`, and sharding.txt.
 
-    `sharding` is a `sharding_table`. Only process 0 writes. Raises WorkdirError when the directory cannot be written.
+    `sharding` is a `params.sharding_table`. Only process 0 writes. Raises WorkdirError when the directory cannot be written.
     """
     import jax
 
@@ -127,7 +126,7 @@ def versions() -> dict[str, str | None]:
 
 
 def _git_commit() -> str | None:
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
@@ -136,28 +135,6 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def sharding_table(specs: Any, mesh: Mesh | AbstractMesh) -> str:
-    """One line a ParamSpec: path, shape, axes, mesh axes, bytes on each device; and the sum."""
-    import numpy as np
-    from jax.sharding import NamedSharding
-
-    from chameleon_jax.parallel.mesh import TRAINING
-    from chameleon_jax.training.checkpoint_manifest import named_leaves
-
-    rows, total = [("parameter", "shape", "axes", "sharding", "bytes/device")], 0
-    for name, spec in named_leaves(specs).items():
-        partition = TRAINING.parameter(spec.axes)
-        shape = NamedSharding(mesh, partition).shard_shape(spec.shape)
-        size = int(np.prod(shape)) * np.dtype(spec.dtype).itemsize
-        total += size
-        rows.append((name, f"{spec.dtype}{list(spec.shape)}", spec.axes, str(tuple(partition)), f"{size:,}"))
-    rows.append(("total", "", "", "", f"{total:,}"))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([f"mesh: {axes}", *lines]) + "\n"
 
 
 def check_resume(saved: dict[str, Any], config: RunConfig) -> None:

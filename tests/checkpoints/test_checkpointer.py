@@ -18,10 +18,12 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from chameleon_jax.checkpoints import checkpointer as saving
+from chameleon_jax.checkpoints import restore
+from chameleon_jax.checkpoints.checkpointer import Checkpointer
+from chameleon_jax.checkpoints.restore import restore_subtree
 from chameleon_jax.configs import CheckpointConfig
 from chameleon_jax.errors import CheckpointError
-from chameleon_jax.training import checkpoint
-from chameleon_jax.training.checkpoint import Checkpointer, restore_subtree
 
 # Orbax leaves coroutines behind, never awaited, when a read fails; the tests below make reads fail on purpose.
 pytestmark = pytest.mark.filterwarnings("default::pytest.PytestUnraisableExceptionWarning")
@@ -144,7 +146,7 @@ def test_sharded_arrays_verify_and_move_between_layouts(tmp_path):
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from chameleon_jax.configs import CheckpointConfig
-from chameleon_jax.training.checkpoint import Checkpointer
+from chameleon_jax.checkpoints.checkpointer import Checkpointer
 mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("a", "b"))
 values = np.arange(64, dtype=np.float32).reshape(8, 8)
 saver = Checkpointer({str(tmp_path)!r}, CheckpointConfig())
@@ -448,13 +450,11 @@ def test_a_joint_operation_that_fails_is_not_blamed_on_the_disk(copied, monkeypa
     def fail(*args):
         raise jax.errors.JaxRuntimeError("Gloo AllGather failed: Connection closed by peer")
 
-    monkeypatch.setattr(*((checkpoint, where) if where == "_write_checksums" else (saver, where)), fail)
+    monkeypatch.setattr(*((saving, where) if where == "_write_checksums" else (saver, where)), fail)
     with pytest.raises(jax.errors.JaxRuntimeError, match="closed by peer"):
         saver.save(3, make_state(3), {})
         saver.wait()
-    assert saver.steps() == [1, 2] and not [
-        path for path in copied.iterdir() if path.name.startswith(checkpoint.SAVING)
-    ]
+    assert saver.steps() == [1, 2] and not [path for path in copied.iterdir() if path.name.startswith(restore.SAVING)]
 
 
 @pytest.mark.parametrize(
@@ -468,7 +468,7 @@ def test_too_little_memory_is_no_damage(copied, monkeypatch, error):
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_read_arrays", fail)
+        patch.setattr(restore, "_read_arrays", fail)
         with pytest.raises(type(error)) as caught:
             again.restore(abstract(make_state(0)))
     assert caught.value is error
