@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tests.training.test_checkpoint import checkpointer, step_files
+from tests.checkpoints.test_checkpointer import checkpointer, step_files
 
 from chameleon_jax.checkpoints import verify
 from chameleon_jax.checkpoints.manifest import read_manifest
