@@ -3,10 +3,10 @@
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tests.checkpoints.test_checkpointer import checkpointer, step_files
 
 from chameleon_jax.checkpoints import verify
 from chameleon_jax.checkpoints.manifest import read_manifest
+from tests.checkpoints.test_checkpointer import checkpointer, step_files
 
 
 def saved_by_rows(path):
