@@ -21,6 +21,7 @@ from pathlib import Path
 from chameleon_jax import cli
 from chameleon_jax.demo import quickstart
 from chameleon_jax.errors import ChameleonError, ConfigError
+from chameleon_jax.files import atomic_write
 
 
 def _flags(parser):
@@ -31,12 +32,17 @@ def _flags(parser):
     parser.add_argument("--seed", type=int, default=0, help="of data, codec, transformer and drawing (default: 0)")
 
 
-def _check(args) -> None:
-    """Before the first step: what a later command would refuse minutes from now."""
+def _check(args, seed: Path) -> None:
+    """Before the first step: what a later command would refuse minutes from now. `seed` keeps the seed of this workdir."""
     for name, least in (("steps", 1), ("codec_steps", 1), ("seed", 0)):
         value = getattr(args, name)
         if value is not None and value < least:
             raise ConfigError(f"--{name} must be at least {least}, got {value}")
+    if seed.exists() and seed.read_text().strip() != str(args.seed):
+        raise ConfigError(
+            f"{seed.parent} was made with --seed={seed.read_text().strip()}: use it, or another --workdir"
+        )
+    atomic_write(seed, f"{args.seed}\n")
 
 
 def _run(number: int, command: quickstart.Command) -> None:
@@ -54,8 +60,9 @@ def _run(number: int, command: quickstart.Command) -> None:
 
 
 def main(args) -> None:
-    _check(args)
     start, root = time.monotonic(), Path(args.workdir).resolve()
+    root.mkdir(parents=True, exist_ok=True)
+    _check(args, root / "seed")
     journey = quickstart.commands(root, seed=args.seed, steps=args.steps, codec_steps=args.codec_steps)
     for number, command in enumerate(journey, 1):
         _run(number, command)

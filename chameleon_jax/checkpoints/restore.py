@@ -134,6 +134,9 @@ def restore_newest(
     _log(directory, skipped)
     if once_whole:
         reasons = "; ".join(f"{s.name}: {s.reason}" for s in skipped)
+        if only is not None:
+            others = ", ".join(str(step) for step in numbered_steps(directory) if str(step) != only) or "none"
+            raise CheckpointError(f"step {only} in {directory} cannot be used ({reasons}); other steps: {others}")
         raise CheckpointError(
             f"no step in {directory} can be used ({reasons}); copy a good step back, or use a new workdir"
         )

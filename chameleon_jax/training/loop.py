@@ -114,7 +114,7 @@ class _Run:
         report = _Report(self._recipe, self._writer, start)
         position = int(jax.device_get(train_state.position))
         agreement = StopAgreement(mesh, lambda: self._stop.requested)
-        step, stopping = start, False
+        step, stopping, compiled = start, False, set()
         # Any transfer between host and devices that is not asked for by name is a bug that costs speed.
         with jax.transfer_guard("disallow"):
             if start == 0 and config.init_from is not None:  # what the weights can do before they are trained on
@@ -122,7 +122,11 @@ class _Run:
             batches = _timed(self._data.batches(position, steps - start))
             for step, (batch, waited) in enumerate(batches, start + 1):
                 report.waited(waited)
-                train_state, metrics = train_step[report.has_statistics(step)](train_state, to_global(batch, mesh))
+                begin, variant = time.perf_counter(), report.has_statistics(step)
+                train_state, metrics = train_step[variant](train_state, to_global(batch, mesh))
+                if variant not in compiled:  # calls return at once, but for the first, which compiles
+                    compiled.add(variant)
+                    report.leave_out(time.perf_counter() - begin)
                 report.read_pending()
                 report.add(step, metrics)
                 if due := [evaluator for evaluator in evaluators if evaluator.is_due(step, steps)]:
@@ -202,6 +206,10 @@ class _Report:
                 f"step {step}: loss or gradient is not finite; lower the learning rate, "
                 "or set OptimConfig.skip_nonfinite=True to skip such steps"
             )
+
+    def leave_out(self, seconds: float) -> None:
+        """Count these as no time of the steps since the last log line."""
+        self._clock += seconds
 
     def restart_clock(self, step: int) -> None:
         """Measure speed from the end of `step` on."""
