@@ -33,7 +33,7 @@ def _flags(parser):
 
 
 def _check(args, seed: Path) -> None:
-    """Before the first step: what a later command would refuse minutes from now. `seed` keeps the seed of this workdir."""
+    """Before the first step: what a later command would refuse minutes from now. `seed` is the file of this workdir's seed."""
     for name, least in (("steps", 1), ("codec_steps", 1), ("seed", 0)):
         value = getattr(args, name)
         if value is not None and value < least:
@@ -42,7 +42,6 @@ def _check(args, seed: Path) -> None:
         raise ConfigError(
             f"{seed.parent} was made with --seed={seed.read_text().strip()}: use it, or another --workdir"
         )
-    atomic_write(seed, f"{args.seed}\n")
 
 
 def _run(number: int, command: quickstart.Command) -> None:
@@ -63,6 +62,7 @@ def main(args) -> None:
     start, root = time.monotonic(), Path(args.workdir).resolve()
     root.mkdir(parents=True, exist_ok=True)
     _check(args, root / "seed")
+    atomic_write(root / "seed", f"{args.seed}\n")
     journey = quickstart.commands(root, seed=args.seed, steps=args.steps, codec_steps=args.codec_steps)
     for number, command in enumerate(journey, 1):
         _run(number, command)

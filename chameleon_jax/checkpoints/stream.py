@@ -1,6 +1,6 @@
 """Checkpoints written and read one layer at a time, for models that are larger than the memory.
 
-The one idea: it is the same checkpoint as `checkpoint.Checkpointer` makes, Orbax's arrays and our manifest, and
+The one idea: it is the same checkpoint as `checkpointer.Checkpointer` makes, Orbax's arrays and our manifest, and
 `restore_subtree` loads it straight to any mesh. Only the values of a leaf come from a function, layer by layer, where the other
 has them in an array; its chunks and the regions of its checksums are layers too.
 """
@@ -23,7 +23,7 @@ from jaxtyping import Shaped
 from chameleon_jax.checkpoints import manifest as manifests
 from chameleon_jax.checkpoints.manifest import MANIFEST, Leaf, Manifest, Region
 from chameleon_jax.checkpoints.restore import ARRAYS, SAVING, brief, numbered_steps
-from chameleon_jax.checkpoints.verify import checksum_on_disk, open_array
+from chameleon_jax.checkpoints.verify import first_damage_on_disk, open_array
 from chameleon_jax.errors import CheckpointError
 from chameleon_jax.files import atomic_write, sync, sync_tree
 
@@ -207,8 +207,7 @@ class StreamedCheckpoint:
                 self.step, self.metadata = step, manifest.metadata
                 self.leaves = {p: leaf for p, leaf in manifest.leaves.items() if p.startswith(f"{part}/")}
                 self._whole: tuple[str, np.ndarray] | None = None
-                path = next((path for path in self.leaves if not self._verified(path)), None)
-                damaged = None if path is None else f"{path} does not match its checksum"
+                damaged = first_damage_on_disk(self.leaves, self._folder / ARRAYS)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 damaged = brief(error)
             if damaged is None:
@@ -229,9 +228,3 @@ class StreamedCheckpoint:
 
     def _open(self, path: str) -> Any:
         return open_array(self._folder / ARRAYS, path)
-
-    def _verified(self, path: str) -> bool:
-        leaf, array = self.leaves[path], self._open(path)
-        if tuple(array.shape) != leaf.shape or array.dtype.numpy_dtype.name != leaf.dtype:
-            return False
-        return all(checksum_on_disk(array[region.slices]) == region.crc32 for region in leaf.regions)

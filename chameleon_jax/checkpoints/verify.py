@@ -98,11 +98,9 @@ def first_damage_on_disk(saved: Mapping[str, Leaf], folder: Path) -> str | None:
 
 def _gap(path: str, leaf: Leaf) -> str | None:
     covered = sum(_size(region) for region in leaf.regions)
-    return (
-        None
-        if covered == leaf.size
-        else f"leaf '{path}' ({leaf}) has checksums for {covered} of its {leaf.size} values"
-    )
+    if covered == leaf.size:
+        return None
+    return f"leaf '{path}' ({leaf}) has checksums for {covered} of its {leaf.size} values"
 
 
 def _shard_is_sound(box: Box, data: Any, regions: Sequence[Region], on_disk: Callable[[], Any]) -> bool:

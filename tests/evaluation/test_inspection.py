@@ -35,10 +35,11 @@ def test_a_token_store_is_described_and_verified(capsys, make_store):
 
 @pytest.fixture
 def steps(tmp_path):
-    """A folder of one saved step: a matrix and its moments on eight devices, an array without elements."""
+    """A folder of one saved step: matrices and moments on eight devices, an array without elements."""
     mesh = make_mesh(MeshConfig(fsdp=8))
     values = jax.device_put(np.arange(64, dtype=np.float32).reshape(8, 8), NamedSharding(mesh, PartitionSpec("fsdp")))
-    state = {"params": {"w": values}, "opt_state": {"mu": values, "none": np.zeros((0, 3), np.float32)}}
+    weights = {"w": values, "narrow": values.astype("bfloat16")}
+    state = {"params": weights, "opt_state": {"mu": values, "none": np.zeros((0, 3), np.float32)}}
     checkpointer = Checkpointer(tmp_path / "steps", CheckpointConfig())
     checkpointer.save(1, state, {"data_fingerprint": "abc"})
     checkpointer.close()
