@@ -41,13 +41,12 @@ def our_model(context: int, args):
 
 
 def our_vocab(codes_per_image: int = 1024):
-    from chameleon_jax.configs import VocabConfig
     from chameleon_jax.vocab import Vocab
 
     codes, reserved = 4096, 600
     text = IDS - 4 - codes - 2 - reserved
     return Vocab.from_config(
-        VocabConfig(image_codes=codes, reserved=reserved, text_tokens=text, codes_per_image=codes_per_image)
+        text_and_image(image_codes=codes, reserved=reserved, text_tokens=text, codes_per_image=codes_per_image)
     )
 
 
@@ -126,7 +125,8 @@ def image(args) -> list[float]:
     weights = jax.jit(transformer.init, static_argnums=1)(jax.random.key(0), model)
     layers = transformer.by_layer(weights)
     prompt = np.array(
-        [vocab.bos, *np.random.default_rng(0).integers(vocab.text.start, vocab.text.stop, args.prompt), vocab.begin_of_image]
+        [vocab.bos, *np.random.default_rng(0).integers(vocab.text.start, vocab.text.stop, args.prompt),
+        vocab.modalities[1].begin_marker]
     )  # fmt: skip
     sampling = SamplingConfig()
     config = GenerationConfig(mode="image", max_images=1, image=sampling, text=sampling, guidance=guidance)
@@ -147,7 +147,7 @@ def image(args) -> list[float]:
         )
         _, bare = feed(np.array([[vocab.bos]]), np.array([[0]]), kv_cache.create(model, 1, context, DECODING))
         cache = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cache, bare)
-        token, places = vocab.begin_of_image, np.array([len(prompt) - 1, 1])
+        token, places = vocab.modalities[1].begin_marker, np.array([len(prompt) - 1, 1])
         for _ in range(codes):
             logits, cache = feed(np.full((2, 1), token), places[:, None], cache)
             full, bare_logits = np.asarray(logits)

@@ -20,29 +20,31 @@ import time
 
 import numpy as np
 
-from chameleon_jax.configs import DataConfig, StoreConfig, VocabConfig
+from chameleon_jax.configs import DataConfig, StoreConfig, text_and_image
 from chameleon_jax.data.loader import Loader
 from chameleon_jax.data.packing import plan
 from chameleon_jax.data.store import SpanTable
 from chameleon_jax.data.store_writer import ShardInput, StoreIdentity, StoreWriter
 from chameleon_jax.tokenizers.documents import Span, TokenDocument
-from chameleon_jax.vocab import ModalityId, Vocab
+from chameleon_jax.vocab import Vocab
+
+TEXT, IMAGE = 0, 1  # rows of the modality table
 
 
 def random_spans(args, count: int, random: np.random.Generator) -> list[list[tuple[ModalityId, int]]]:
     """Spans of documents: text alone, or an image with its caption behind or in front."""
     documents = []
     for kind in random.integers(0, 4, count):
-        text = (ModalityId.TEXT, int(random.integers(args.shortest_text, args.longest_text + 1)))
-        caption = (ModalityId.TEXT, int(random.integers(5, args.longest_caption + 1)))
-        image = (ModalityId.IMAGE, args.codes_per_image + 2)
-        edge = (ModalityId.TEXT, 1)
+        text = (TEXT, int(random.integers(args.shortest_text, args.longest_text + 1)))
+        caption = (TEXT, int(random.integers(5, args.longest_caption + 1)))
+        image = (IMAGE, args.codes_per_image + 2)
+        edge = (TEXT, 1)
         documents.append([text] if kind < 2 else [edge, image, caption] if kind == 2 else [caption, image, edge])
     return documents
 
 
 def write_store(path: pathlib.Path, args, random: np.random.Generator) -> None:
-    vocab_config = VocabConfig(codes_per_image=args.codes_per_image)
+    vocab_config = text_and_image(codes_per_image=args.codes_per_image)
     vocab = Vocab.from_config(vocab_config)
     writer = StoreWriter(
         path, StoreIdentity(vocab_config=vocab_config, bundle_fingerprint="random", preprocessing="random")
@@ -53,9 +55,9 @@ def write_store(path: pathlib.Path, args, random: np.random.Generator) -> None:
         for i, spans in enumerate(random_spans(args, min(per_shard, args.documents - begin), random), start=begin):
             parts = []
             for modality, length in spans:
-                if modality == ModalityId.IMAGE:
-                    codes = random.integers(vocab.image.start, vocab.image.stop, length - 2)
-                    parts += [[vocab.begin_of_image], codes, [vocab.end_of_image]]
+                if modality == IMAGE:
+                    codes = random.integers(vocab.modalities[1].start, vocab.modalities[1].stop, length - 2)
+                    parts += [[vocab.modalities[1].begin_marker], codes, [vocab.modalities[1].end_marker]]
                 else:
                     parts.append(random.integers(vocab.text.start, vocab.text.stop, length))
             chosen = tuple(Span(modality, length, True) for modality, length in spans)

@@ -41,7 +41,7 @@ def make_workdir(folder: Path) -> None:
     import jax.numpy as jnp
 
     from chameleon_jax.checkpoints.checkpointer import Checkpointer
-    from chameleon_jax.configs import CheckpointConfig, ImageConfig, TransformerConfig, VocabConfig, VQConfig
+    from chameleon_jax.configs import CheckpointConfig, ImageConfig, TransformerConfig, VQConfig
     from chameleon_jax.models import transformer
     from chameleon_jax.models.params import map_specs
     from chameleon_jax.tokenizers import vqgan
@@ -53,13 +53,12 @@ def make_workdir(folder: Path) -> None:
         codes=64, norm_groups=4,
     )  # fmt: skip
     text = train_bpe(
-        ["some words, größer, 日本語"], VocabConfig(image_codes=64, reserved=9, text_tokens=300, codes_per_image=64)
+        ["some words, größer, 日本語"], text_and_image(image_codes=64, reserved=9, text_tokens=300, codes_per_image=64)
     )
-    bundle = TokenizerBundle(
-        vocab_config=text.vocab_config,
-        image_config=ImageConfig(resolution=32),
+    bundle = TokenizerBundle.of_pictures(
+        images=ImageConfig(resolution=32),
         text=text,
-        codec=vqgan.Codec(params=vqgan.init(jax.random.key(0), codec), config=codec),
+        vqgan=vqgan.Codec(params=vqgan.init(jax.random.key(0), codec), config=codec),
     )
     shape = {"d_model": 128, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "head_dim": 32, "d_ff": 256}
     model = TransformerConfig(vocab_size=bundle.vocab.size, compute_dtype="float32", max_seq_len=512, **shape)

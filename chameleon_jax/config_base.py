@@ -1,4 +1,4 @@
-"""The base of every config: type checks when it is made, JSON, hash and diff."""
+"""The base of every config: type checks when it is made, JSON, hash and diff; and the map that configs hold values by name in."""
 
 from __future__ import annotations
 
@@ -14,6 +14,24 @@ from typing import Any, Literal
 from chameleon_jax.errors import ConfigError, did_you_mean
 
 
+class FrozenMap(dict):
+    """A dict that does not change, so that it has a hash and a config with one stays hashable."""
+
+    def __init__(self, items: Any = ()):
+        super().__init__({k: tuple(v) if isinstance(v, list) else v for k, v in dict(items).items()})
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self.items()))
+
+    def __reduce__(self):
+        return FrozenMap, (dict(self),)
+
+    def _refuse(self, *args: object, **kwargs: object) -> None:
+        raise TypeError("a FrozenMap does not change: make another")
+
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """Base: type checks at construction, JSON, hash and diff."""
@@ -24,6 +42,9 @@ class Config:
             value = getattr(self, field.name)
             if isinstance(value, list):  # gin and JSON write sequences as lists; configs stay hashable
                 value = tuple(value)
+                object.__setattr__(self, field.name, value)
+            if isinstance(value, dict) and not isinstance(value, FrozenMap):
+                value = FrozenMap(value)
                 object.__setattr__(self, field.name, value)
             if not _matches(value, hints[field.name]):
                 wanted = _type_name(hints[field.name])
@@ -83,6 +104,8 @@ def _matches(value: Any, hint: Any) -> bool:
         return any(value == a and type(value) is type(a) for a in args)
     if origin is tuple:
         return isinstance(value, tuple) and all(_matches(v, args[0]) for v in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_matches(k, args[0]) and _matches(v, args[1]) for k, v in value.items())
     if origin in (typing.Union, types.UnionType):
         return any(_matches(value, a) for a in args)
     if hint is float:
@@ -101,6 +124,8 @@ def _type_name(hint: Any) -> str:
 def _from_plain(value: Any, hint: Any) -> Any:
     if typing.get_origin(hint) is tuple and isinstance(value, (list, tuple)):
         return tuple(_from_plain(v, typing.get_args(hint)[0]) for v in value)
+    if typing.get_origin(hint) is dict and isinstance(value, dict):
+        return FrozenMap({key: _from_plain(item, typing.get_args(hint)[1]) for key, item in value.items()})
     for kind in typing.get_args(hint) or (hint,):  # of an optional config, the config
         if isinstance(kind, type) and issubclass(kind, Config) and isinstance(value, dict):
             return kind.from_dict(value)

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,10 +24,13 @@ from chameleon_jax.errors import ChameleonError, ConfigError, did_you_mean
 C = TypeVar("C", bound=Config)
 
 
-def config_classes() -> dict[str, type[Config]]:
-    """Every config class by name: what a gin file can bind."""
-    found = inspect.getmembers(configs, lambda c: inspect.isclass(c) and issubclass(c, Config) and c is not Config)
-    return dict(found)
+def configurables() -> dict[str, Callable[..., Config]]:
+    """What a gin file can bind, by name: every config class, and the functions that make one."""
+
+    def makes_config(found: object) -> bool:
+        return (inspect.isclass(found) and issubclass(found, Config) and found is not Config) or inspect.isfunction(found)
+
+    return dict(inspect.getmembers(configs, makes_config))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +49,9 @@ def load(root: type[C], files: Sequence[str], bindings: Sequence[str] = ()) -> L
     value, a file that does not exist and anything that `validate` refuses.
     """
     gin.clear_config(clear_constants=True)
-    for cls in config_classes().values():
-        if not _registered(cls):
-            gin.register(cls, module="chameleon_jax")
+    for made in configurables().values():
+        if not _registered(made):
+            gin.register(made, module="chameleon_jax")
     try:
         for file in files:
             _parse_file(file)
@@ -70,9 +73,9 @@ def load(root: type[C], files: Sequence[str], bindings: Sequence[str] = ()) -> L
     return Loaded(config=config, given=given, operative=operative)
 
 
-def _registered(cls: type) -> bool:
+def _registered(made: Callable[..., Config]) -> bool:
     try:
-        gin.get_configurable(cls)
+        gin.get_configurable(made)
     except ValueError:
         return False
     return True
@@ -107,13 +110,13 @@ def _quoted(binding: str) -> str:
 def _explain(error: Exception) -> str:
     """gin's and Python's messages in one line, with the nearest valid name."""
     text = " ".join(str(error).split())
-    classes = config_classes()
+    known = configurables()
     if match := re.search(r"No configurable matching '(?:[\w.]*\.)?(\w+)'", text):
         name = match.group(1)
-        return f"gin names an unknown config '{name}'{did_you_mean(name, classes)}"
+        return f"gin names an unknown config '{name}'{did_you_mean(name, known)}"
     if match := re.search(r"Configurable '(?:[\w.]*\.)?(\w+)' doesn't have a parameter named '(\w+)'", text):
         name, field = match.groups()
-        fields = [f.name for f in dataclasses.fields(classes[name])] if name in classes else []
+        fields = list(inspect.signature(known[name]).parameters) if name in known else []
         return f"{name} has no field '{field}'{did_you_mean(field, fields)}"
     if match := re.search(
         r"(\w+)\.__init__\(\) missing \d+ required keyword-only arguments?: (.*?)(?: In call|$)", text

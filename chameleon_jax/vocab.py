@@ -1,33 +1,30 @@
-"""The one id space: special ids, image codes and text pieces, and the grammar of a span of each modality.
+"""The one id space: special ids, the ids of every modality, and the grammar of its spans.
 
-The one idea: a modality is a row of a table (id range, markers, span grammar), not a special case in code. The layout is
-Chameleon's (facebookresearch/chameleon, `inference/vocab.py`) at any size: `<s> <pad> </s> <unk>`, image codes, `<eoss>`,
-`<racm3:break>`, reserved ids, text pieces; behind them stand control ids that an extension has added.
+A modality is a row of a table (`configs.VocabConfig`): id range, markers, span grammar. Nothing else in the package knows which
+modalities there are. The layout is Chameleon's (facebookresearch/chameleon, `inference/vocab.py`) at any size: `<s> <pad> </s>
+<unk>`, the codes of the first row with markers, `<eoss>`, `<racm3:break>`, reserved ids, text pieces; behind them stand further
+rows and control ids that an extension has added.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import enum
 import hashlib
+import json
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Int
 
-from chameleon_jax.configs import VocabConfig
-from chameleon_jax.errors import TokenizerError
+from chameleon_jax.configs import ModalityConfig, SamplingConfig, VocabConfig
+from chameleon_jax.errors import ChameleonError, TokenizerError, did_you_mean
 
 _DIGITS = str.maketrans("0123456789", "ABCDEFGHIJ")
+_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 
+TEXT = 0  # row of text, to which special ids count
 
-class ModalityId(enum.IntEnum):
-    """Row number in the modality table, and the number written into `Batch.modality`."""
-
-    TEXT = 0  # text pieces and the special ids, markers among them
-    IMAGE = 1  # image codes and, of a grid vocabulary, the ids of sizes and of row ends
-
-
-MODALITY_NAMES = ("text", "image")
+Ids = TypeVar("Ids")  # a NumPy or a JAX array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +38,7 @@ class FixedSpan:
 class GridSpan:
     """BEGIN, id of the height, id of the width, rows that each end in `newline`, END: Lumina-mGPT's image span.
 
-    A side of n units is `n * unit` content ids long and its id is `size_base + n`, n in 1..max_units. An image has at most
+    A side of n units is `n * unit` content ids long and its id is `size_base + n`, n in 1..max_units. A span has at most
     `max_codes` content ids. Source: Alpha-VLLM/Lumina-mGPT, `data/item_processor.py`.
     """
 
@@ -56,7 +53,7 @@ class GridSpan:
         return 4 + height * (width + 1)
 
     def problem(self, height: int, width: int) -> str:
-        """Why an image of `height` x `width` content ids has no span; empty if it has one."""
+        """Why a grid of `height` x `width` content ids has no span; empty if it has one."""
         longest = self.max_units * self.unit
         if height % self.unit or width % self.unit or not (0 < height <= longest and 0 < width <= longest):
             return f"{height}x{width} codes (height x width): sides are multiples of {self.unit} up to {longest}"
@@ -83,6 +80,70 @@ class Modality:
     begin_marker: int | None
     end_marker: int | None
     grammar: SpanGrammar
+    sampling: SamplingConfig = dataclasses.field(
+        default_factory=SamplingConfig
+    )  # where a request does not say otherwise
+
+    @property
+    def marked(self) -> bool:
+        """Whether spans stand between markers."""
+        return not isinstance(self.grammar, FreeSpan)
+
+    def holds(self, ids: Ids) -> Ids:
+        """Which ids are content, NumPy or JAX."""
+        return (ids >= self.start) & (ids < self.stop)
+
+    def counts(self, ids: Ids) -> Ids:
+        """Which ids count as this modality: content and, of a grid, sizes and row ends.
+
+        Those stand nowhere else, and a row end is certain, so that one id in every few would pull the loss of text down.
+        """
+        held = self.holds(ids)
+        if isinstance(grid := self.grammar, GridSpan):
+            held |= (ids >= grid.newline) & (ids <= grid.size_base + grid.max_units)
+        return held
+
+    def ids(self, codes: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
+        """Codes 0..C-1 to ids. Raises TokenizerError for a code outside the codebook."""
+        codes = np.asarray(codes, np.int64)
+        count = self.stop - self.start
+        if codes.size and (codes.min() < 0 or codes.max() >= count):
+            outside = int(codes.min() if codes.min() < 0 else codes.max())
+            raise TokenizerError(f"code {outside} of '{self.name}' is outside 0..{count - 1}")
+        return (codes + self.start).astype(np.int32)
+
+    def codes(self, ids: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
+        """Inverse of `ids`; raises TokenizerError for an id that is not content."""
+        ids = np.asarray(ids, np.int64)
+        if not self.holds(ids).all():
+            raise TokenizerError(f"ids {int(ids.min())}..{int(ids.max())} are not all codes of '{self.name}'")
+        return (ids - self.start).astype(np.int32)
+
+    def span(self, codes: Int[np.ndarray, "n"] | Int[np.ndarray, "h w"]) -> Int[np.ndarray, "m"]:
+        """Ids of a whole span: markers around its codes, and for a grid sizes and row ends.
+
+        Raises TokenizerError for codes of another shape than the grammar has ([length] of a fixed span, [height, width] of a
+        grid, [n] of a free one), and for a code outside the codebook.
+        """
+        codes, grammar = np.asarray(codes), self.grammar
+        if isinstance(grammar, GridSpan):
+            if codes.ndim != 2:
+                raise TokenizerError(
+                    f"a span of '{self.name}' has codes of shape {codes.shape} instead of [height, width]"
+                )
+            if problem := grammar.problem(*codes.shape):
+                raise TokenizerError(f"a span of '{self.name}' has {problem}")
+            sizes = [grammar.size_base + side // grammar.unit for side in codes.shape]
+            rows = np.pad(self.ids(codes), ((0, 0), (0, 1)), constant_values=grammar.newline)
+            body = np.concatenate([sizes, rows.reshape(-1)])
+        else:
+            wanted = (grammar.length,) if isinstance(grammar, FixedSpan) else (codes.size,)
+            if codes.shape != wanted:
+                raise TokenizerError(f"a span of '{self.name}' has codes of shape {codes.shape} instead of {wanted}")
+            body = self.ids(codes)
+        if not self.marked:
+            return body
+        return np.concatenate([[self.begin_marker], body, [self.end_marker]]).astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,137 +155,125 @@ class Vocab:
     pad: int
     eos: int
     unk: int
-    end_of_image: int
-    begin_of_image: int
     end_of_turn: int
-    image_placeholder: int
-    modalities: tuple[Modality, ...]  # indexed by ModalityId
+    placeholder: int  # that other programs put where a picture belongs; no prompt of ours holds it
+    modalities: tuple[Modality, ...]
 
     @classmethod
     def from_config(cls, config: VocabConfig) -> Vocab:
-        image_start = 4
-        end_of_image = image_start + config.image_codes
-        reserved_start = end_of_image + 2
-        text_start = reserved_start + config.reserved
+        at = len(_SPECIAL)
+        made: dict[str, Modality] = {}
+        first = next((row for row in config.modalities if row.marked), None)
+        codes_end = at + (first.ids + 2 if first else 0)
+        text_start = codes_end + config.reserved
         # Chameleon ends a turn with the 513th reserved id; smaller layouts use the last pair that fits.
-        turn = reserved_start + min(512, config.reserved - 2)
-        image_grammar = FixedSpan(length=config.codes_per_image)
-        if config.image_span == "grid":
+        turn = codes_end + min(512, config.reserved - 2)
+        if first is not None:
             # Lumina-mGPT's row end is the 606th reserved id, behind it size 0 and up; smaller layouts put them before the turn's.
-            newline = reserved_start + 605
-            if newline + 2 + config.max_grids > text_start:
-                newline = turn - 2 - config.max_grids
-            image_grammar = GridSpan(
-                newline=newline,
-                size_base=newline + 1,
-                unit=config.grid_unit,
-                max_units=config.max_grids,
-                max_codes=config.codes_per_image,
-            )
+            newline = codes_end + 605
+            if newline + 2 + first.max_grids > text_start:
+                newline = turn - 2 - first.max_grids
+            made[first.name] = _modality(first, at, newline)
+        at = text_start
+        for row in config.modalities:
+            if row is first:
+                continue
+            made[row.name] = _modality(row, at, at + row.ids + 2)
+            at += row.ids + (2 if row.marked else 0) + (2 + row.max_grids if row.span == "grid" else 0)
         return cls(
-            size=config.size,
+            size=at + len(config.added),
             bos=0,
             pad=1,
             eos=2,
             unk=3,
-            end_of_image=end_of_image,
-            begin_of_image=end_of_image + 1,
             end_of_turn=turn,
-            image_placeholder=turn + 1,
-            modalities=(
-                Modality(
-                    name="text",
-                    start=text_start,
-                    stop=text_start + config.text_tokens,
-                    begin_marker=None,
-                    end_marker=None,
-                    grammar=FreeSpan(),
-                ),
-                Modality(
-                    name="image",
-                    start=image_start,
-                    stop=end_of_image,
-                    begin_marker=end_of_image + 1,
-                    end_marker=end_of_image,
-                    grammar=image_grammar,
-                ),
-            ),
+            placeholder=turn + 1,
+            modalities=tuple(made[row.name] for row in config.modalities),
         )
 
     @property
-    def text(self) -> Modality:
-        return self.modalities[ModalityId.TEXT]
+    def names(self) -> tuple[str, ...]:
+        return tuple(modality.name for modality in self.modalities)
 
     @property
-    def image(self) -> Modality:
-        return self.modalities[ModalityId.IMAGE]
+    def text(self) -> Modality:
+        """The row of text."""
+        return self.modalities[TEXT]
+
+    @property
+    def marked(self) -> dict[int, Modality]:
+        """The rows whose spans have markers, by number."""
+        return {row: modality for row, modality in enumerate(self.modalities) if modality.marked}
+
+    def row(self, name: str, error: type[ChameleonError] = TokenizerError) -> int:
+        """Number of the row of this name. Raises `error`, naming the nearest, if there is none."""
+        if name not in self.names:
+            raise error(
+                f"this model has no modality '{name}'{did_you_mean(name, list(self.names))}; it has {', '.join(self.names)}"
+            )
+        return self.names.index(name)
 
     def fingerprint(self) -> str:
         """First 16 hexadecimal digits of the sha256 of the layout."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+        values = dataclasses.asdict(self)
+        for modality in values["modalities"]:
+            del modality["sampling"]
+        layout = json.dumps(values, sort_keys=True)
+        return hashlib.sha256(layout.encode()).hexdigest()[:16]
 
-    def modality_of(self, ids: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
-        """int8 row number of the modality table for each id; special ids, markers among them, count as text.
-
-        Sizes and row ends of a grid count as image: they stand nowhere else, and a row end is certain, so that one id in every
-        few would pull the text loss down.
-        """
-        image = (ids >= self.image.start) & (ids < self.image.stop)
-        if isinstance(grid := self.image.grammar, GridSpan):
-            image |= (ids >= grid.newline) & (ids <= grid.size_base + grid.max_units)
-        return np.where(image, ModalityId.IMAGE, ModalityId.TEXT).astype(np.int8)
-
-    def codes_to_ids(self, codes: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
-        """Image codes 0..C-1 to ids.
-
-        Raises TokenizerError for a code outside the codebook.
-        """
-        codes = np.asarray(codes, np.int64)
-        count = self.image.stop - self.image.start
-        if codes.size and (codes.min() < 0 or codes.max() >= count):
-            raise TokenizerError(f"image code {int(codes.min())}..{int(codes.max())} is outside 0..{count - 1}")
-        return (codes + self.image.start).astype(np.int32)
-
-    def ids_to_codes(self, ids: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
-        """Inverse of `codes_to_ids`; raises TokenizerError for an id that is not an image code."""
-        ids = np.asarray(ids, np.int64)
-        if ids.size and (ids.min() < self.image.start or ids.max() >= self.image.stop):
-            raise TokenizerError(f"ids {int(ids.min())}..{int(ids.max())} are not all image codes")
-        return (ids - self.image.start).astype(np.int32)
-
-    def image_span(self, codes: Int[np.ndarray, "n"] | Int[np.ndarray, "h w"]) -> Int[np.ndarray, "m"]:
-        """Ids of a whole image: markers around its codes, and for a grid sizes and row ends.
-
-        Raises TokenizerError for codes of another shape than [codes_per_image], or [height, width] of a grid vocabulary, and for
-        a code outside the codebook.
-        """
-        codes, grammar = np.asarray(codes), self.image.grammar
-        if isinstance(grammar, GridSpan):
-            if codes.ndim != 2:
-                raise TokenizerError(f"an image has codes of shape {codes.shape} instead of [height, width]")
-            if problem := grammar.problem(*codes.shape):
-                raise TokenizerError(f"an image has {problem}")
-            sizes = [grammar.size_base + side // grammar.unit for side in codes.shape]
-            rows = np.pad(self.codes_to_ids(codes), ((0, 0), (0, 1)), constant_values=grammar.newline)
-            body = [*sizes, *rows.reshape(-1)]
-        else:
-            if codes.shape != (grammar.length,):
-                raise TokenizerError(f"an image has codes of shape {codes.shape} instead of ({grammar.length},)")
-            body = self.codes_to_ids(codes)
-        return np.concatenate([[self.begin_of_image], body, [self.end_of_image]]).astype(np.int32)
+    def modality_of(self, ids: Ids) -> Ids:
+        """Row number of each id, int8 in NumPy and int32 of a JAX array; special ids, markers among them, count as text."""
+        if isinstance(ids, np.ndarray):
+            rows = np.zeros(ids.shape, np.int8)
+            for row, modality in enumerate(self.modalities[1:], 1):
+                rows[modality.counts(ids)] = row
+            return rows
+        return sum(row * modality.counts(ids).astype("int32") for row, modality in enumerate(self.modalities)) + ids * 0
 
     def special_names(self) -> list[str]:
         """Names of the ids below the text pieces, in order of id, spelled as in Chameleon's tokenizer file."""
-        codes = self.image.stop - self.image.start
-        names = ["<s>", "<pad>", "</s>", "<unk>"]
-        names += [code_name(code) for code in range(codes)]
-        names += ["<eoss>", "<racm3:break>"]
-        names += [f"<reserved{i - 4:05d}>" for i in range(self.begin_of_image + 1, self.text.start)]
+        names = list(_SPECIAL)
+        if first := next(iter(self.marked.values()), None):
+            names += [code_name(code) for code in range(first.stop - first.start)] + ["<eoss>", "<racm3:break>"]
+        return names + [f"<reserved{i - 4:05d}>" for i in range(len(names), self.text.start)]
+
+    def id_names(self) -> dict[int, str]:
+        """What people read of ids that are no text: `[bos]`, `[begin image]`, `[image 12]`, `[row]`, `[size 3]`."""
+        names = dict(enumerate(self.special_names()))
+        names |= {self.bos: "[bos]", self.pad: "[pad]", self.eos: "[eos]", self.unk: "[unk]", self.end_of_turn: "[eot]"}
+        for modality in self.marked.values():
+            names |= {modality.begin_marker: f"[begin {modality.name}]", modality.end_marker: f"[end {modality.name}]"}
+            if isinstance(grid := modality.grammar, GridSpan):
+                names[grid.newline] = "[row]"
+                names |= {grid.size_base + n: f"[size {n}]" for n in range(grid.max_units + 1)}
+        for modality in self.modalities[1:]:
+            names |= {modality.start + code: str(code) for code in range(modality.stop - modality.start)}
         return names
 
     def store_dtype(self) -> np.dtype:
         """Smallest unsigned type that holds every id."""
         return np.dtype(np.uint16 if self.size <= 1 << 16 else np.uint32)
+
+
+def _modality(row: ModalityConfig, start: int, newline: int) -> Modality:
+    """The row's content ids from `start` on, its markers behind them, and the ids of its grid from `newline` on."""
+    stop = start + row.ids
+    grammar: SpanGrammar = FreeSpan()
+    if row.span == "fixed":
+        grammar = FixedSpan(length=row.length)
+    elif row.span == "grid":
+        grammar = GridSpan(
+            newline=newline, size_base=newline + 1, unit=row.grid_unit, max_units=row.max_grids, max_codes=row.length
+        )
+    return Modality(
+        name=row.name,
+        start=start,
+        stop=stop,
+        begin_marker=stop + 1 if row.marked else None,
+        end_marker=stop if row.marked else None,
+        grammar=grammar,
+        sampling=row.sampling,
+    )
 
 
 def code_name(code: int) -> str:

@@ -17,15 +17,15 @@ import jax
 import numpy as np
 import pytest
 
-from chameleon_jax.configs import VocabConfig
+from chameleon_jax.configs import text_and_image
 from chameleon_jax.data.store_writer import ShardInput, StoreIdentity, StoreWriter
-from chameleon_jax.tokenizers.documents import Document, ImageSegment, TextSegment, TokenDocument, assemble
+from chameleon_jax.tokenizers.documents import Document, Segment, TokenDocument, assemble
 from chameleon_jax.vocab import Vocab
 
 # Unlike the XLA flag for it, this does not reach the processes that tests start.
 jax.config.update("jax_num_cpu_devices", 8)
 
-VOCAB = VocabConfig(image_codes=50, reserved=4, text_tokens=300, codes_per_image=16)
+VOCAB = text_and_image(image_codes=50, reserved=4, text_tokens=300, codes_per_image=16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,24 +43,23 @@ def build_store():
         random = np.random.default_rng(seed)
         vocab = Vocab.from_config(vocab_config)
         name = path.name
-        identity = StoreIdentity(
-            vocab_config=vocab_config, bundle_fingerprint=bundle_fingerprint, preprocessing="p" * 16
-        )
+        identity = StoreIdentity(vocab_config=vocab_config, bundle_fingerprint=bundle_fingerprint)
         writer, documents = StoreWriter(path, identity), []
         for i in range(count):
-            text, quiet, image = TextSegment("t"), TextSegment("t", loss=False), ImageSegment(b"", "i")
+            text, quiet, image = (
+                Segment("text", "t"),
+                Segment("text", "t", loss=False),
+                Segment("image", b"", reference="i"),
+            )
             segments = [(text,), (text, image), (image, text), (quiet, image), (text, image, text, image, text)][i % 5]
-            texts = [
-                random.integers(vocab.text.start, vocab.text.stop, random.integers(1, longest))
-                for segment in segments
-                if isinstance(segment, TextSegment)
-            ]
+            text_ids, (words, pictures) = vocab.text.stop - vocab.text.start, vocab_config.modalities
             codes = [
-                random.integers(0, vocab_config.image_codes, vocab_config.codes_per_image)
+                random.integers(0, text_ids, random.integers(1, longest))
+                if segment.modality == words.name
+                else random.integers(0, pictures.ids, pictures.length)
                 for segment in segments
-                if isinstance(segment, ImageSegment)
             ]
-            documents.append(assemble(Document(f"{name}/{i}", name, segments), texts, codes, vocab))
+            documents.append(assemble(Document(f"{name}/{i}", name, segments), codes, vocab))
         for shard, begin in enumerate(range(0, count, per_shard)):
             part = documents[begin : begin + per_shard]
             given = ShardInput(

@@ -12,8 +12,8 @@ from chameleon_jax.configs import (
     PretrainConfig,
     StoreConfig,
     TransformerConfig,
-    VocabConfig,
     VQConfig,
+    text_and_image,
 )
 from chameleon_jax.errors import ConfigError
 
@@ -61,8 +61,8 @@ def test_an_unknown_field_is_named_with_the_nearest():
         (lambda: TransformerConfig(n_kv_heads=8, n_heads=8, qk_norm_groups=3), "not a multiple of qk_norm_groups 3"),
         (lambda: TransformerConfig(head_dim=127), "head_dim must be even"),
         (lambda: TransformerConfig(n_layers=0), "n_layers must be at least 1"),
-        (lambda: VocabConfig(text_tokens=255), "at least 256"),
-        (lambda: VocabConfig(reserved=1), "reserved must be at least 2"),
+        (lambda: text_and_image(text_tokens=255), "at least 256"),
+        (lambda: text_and_image(reserved=1), "reserved must be at least 2"),
         (lambda: VQConfig(resolution=500), "resolution 500 is not a multiple of the downsampling 16"),
         (lambda: VQConfig(channels=100), "not a multiple of norm_groups 32"),
         (lambda: DataConfig(stores=()), "stores is empty"),

@@ -5,18 +5,20 @@ import dataclasses
 import numpy as np
 import pytest
 
-from chameleon_jax.configs import VocabConfig
+from chameleon_jax.configs import text_and_image
 from chameleon_jax.errors import ConfigError, TokenizerError
-from chameleon_jax.vocab import ModalityId, Vocab, code_name
+from chameleon_jax.vocab import Vocab, code_name
 
-SMALL = VocabConfig(image_codes=8, reserved=4, text_tokens=256, codes_per_image=4)
-GRID = VocabConfig(
+TEXT, IMAGE = 0, 1  # rows of the modality table
+
+SMALL = text_and_image(image_codes=8, reserved=4, text_tokens=256, codes_per_image=4)
+GRID = text_and_image(
     image_codes=8, reserved=9, text_tokens=256, codes_per_image=24, image_span="grid", max_grids=4, grid_unit=2
 )
 
 
 def test_the_default_layout_is_that_of_the_released_models():
-    vocab = Vocab.from_config(VocabConfig())
+    vocab = Vocab.from_config(text_and_image())
     names = vocab.special_names()
     assert vocab.size == 65_536
     expected = {
@@ -26,18 +28,33 @@ def test_the_default_layout_is_that_of_the_released_models():
     }  # fmt: skip
     assert {i: names[i] for i in expected} == expected
     assert len(names) == vocab.text.start == 16_384
-    roles = (vocab.bos, vocab.pad, vocab.eos, vocab.end_of_image, vocab.begin_of_image, vocab.end_of_turn)
+    roles = (
+        vocab.bos,
+        vocab.pad,
+        vocab.eos,
+        vocab.modalities[1].end_marker,
+        vocab.modalities[1].begin_marker,
+        vocab.end_of_turn,
+    )
     assert roles == (0, 1, 2, 8196, 8197, 8710)
-    assert vocab.image_placeholder == 8711
-    assert vocab.image.grammar.length == 1024
+    assert vocab.placeholder == 8711
+    assert vocab.modalities[1].grammar.length == 1024
 
 
 def test_a_small_layout_has_every_role_once_and_no_gaps():
     vocab = Vocab.from_config(SMALL)
     names = vocab.special_names()
     assert len(set(names)) == len(names) == vocab.text.start
-    roles = [vocab.bos, vocab.pad, vocab.eos, vocab.unk, vocab.end_of_image, vocab.begin_of_image, vocab.end_of_turn]
-    roles += [vocab.image_placeholder, *range(vocab.image.start, vocab.image.stop)]
+    roles = [
+        vocab.bos,
+        vocab.pad,
+        vocab.eos,
+        vocab.unk,
+        vocab.modalities[1].end_marker,
+        vocab.modalities[1].begin_marker,
+        vocab.end_of_turn,
+    ]
+    roles += [vocab.placeholder, *range(vocab.modalities[1].start, vocab.modalities[1].stop)]
     assert len(set(roles)) == len(roles)
     assert max(roles) < vocab.text.start
     assert vocab.text.stop == vocab.size == SMALL.size
@@ -46,30 +63,32 @@ def test_a_small_layout_has_every_role_once_and_no_gaps():
 def test_codes_and_ids_are_inverse_and_refuse_what_is_outside():
     vocab = Vocab.from_config(SMALL)
     codes = np.arange(8)
-    assert np.array_equal(vocab.ids_to_codes(vocab.codes_to_ids(codes)), codes)
+    assert np.array_equal(vocab.modalities[1].codes(vocab.modalities[1].ids(codes)), codes)
     for bad in (-1, 8):
         with pytest.raises(TokenizerError, match=r"outside 0\.\.7"):
-            vocab.codes_to_ids(np.array([bad]))
-    for bad in (vocab.eos, vocab.begin_of_image, vocab.text.start):
+            vocab.modalities[1].ids(np.array([bad]))
+    for bad in (vocab.eos, vocab.modalities[1].begin_marker, vocab.text.start):
         with pytest.raises(TokenizerError, match="not all image codes"):
-            vocab.ids_to_codes(np.array([bad]))
+            vocab.modalities[1].codes(np.array([bad]))
 
 
 def test_only_image_codes_count_as_image():
     vocab = Vocab.from_config(SMALL)
     modality = vocab.modality_of(np.arange(vocab.size))
-    assert np.flatnonzero(modality == ModalityId.IMAGE).tolist() == list(range(vocab.image.start, vocab.image.stop))
+    assert np.flatnonzero(modality == IMAGE).tolist() == list(
+        range(vocab.modalities[1].start, vocab.modalities[1].stop)
+    )
 
 
 def test_fingerprints_tell_layouts_apart_and_ids_fit_the_store_type():
     assert Vocab.from_config(SMALL).fingerprint() == Vocab.from_config(SMALL).fingerprint()
-    assert Vocab.from_config(SMALL).fingerprint() != Vocab.from_config(VocabConfig()).fingerprint()
-    assert Vocab.from_config(VocabConfig()).store_dtype() == np.uint16
-    assert Vocab.from_config(VocabConfig(text_tokens=49_153)).store_dtype() == np.uint32
+    assert Vocab.from_config(SMALL).fingerprint() != Vocab.from_config(text_and_image()).fingerprint()
+    assert Vocab.from_config(text_and_image()).store_dtype() == np.uint16
+    assert Vocab.from_config(text_and_image(text_tokens=49_153)).store_dtype() == np.uint32
 
 
 def test_fingerprints_of_fixed_layouts_stay_what_existing_stores_remember():
-    assert Vocab.from_config(VocabConfig()).fingerprint() == "9c47c975e103cdac"
+    assert Vocab.from_config(text_and_image()).fingerprint() == "9c47c975e103cdac"
     assert Vocab.from_config(SMALL).fingerprint() == "5b836279172a1965"
     assert (
         Vocab.from_config(GRID).fingerprint() != Vocab.from_config(dataclasses.replace(GRID, max_grids=3)).fingerprint()
@@ -77,11 +96,11 @@ def test_fingerprints_of_fixed_layouts_stay_what_existing_stores_remember():
 
 
 def test_grid_ids_of_the_released_layout_are_those_of_lumina():
-    vocab = Vocab.from_config(VocabConfig(image_span="grid", codes_per_image=4096))
-    grid = vocab.image.grammar
+    vocab = Vocab.from_config(text_and_image(image_span="grid", codes_per_image=4096))
+    grid = vocab.modalities[1].grammar
     assert (grid.newline, grid.size_base, vocab.end_of_turn) == (8803, 8804, 8710)
     assert [grid.length(n, n) for n in (32, 48, 64)] == [1060, 2356, 4164]
-    ids = vocab.image_span(np.arange(32 * 48).reshape(32, 48))
+    ids = vocab.modalities[1].span(np.arange(32 * 48).reshape(32, 48))
     assert ids[:4].tolist() == [8197, 8804 + 16, 8804 + 24, 4]
     assert ids[3 + 48] == ids[-2] == 8803 and ids[-1] == 8196 and len(ids) == grid.length(32, 48)
 
@@ -89,11 +108,11 @@ def test_grid_ids_of_the_released_layout_are_those_of_lumina():
 @pytest.mark.parametrize("reserved", [8, 9, 100, 513, 514, 515, 606, 610, 611, 612, 700])
 def test_grid_ids_have_a_place_of_their_own_in_layouts_of_any_size(reserved):
     vocab = Vocab.from_config(dataclasses.replace(GRID, reserved=reserved))
-    grid = vocab.image.grammar
+    grid = vocab.modalities[1].grammar
     ids = [grid.newline, *range(grid.size_base, grid.size_base + grid.max_units + 1)]
-    ids += [vocab.end_of_turn, vocab.image_placeholder]
+    ids += [vocab.end_of_turn, vocab.placeholder]
     assert len(set(ids)) == len(ids)
-    assert vocab.begin_of_image < min(ids) and max(ids) < vocab.text.start
+    assert vocab.modalities[1].begin_marker < min(ids) and max(ids) < vocab.text.start
 
 
 @pytest.mark.parametrize(
@@ -123,16 +142,18 @@ def test_grid_layouts_that_cannot_be_are_refused_with_both_numbers(wrong, told):
 )
 def test_a_grid_of_another_shape_is_refused(shape, told):
     with pytest.raises(TokenizerError, match=told):
-        Vocab.from_config(GRID).image_span(np.zeros(shape, int))
+        Vocab.from_config(GRID).modalities[1].span(np.zeros(shape, int))
 
 
 def test_sizes_and_row_ends_count_as_image_and_markers_as_text():
     vocab = Vocab.from_config(GRID)
-    span = vocab.image_span(np.arange(8).reshape(2, 4))
-    assert vocab.modality_of(span).tolist() == [ModalityId.TEXT, *[ModalityId.IMAGE] * (len(span) - 2), ModalityId.TEXT]
-    rest = np.setdiff1d(np.arange(vocab.image.stop, vocab.size), vocab.image_span(np.zeros((2, 2), int)))
-    sizes = vocab.image.grammar.size_base + np.arange(vocab.image.grammar.max_units + 1)
-    assert np.all(vocab.modality_of(np.setdiff1d(rest, sizes)) == ModalityId.TEXT)
+    span = vocab.modalities[1].span(np.arange(8).reshape(2, 4))
+    assert vocab.modality_of(span).tolist() == [TEXT, *[IMAGE] * (len(span) - 2), TEXT]
+    rest = np.setdiff1d(
+        np.arange(vocab.modalities[1].stop, vocab.size), vocab.modalities[1].span(np.zeros((2, 2), int))
+    )
+    sizes = vocab.modalities[1].grammar.size_base + np.arange(vocab.modalities[1].grammar.max_units + 1)
+    assert np.all(vocab.modality_of(np.setdiff1d(rest, sizes)) == TEXT)
 
 
 def test_code_names_spell_decimal_digits():

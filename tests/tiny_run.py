@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from chameleon_jax.configs import ImageConfig, TransformerConfig, VocabConfig, VQConfig
+from chameleon_jax.configs import ImageConfig, TransformerConfig, VQConfig, text_and_image
 from chameleon_jax.models import transformer
 from chameleon_jax.models.params import map_specs
 from chameleon_jax.tokenizers import vqgan
@@ -31,15 +31,14 @@ CODEC = VQConfig(
 def make_run(is_grid=False, with_codec=True, context=CONTEXT):
     """A model of random weights: pictures of 16 codes of 4x4 pixels, in a grid of up to 16 in units of 8 pixels."""
     spans = {"image_span": "grid", "max_grids": 4, "grid_unit": 2} if is_grid else {}
-    vocab = VocabConfig(image_codes=CODES, reserved=9, text_tokens=300, codes_per_image=16, **spans)
+    vocab = text_and_image(image_codes=CODES, reserved=9, text_tokens=300, codes_per_image=16, **spans)
     text = train_bpe(["a red heart", "some words", "größe größer", "日本語 日本"], vocab)
-    bundle = TokenizerBundle(
-        vocab_config=text.vocab_config,
-        image_config=ImageConfig(
+    bundle = TokenizerBundle.of_pictures(
+        images=ImageConfig(
             resolution=16, **({"preprocessing": "lumina", "grid_pixels": 8} if is_grid else {"preprocessing": "meta"})
         ),
         text=text,
-        codec=vqgan.Codec(params=vqgan.init(jax.random.key(0), CODEC), config=CODEC) if with_codec else None,
+        vqgan=vqgan.Codec(params=vqgan.init(jax.random.key(0), CODEC), config=CODEC) if with_codec else None,
     )
     shape = {"d_model": 16, "n_layers": 1, "n_heads": 2, "n_kv_heads": 2, "head_dim": 8, "d_ff": 16}
     model = TransformerConfig(vocab_size=bundle.vocab.size, compute_dtype="float32", max_seq_len=context, **shape)

@@ -13,13 +13,13 @@ from chameleon_jax.configs.data import (
     TrainTokenizerConfig,
 )
 from chameleon_jax.configs.generation import (
+    MAX_SPANS,
     MAX_STOP_IDS,
     SAMPLING_PRESETS,
     CaptionEvalConfig,
     EngineConfig,
     GenerationConfig,
     GuidanceConfig,
-    SamplingConfig,
 )
 from chameleon_jax.configs.model import (
     MeshConfig,
@@ -29,7 +29,6 @@ from chameleon_jax.configs.model import (
 from chameleon_jax.configs.serving import ServeConfig
 from chameleon_jax.configs.tokenizers import (
     ImageConfig,
-    VocabConfig,
     VQConfig,
     VQTrainConfig,
 )
@@ -43,8 +42,10 @@ from chameleon_jax.configs.training import (
     TrainableConfig,
     TrainConfig,
 )
+from chameleon_jax.configs.vocab import ModalityConfig, SamplingConfig, VocabConfig, text_and_image
 
 __all__ = [
+    "MAX_SPANS",
     "MAX_STOP_IDS",
     "SAMPLING_PRESETS",
     "CaptionEvalConfig",
@@ -57,6 +58,7 @@ __all__ = [
     "InitConfig",
     "LossConfig",
     "MeshConfig",
+    "ModalityConfig",
     "NumericsConfig",
     "OptimConfig",
     "PretrainConfig",
@@ -73,4 +75,5 @@ __all__ = [
     "VQConfig",
     "VQTrainConfig",
     "VocabConfig",
+    "text_and_image",
 ]

@@ -8,7 +8,8 @@ import os
 from typing import Literal
 
 from chameleon_jax.config_base import Config
-from chameleon_jax.configs.tokenizers import ImageConfig, VocabConfig, VQConfig, VQTrainConfig
+from chameleon_jax.configs.tokenizers import ImageConfig, VQConfig, VQTrainConfig
+from chameleon_jax.configs.vocab import VocabConfig, text_and_image
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,11 +19,10 @@ class SourceConfig(Config):
     name: str
     kind: Literal["tfds", "folder", "webdataset", "parquet", "jsonl"]
     path: str  # a file or glob; for tfds the builder name
-    root: str = (
-        ""  # folder below which `path` is found; joined to `path` when the config is made, so that a macro can name it
-    )
+    # Folder below which `path` is found; joined to `path` when the config is made, so that a macro can name it.
+    root: str = ""
     split: str = ""  # tfds split, or the value of the record field `split`; empty = everything
-    image_dir: str = ""  # images named in records are found below it; empty = beside the record file
+    media_dir: str = ""  # files named in records are found below it; empty = beside the record file
 
     def validate(self):
         self.require(
@@ -42,20 +42,24 @@ class TokenizeConfig(Config):
     sources: tuple[SourceConfig, ...]
     tokenizer: str  # directory of the tokenizer bundle
     documents_per_shard: int = 1024
-    image_first_probability: float = 0.5  # Chameleon, section 2.2: half of the pairs have the picture first
+    # Of a pair, the segment of the later modality of the table comes first so often (Chameleon, section 2.2: half of the pairs
+    # have the picture first).
+    later_first_probability: float = 0.5
     max_reject_fraction: float = 0.01
-    max_images_per_document: int = 64
-    max_text_bytes: int = 10_000_000
-    image_batch: int = 16
+    max_spans: dict[str, int] = dataclasses.field(
+        default_factory=dict
+    )  # of a document, by modality; 64 of one not named
+    max_bytes: int = 10_000_000  # of a document's text
+    codec_batch: int = 16  # items that a codec encodes at one time
     seed: int = 0
 
     def validate(self):
         names = [s.name for s in self.sources]
         self.require(len(names) > 0, "sources is empty: name at least one SourceConfig")
         self.require(len(set(names)) == len(names), f"source names must differ, got {names}")
-        for name in ("documents_per_shard", "image_batch", "max_images_per_document", "max_text_bytes"):
+        for name in ("documents_per_shard", "codec_batch", "max_bytes"):
             self.require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("image_first_probability", "max_reject_fraction"):
+        for name in ("later_first_probability", "max_reject_fraction"):
             self.require(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1], got {getattr(self, name)}")
 
 
@@ -65,7 +69,7 @@ class TrainTokenizerConfig(Config):
 
     sources: tuple[SourceConfig, ...]
     eval_sources: tuple[SourceConfig, ...] = ()
-    vocab: VocabConfig = dataclasses.field(default_factory=VocabConfig)
+    vocab: VocabConfig = dataclasses.field(default_factory=text_and_image)
     image: ImageConfig = dataclasses.field(default_factory=ImageConfig)
     vq: VQConfig = dataclasses.field(default_factory=VQConfig)
     vq_train: VQTrainConfig = dataclasses.field(default_factory=VQTrainConfig)
@@ -73,14 +77,17 @@ class TrainTokenizerConfig(Config):
 
     def validate(self):
         self.require(len(self.sources) > 0, "sources is empty: name at least one SourceConfig")
-        self.require(
-            self.vocab.image_codes == self.vq.codes,
-            f"vocab.image_codes {self.vocab.image_codes} differs from vq.codes {self.vq.codes}",
-        )
-        self.require(
-            self.vocab.codes_per_image == self.vq.codes_per_image,
-            f"vocab.codes_per_image {self.vocab.codes_per_image} differs from vq.codes_per_image {self.vq.codes_per_image}",
-        )
+        pictures = self.vocab.of_codec("vqgan")
+        if pictures is None:
+            return
+        for name, mine, theirs in (
+            ("ids", pictures.ids, self.vq.codes),
+            ("length", pictures.length, self.vq.codes_per_image),
+        ):
+            field = "codes" if name == "ids" else "codes_per_image"
+            self.require(
+                mine == theirs, f"{name} {mine} of '{pictures.name}' in vocab differs from vq.{field} {theirs}"
+            )
         self.require(
             self.image.resolution == self.vq.resolution,
             f"image.resolution {self.image.resolution} differs from vq.resolution {self.vq.resolution}",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import typing
-from typing import Any, Literal
+from typing import Literal
 
 from chameleon_jax.config_base import Config
 from chameleon_jax.configs.data import SourceConfig
+from chameleon_jax.configs.vocab import LARGEST_INT, SamplingConfig
 
 MAX_STOP_IDS = 8  # of one request: a fixed number, so that rows of any request share one compiled program
 
@@ -27,37 +27,8 @@ class CaptionEvalConfig(Config):
         self.require(self.choices >= 2, f"choices must be at least 2, got {self.choices}")
 
 
-# What the device holds settings in: int32, and normal float32.
-_INTEGERS, _SMALLEST_FLOAT = 2**31, 1.2e-38
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplingConfig(Config):
-    """How one modality is sampled; temperature 0 is greedy. `generation.sampling` says in which order, and what comes of ties."""
-
-    temperature: float = 0.7
-    top_p: float = 0.9  # keep the smallest set of ids whose mass reaches it; 1 = all
-    top_k: int = 0  # keep the k most likely ids; 0 = all
-    repetition_penalty: float = 1.0  # of ids that the prompt or the output holds already; 1 = none
-
-    def validate(self):
-        self.require(
-            self.temperature >= 0 and math.isfinite(self.temperature),
-            f"temperature must be finite and >= 0, got {self.temperature}",
-        )
-        self.require(
-            _SMALLEST_FLOAT <= self.top_p <= 1,
-            f"top_p must be in (0, 1] and no smaller than {_SMALLEST_FLOAT}, got {self.top_p}",
-        )
-        self.require(0 <= self.top_k < _INTEGERS, f"top_k must be in 0..{_INTEGERS - 1}, got {self.top_k}")
-        self.require(
-            self.repetition_penalty > 0 and math.isfinite(self.repetition_penalty),
-            f"repetition_penalty must be finite and positive, got {self.repetition_penalty}",
-        )
-
-
-# (text, image) settings of the released decoders: facebookresearch/chameleon, `inference/chameleon.py` (Options); GAIR-NLP/anole,
-# its fork of that file; Alpha-VLLM/Lumina-mGPT, `lumina_mgpt/inference_solver.py`.
+# (text, everything else) settings of the released decoders: facebookresearch/chameleon, `inference/chameleon.py` (Options);
+# GAIR-NLP/anole, its fork of that file; Alpha-VLLM/Lumina-mGPT, `lumina_mgpt/inference_solver.py`.
 SAMPLING_PRESETS = {
     "meta": (
         SamplingConfig(temperature=0.7, top_p=0.9, repetition_penalty=1.2),
@@ -76,16 +47,17 @@ SAMPLING_PRESETS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GuidanceConfig(Config):
-    """Classifier-free guidance of image ids: fp32 logits of several contexts are mixed, before the grammar's mask.
+    """Classifier-free guidance of spans with markers: fp32 logits of several contexts are mixed, before the grammar's mask.
 
-    `f` are the logits of the whole context, and the next id goes into every context; text is not guided.
+    `f` are the logits of the whole context, and the next id goes into every context; what has no markers, as text, is not guided.
 
-    `meta`: u + image * (i - u) + text * (f - i). `i` sees what is no text (image codes, bos, begin and end markers), `u` sees
-    bos and the begin marker. Without an image in the context i = u, which leaves u + text * (f - u). Source:
-    facebookresearch/chameleon, `inference/logits_processor.py`, InBatchInstructCFGLogitsProcessor.
+    `meta`: u + image * (i - u) + text * (f - i). `i` sees bos and spans with markers, `u` bos and the span under way. Without
+    an earlier span in the context i = u, which leaves u + text * (f - u). Source: facebookresearch/chameleon,
+    `inference/logits_processor.py`, InBatchInstructCFGLogitsProcessor, whose spans are images.
 
-    `lumina`: u + text * (f - u). `u` sees the image alone: its ids from the begin marker on, without bos, positions from 0. The
-    two sizes are not guided. `image` has no part in it. Source: Alpha-VLLM/Lumina-mGPT, `lumina_mgpt/inference_solver.py`.
+    `lumina`: u + text * (f - u). `u` sees the span under way alone: its ids from the begin marker on, without bos, positions
+    from 0. The two sizes of a grid are not guided. `image` has no part in it. Source: Alpha-VLLM/Lumina-mGPT,
+    `lumina_mgpt/inference_solver.py`.
 
     A scale of 1 does not guide.
     """
@@ -100,45 +72,43 @@ class GuidanceConfig(Config):
             self.require(scale >= 0 and math.isfinite(scale), f"{name} must be finite and >= 0, got {scale}")
 
 
+MAX_SPANS = 4  # of a modality for which a request does not say
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationConfig(Config):
-    """One generation request; `mode` masks the modalities that may come out, `unrestricted` masks nothing but padding.
+    """One generation request.
 
-    An id of `stop_ids` ends the output wherever the mode allows that id outside of images; it allows no further id.
+    `mode` masks the modalities that may come out: the name of one, several joined by `+`, or `interleaved` for all;
+    `unrestricted` masks nothing but padding. Maps are by modality.
+
+    An id of `stop_ids` ends the output wherever the mode allows that id outside of marked spans; it allows no further id.
     """
 
-    mode: Literal["text", "image", "interleaved", "unrestricted"] = "interleaved"
+    mode: str = "interleaved"
     max_tokens: int = 4096  # the model's context is the other limit
-    max_images: int = 4
-    image_grid: tuple[
-        int, ...
-    ] = ()  # height and width of every image in codes, for grid vocabularies; () = the model's choice
+    max_spans: dict[str, int] = dataclasses.field(default_factory=dict)  # with markers; MAX_SPANS of one not named
+    # Height and width in codes of every span of a grid modality; the model's choice for one not named.
+    grids: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     stop_at_turn_end: bool = False  # the end-of-turn id may come, and ends the output as end of sequence does
     stop_ids: tuple[int, ...] = ()
-    text: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
-    image: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    sampling: dict[str, SamplingConfig] = dataclasses.field(default_factory=dict)  # of one not named, the vocabulary's
     guidance: GuidanceConfig | None = None
     seed: int = 0
 
     def validate(self):
-        for name in ("max_tokens", "max_images"):
-            value = getattr(self, name)
-            self.require(1 <= value < _INTEGERS, f"{name} must be at least 1 and below {_INTEGERS}, got {value}")
+        for name, value in {"max_tokens": self.max_tokens, **self.max_spans}.items():
+            self.require(1 <= value < LARGEST_INT, f"{name} must be at least 1 and below {LARGEST_INT}, got {value}")
         self.require(0 <= self.seed < 2**32, f"seed must be in 0..{2**32 - 1}, got {self.seed}")
+        for name, grid in self.grids.items():
+            self.require(
+                len(grid) == 2 and all(side >= 1 for side in grid),
+                f"the grid of '{name}' must be a height and a width in codes, got {grid}",
+            )
         self.require(
-            len(self.image_grid) in (0, 2) and all(side >= 1 for side in self.image_grid),
-            f"image_grid must be empty or a height and a width in codes, got {self.image_grid}",
+            len(self.stop_ids) <= MAX_STOP_IDS and all(0 <= i < LARGEST_INT for i in self.stop_ids),
+            f"stop_ids must be at most {MAX_STOP_IDS} ids, none negative nor beyond {LARGEST_INT}, got {self.stop_ids}",
         )
-        self.require(
-            len(self.stop_ids) <= MAX_STOP_IDS and all(0 <= i < _INTEGERS for i in self.stop_ids),
-            f"stop_ids must be at most {MAX_STOP_IDS} ids, none negative nor beyond {_INTEGERS}, got {self.stop_ids}",
-        )
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> typing.Self:
-        if isinstance(guidance := values.get("guidance"), dict):
-            values = values | {"guidance": GuidanceConfig.from_dict(guidance)}
-        return super().from_dict(values)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,79 +1,11 @@
-"""Vocabulary, pictures, the image codec and its training."""
+"""Pictures, the image codec and its training."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 from chameleon_jax.config_base import Config
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class VocabConfig(Config):
-    """Sizes of the parts of the one id space, in Chameleon's order.
-
-    `<s> <pad> </s> <unk>`, image codes, end-of-image, begin-of-image, reserved ids, text pieces, added control ids. The defaults
-    give the released 65,536 ids.
-    """
-
-    image_codes: int = 8192
-    reserved: int = 8186
-    text_tokens: int = 49152  # upper bound for a trained BPE; 256 bytes are the least
-    codes_per_image: int = 1024  # of a fixed span; the most of a grid span
-    image_span: Literal["fixed", "grid"] = (
-        "fixed"  # grid is Lumina-mGPT's: height, width, rows that end in a newline id
-    )
-    max_grids: int = 64  # largest height or width of a grid span, in units of `grid_unit` codes
-    grid_unit: int = 2  # codes; sides of a grid span are multiples of it
-    added: tuple[
-        str, ...
-    ] = ()  # names of control ids, at the end so that adding one moves no other; no text becomes one
-
-    @property
-    def size(self) -> int:
-        return 4 + self.image_codes + 2 + self.reserved + self.text_tokens + len(self.added)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As of any config, without `added` where there is none: fingerprints are of this, older ones among them."""
-        values = super().to_dict()
-        if not self.added:
-            del values["added"]
-        return values
-
-    def validate(self):
-        for name in self.added:
-            self.require(
-                name.isprintable() and name != "" and " " not in name,
-                f"names of added ids are printable, without spaces and not empty, got {name!r}",
-            )
-            self.require(
-                name not in ("text", "image", "added"),
-                f"an added id cannot be called {name!r}, which names a group of ids in TrainableConfig.rows",
-            )
-        self.require(len(set(self.added)) == len(self.added), f"added has a name twice: {self.added}")
-        self.require(self.image_codes >= 1, f"image_codes must be at least 1, got {self.image_codes}")
-        self.require(
-            self.reserved >= 2, f"reserved must be at least 2 (end of turn, image placeholder), got {self.reserved}"
-        )
-        self.require(self.text_tokens >= 256, f"text_tokens must be at least 256 (all bytes), got {self.text_tokens}")
-        self.require(self.codes_per_image >= 1, f"codes_per_image must be at least 1, got {self.codes_per_image}")
-        if self.image_span == "grid":
-            self._validate_grid()
-
-    def _validate_grid(self) -> None:
-        # The ids of a small layout stand before the end-of-turn id, which is at most the 513th reserved one.
-        self.require(1 <= self.max_grids <= 510, f"max_grids must be in 1..510, got {self.max_grids}")
-        self.require(self.grid_unit >= 1, f"grid_unit must be at least 1, got {self.grid_unit}")
-        least = self.max_grids + 4
-        self.require(
-            self.reserved >= least,
-            f"a grid of up to {self.max_grids} units needs {least} reserved ids (sizes from 0, row end, end of turn, image "
-            f"placeholder), got {self.reserved}",
-        )
-        self.require(
-            self.codes_per_image >= self.grid_unit**2,
-            f"codes_per_image {self.codes_per_image} is less than the smallest grid of {self.grid_unit}x{self.grid_unit}",
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from typing import Literal
 
@@ -16,16 +17,18 @@ class LossConfig(Config):
     """Cross-entropy per modality with z-loss (Chameleon, section 2.3.2: 1e-5 log^2 Z)."""
 
     z_loss: float = 1e-5
-    text_weight: float = 1.0
-    image_weight: float = 1.0
+    weights: dict[str, float] = dataclasses.field(
+        default_factory=dict
+    )  # by modality; of one not named, the vocabulary's
     chunk: int = 1024  # tokens whose logits exist at one time on a device
 
     def validate(self):
-        for name in ("z_loss", "text_weight", "image_weight"):
-            self.require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
-        self.require(
-            self.text_weight + self.image_weight > 0, "text_weight and image_weight are both 0: nothing to learn"
-        )
+        self.require(self.z_loss >= 0, f"z_loss must not be negative, got {self.z_loss}")
+        for name, weight in self.weights.items():
+            self.require(
+                weight >= 0 and math.isfinite(weight),
+                f"weights: that of '{name}' must be finite and not negative, got {weight}",
+            )
         self.require(self.chunk >= 1, f"chunk must be at least 1, got {self.chunk}")
 
 
@@ -117,7 +120,7 @@ class InitConfig(Config):
 class TrainableConfig(Config):
     """Which parameters are trained; what is frozen has no moments and no weight decay.
 
-    Anole's way of adding pictures to a model that reads them: parameters=("head",), rows=("image",).
+    Anole's way of adding pictures to a model that reads them: parameters=("head",), rows=("image",), by the name of the modality.
     """
 
     parameters: tuple[str, ...] = ("*",)  # patterns of paths, as in "layers/attn/*"; * matches / too

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from chameleon_jax.configs import TransformerConfig, VocabConfig
+from chameleon_jax.configs import TransformerConfig, text_and_image
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.text import TextTokenizer
 from chameleon_jax.vocab import Vocab
@@ -22,7 +22,7 @@ def tokenizer_json(text: TextTokenizer, *, placeholder: str | None = None) -> st
     """
     content = json.loads(text.original)
     vocab = Vocab.from_config(text.vocab_config)
-    numbered = vocab.special_names()[vocab.image_placeholder]
+    numbered = vocab.special_names()[vocab.placeholder]
     old, new = (numbered, placeholder) if placeholder else (PLACEHOLDER, numbered)
     ids = content["model"]["vocab"]
     if old in ids and new not in ids:
@@ -44,8 +44,8 @@ def vocabulary_map(text: TextTokenizer) -> dict[str, int]:
 
 def default_vocabulary_map(vocab_size: int) -> dict[str, int]:
     """Names of the specials of the released layout, as far as they fit: Transformers cannot load a config without."""
-    names = Vocab.from_config(VocabConfig()).special_names()[:vocab_size]
-    placeholder = min(Vocab.from_config(VocabConfig()).image_placeholder, vocab_size - 1)
+    vocab = Vocab.from_config(text_and_image())
+    names, placeholder = vocab.special_names()[:vocab_size], min(vocab.placeholder, vocab_size - 1)
     return {name: i for i, name in enumerate(names) if i != placeholder} | {PLACEHOLDER: placeholder}
 
 
@@ -60,7 +60,8 @@ def codes_per_image(folder: Path) -> int | None:
 
 def write(folder: Path, bundle: TokenizerBundle, config: TransformerConfig) -> None:
     """Write tokenizer.json and the settings that `ChameleonProcessor` and `generate` of Transformers read."""
-    vocab, is_grid = bundle.vocab, bundle.vocab_config.image_span == "grid"
+    vocab, pictures = bundle.vocab, bundle.vocab_config.of_codec("vqgan")
+    is_grid = pictures.span == "grid"
     names = vocab.special_names()
     content: dict[str, Any] = json.loads(tokenizer_json(bundle.text, placeholder=PLACEHOLDER))
     bos = {"SpecialToken": {"id": "<s>", "type_id": 0}}
@@ -71,7 +72,7 @@ def write(folder: Path, bundle: TokenizerBundle, config: TransformerConfig) -> N
         "special_tokens": {"<s>": {"id": "<s>", "ids": [vocab.bos], "tokens": ["<s>"]}},
     }
     (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    resolution = bundle.image_config.resolution
+    resolution = bundle.pictures.config.resolution
     image_processor = {
         "image_processor_type": "ChameleonImageProcessor",
         "do_resize": True,
@@ -108,7 +109,7 @@ def write(folder: Path, bundle: TokenizerBundle, config: TransformerConfig) -> N
         },
         "preprocessor_config.json": {"processor_class": "ChameleonProcessor", **image_processor},
         _PROCESSOR: {"processor_class": "ChameleonProcessor", "image_token": PLACEHOLDER}
-        | ({} if is_grid else {_SEQUENCE: bundle.vocab_config.codes_per_image}),
+        | ({} if is_grid else {_SEQUENCE: pictures.length}),
         "generation_config.json": {
             "bos_token_id": vocab.bos,
             "eos_token_id": vocab.end_of_turn if is_grid else vocab.eos,  # Lumina-mGPT ends with its turn
@@ -123,13 +124,14 @@ def write(folder: Path, bundle: TokenizerBundle, config: TransformerConfig) -> N
 
 
 def _roles(vocab: Vocab) -> dict[str, int]:
+    pictures = next(iter(vocab.marked.values()))
     return {
         "bos": vocab.bos,
         "pad": vocab.pad,
         "eos": vocab.eos,
         "unk": vocab.unk,
-        "end of image": vocab.end_of_image,
-        "begin of image": vocab.begin_of_image,
+        "end of image": pictures.end_marker,
+        "begin of image": pictures.begin_marker,
         "end of turn": vocab.end_of_turn,
-        "placeholder": vocab.image_placeholder,
+        "placeholder": vocab.placeholder,
     }

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from chameleon_jax.configs import ImageConfig, VocabConfig, VQConfig
+from chameleon_jax.configs import ImageConfig, ModalityConfig, VocabConfig, VQConfig
 from chameleon_jax.convert import hf, hf_files, meta, source
 from chameleon_jax.convert import vqgan as codec_names
 from chameleon_jax.convert.hf import HFWeights
@@ -26,6 +26,7 @@ from chameleon_jax.convert.tensor_files import TensorFile, open_tensors
 from chameleon_jax.errors import ConvertError
 from chameleon_jax.models.presets import NUMERICS, release
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
+from chameleon_jax.tokenizers.pictures import PictureCodec
 from chameleon_jax.tokenizers.text import TextTokenizer
 from chameleon_jax.tokenizers.vqgan import Codec
 from chameleon_jax.vocab import Vocab
@@ -159,10 +160,11 @@ def _text_tokenizer(folder: Path, options: Options, weights: WeightSource, codec
 def _spans(folder: Path, weights: WeightSource, codec: Codec | None, options: Options) -> VocabConfig:
     """How images lie in the id space of this release."""
     known = release(options.preset or ("lumina-mgpt-7b" if weights.flavour == "lumina" else "chameleon-7b")).vocab
-    if known.image_span == "grid":
+    pictures = known.of_codec(PictureCodec.kind)
+    if pictures.span == "grid":
         return known
     codes = codec.config.codes_per_image if codec else hf_files.codes_per_image(folder)
-    return dataclasses.replace(known, codes_per_image=codes or known.codes_per_image)
+    return known.with_row(pictures.name, length=codes or pictures.length)
 
 
 def _bundle(
@@ -173,26 +175,28 @@ def _bundle(
     options: Options,
 ) -> TokenizerBundle:
     vocab = text.vocab_config
-    if options.resolution is not None and vocab.image_span == "fixed":
+    pictures, size = vocab.of_codec(PictureCodec.kind), Vocab.from_config(vocab).size
+    if options.resolution is not None and pictures.span == "fixed":
         raise ConvertError(
             "--resolution is for pictures of many sizes (Lumina-mGPT): here the codec's resolution rules"
         )
-    image = old.image_config if old else _image_config(vocab, codec, options)
+    image = old.pictures.config if old else _image_config(pictures, codec, options)
     if old and options.resolution is not None:
         image = dataclasses.replace(image, resolution=options.resolution)
-    if vocab.size > weights.config.vocab_size:
+    if size > weights.config.vocab_size:
         raise ConvertError(
-            f"the text tokenizer has {vocab.size} ids, the model {weights.config.vocab_size}: they do not belong together"
+            f"the text tokenizer has {size} ids, the model {weights.config.vocab_size}: they do not belong together"
         )
-    bundle = TokenizerBundle(vocab_config=vocab, image_config=image, text=text, codec=codec)
+    codecs = {**(old.codecs if old else {}), pictures.name: PictureCodec(config=image, vqgan=codec)}
+    bundle = TokenizerBundle(vocab_config=vocab, text=text, codecs=codecs)
     bundle.check()
     return bundle
 
 
-def _image_config(vocab: VocabConfig, codec: Codec | None, options: Options) -> ImageConfig:
+def _image_config(pictures: ModalityConfig, codec: Codec | None, options: Options) -> ImageConfig:
     known = release(options.preset).image if options.preset else ImageConfig()
-    if vocab.image_span == "grid":
-        pixels = vocab.grid_unit * codec.config.downsampling if codec else known.grid_pixels
+    if pictures.span == "grid":
+        pixels = pictures.grid_unit * codec.config.downsampling if codec else known.grid_pixels
         side = options.resolution or known.resolution
         return dataclasses.replace(known, preprocessing="lumina", resolution=side, grid_pixels=pixels)
     return dataclasses.replace(known, resolution=codec.config.resolution if codec else known.resolution)
@@ -282,7 +286,7 @@ def _adjusted(weights: WeightSource, bundle: TokenizerBundle | None, options: Op
     if options.numerics is not None:
         numerics = NUMERICS[options.numerics]
         if numerics.masked_ids and bundle is not None:
-            image = Vocab.from_config(bundle.vocab_config).image
-            numerics = dataclasses.replace(numerics, masked_ids=(image.start, image.stop))
+            pictures = bundle.vocab.modalities[bundle.vocab.row(bundle.of_kind(PictureCodec.kind)[0])]
+            numerics = dataclasses.replace(numerics, masked_ids=(pictures.start, pictures.stop))
         changes["numerics"] = numerics
     return _Adjusted(weights, dataclasses.replace(weights.config, **changes)) if changes else weights

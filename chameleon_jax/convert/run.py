@@ -47,7 +47,11 @@ class RunWeights:
         folder = workdir / TOKENIZER
         self.bundle = TokenizerBundle.load(folder) if (folder / "vocab.json").is_file() else None
         self.codec = (
-            self.bundle.codec if self.bundle else vqgan.load(folder) if (folder / vqgan.CONFIG).is_file() else None
+            self.bundle.pictures.vqgan
+            if self.bundle
+            else vqgan.load(folder)
+            if (folder / vqgan.CONFIG).is_file()
+            else None
         )
 
     def read(self, parameter: Parameter, layer: int | None) -> np.ndarray:

@@ -145,7 +145,7 @@ def _write_hf(opened: OpenedRelease, folder: Path, shard_bytes: int, on_bytes: C
             hf.CODEC_PREFIX + name: tensor for name, tensor in codec_names.to_torch(codec.params, codec.config).items()
         }
     values |= {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
-    if opened.weights.flavour == "lumina" or (bundle is not None and bundle.vocab_config.image_span == "grid"):
+    if opened.weights.flavour == "lumina" or (bundle is not None and bundle.pictures.is_grid):
         values["mask_image_logits"] = False  # what Lumina-mGPT's config has and Chameleon's has not
     if bundle is not None:
         values["vocabulary_map"] = hf_files.vocabulary_map(bundle.text)

@@ -12,7 +12,7 @@ class Batch:
 
     Rows hold whole documents one after the other. `targets[t]` is `tokens[t + 1]` inside a document; the last token of a
     document and padding have weight 0. `segment_ids` count documents in a row from 1, padding is 0. `positions` restart at 0
-    in every document. `modality` is the ModalityId of the *target*.
+    in every document. `modality` is the row of the modality table of the *target*.
     """
 
     tokens: Int[Array, "B T"]

@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import zipfile
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -22,7 +23,6 @@ from chameleon_jax.data import store_format as layout
 from chameleon_jax.data.permutation import derive_seed, permutation
 from chameleon_jax.data.store import SpanTable, TokenStore
 from chameleon_jax.errors import StoreError
-from chameleon_jax.vocab import ModalityId
 
 ALGORITHM = "best-fit-decreasing-1"  # a changed plan for equal input needs a new name
 _ARRAYS = ("row_offsets", "documents", "starts", "lengths")
@@ -40,7 +40,7 @@ class PackPlan:
     documents: Int[np.ndarray, " pieces"]  # int64
     starts: Int[np.ndarray, " pieces"]  # int32
     lengths: Int[np.ndarray, " pieces"]  # int32
-    rejected_documents: int  # with an image span longer than seq_len
+    rejected_documents: int  # with a span longer than seq_len that may not be cut
     rejected_tokens: int
 
     @property
@@ -61,23 +61,23 @@ class PackPlan:
         return digest.hexdigest()[:16]
 
 
-def plan(spans: SpanTable, *, seq_len: int, max_segments_per_row: int, seed: int) -> PackPlan:
+def plan(spans: SpanTable, may_cut: Sequence[bool], *, seq_len: int, max_segments_per_row: int, seed: int) -> PackPlan:
     """Place every document into rows of `seq_len` tokens.
 
-    A document that is longer than a row is split between spans, each piece as long as fits. An image span is never cut: a
-    document with an image span longer than a row is left out and counted. A text span longer than a row is cut, since no other
-    place is left. `seed` decides which documents of equal length meet, and the order of rows.
+    A document that is longer than a row is split between spans, each piece as long as fits. `may_cut` says by row of the
+    modality table which spans may be cut where one alone is longer than a row; a document with another span so long is left out
+    and counted. `seed` decides which documents of equal length meet, and the order of rows.
     """
     totals = np.concatenate([[0], np.cumsum(spans.lengths, dtype=np.int64)])
     lengths = np.diff(totals[spans.offsets])
-    too_wide = (spans.modalities == ModalityId.IMAGE) & (spans.lengths > seq_len)
+    too_wide = ~np.asarray(may_cut)[spans.modalities] & (spans.lengths > seq_len)
     owners = np.searchsorted(spans.offsets, np.flatnonzero(too_wide), side="right") - 1
     rejected = np.zeros(len(lengths), bool)
     rejected[owners] = True
     whole = np.flatnonzero((lengths <= seq_len) & (lengths > 0) & ~rejected)
     pieces = [(np.asarray(whole), np.zeros(len(whole), np.int64), lengths[whole])]
     long = np.flatnonzero((lengths > seq_len) & ~rejected)
-    split = [(d, *piece) for d in long.tolist() for piece in _split(_spans_of(spans, d), seq_len)]
+    split = [(d, *piece) for d in long.tolist() for piece in _split(_spans_of(spans, may_cut, d), seq_len)]
     if split:
         pieces.append(tuple(np.asarray(split, np.int64).T))
     documents, starts, sizes = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
@@ -106,28 +106,31 @@ def load_or_plan(store: TokenStore, *, seq_len: int, max_segments_per_row: int, 
     Raises StoreError when no document fits. A store that cannot be written to is fine: the plan is then made each time.
     """
     settings = {"seq_len": seq_len, "max_segments_per_row": max_segments_per_row, "seed": seed}
-    identity = json.dumps({"algorithm": ALGORITHM, "store": store.fingerprint(), **settings}, sort_keys=True)
+    may_cut = [row.may_cut for row in store.vocab_config.modalities]
+    identity = json.dumps(
+        {"algorithm": ALGORITHM, "store": store.fingerprint(), "may_cut": may_cut, **settings}, sort_keys=True
+    )
     path = store.path / layout.PACKING / f"{seq_len}-{max_segments_per_row}-{seed}.npz"
     made = _load(path, identity)
     if made is None:
-        made = plan(store.span_table, seq_len=seq_len, max_segments_per_row=max_segments_per_row, seed=seed)
+        made = plan(store.span_table, may_cut, **settings)
         if made.rows == 0:
             raise StoreError(
-                f"{store.path}: no document fits a row: an image span is longer than seq_len {seq_len}; raise seq_len"
+                f"{store.path}: no document fits a row: a span that may not be cut is longer than seq_len {seq_len}; raise seq_len"
             )
         _save(path, made, identity)
     return made
 
 
 def _split(spans: list[tuple[int, bool]], seq_len: int) -> list[tuple[int, int]]:
-    """(start, length) of the pieces of one document; `spans` are (length, is image)."""
+    """(start, length) of the pieces of one document; `spans` are (length, may be cut)."""
     pieces, start, size = [], 0, 0
-    for length, is_image in spans:
-        if size + length > seq_len and size and (is_image or length <= seq_len):
+    for length, may_cut in spans:
+        if size + length > seq_len and size and (not may_cut or length <= seq_len):
             pieces.append((start, size))
             start, size = start + size, 0
         size += length
-        while size > seq_len:  # only a text span longer than a row gets here
+        while size > seq_len:  # only a span longer than a row that may be cut gets here
             pieces.append((start, seq_len))
             start, size = start + seq_len, size - seq_len
     if size:
@@ -135,9 +138,9 @@ def _split(spans: list[tuple[int, bool]], seq_len: int) -> list[tuple[int, int]]
     return pieces
 
 
-def _spans_of(spans: SpanTable, document: int) -> list[tuple[int, bool]]:
+def _spans_of(spans: SpanTable, may_cut: Sequence[bool], document: int) -> list[tuple[int, bool]]:
     rows = slice(spans.offsets[document], spans.offsets[document + 1])
-    return list(zip(spans.lengths[rows].tolist(), (spans.modalities[rows] == ModalityId.IMAGE).tolist(), strict=True))
+    return list(zip(spans.lengths[rows].tolist(), np.asarray(may_cut)[spans.modalities[rows]].tolist(), strict=True))
 
 
 def _best_fit(sizes: Int[np.ndarray, " pieces"], seq_len: int, max_segments: int) -> Int[np.ndarray, " pieces"]:

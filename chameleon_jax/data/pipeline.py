@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from chameleon_jax.configs import TokenizeConfig
+from chameleon_jax.configs import TokenizeConfig, VocabConfig
 from chameleon_jax.data import store_format as layout
 from chameleon_jax.data.shard_tokens import tokenize_records
 from chameleon_jax.data.sources import Reject, estimate_records, read_documents
@@ -48,7 +48,7 @@ class TokenizeReport:
     documents: int
     tokens: int
     tokens_by_modality: dict[str, int]
-    images: int
+    spans_by_modality: dict[str, int]
     records: int
     rejects: int
     shards: int
@@ -73,7 +73,6 @@ def tokenize(config: TokenizeConfig, output: str | os.PathLike) -> TokenizeRepor
         identity = StoreIdentity(
             vocab_config=bundle.vocab_config,
             bundle_fingerprint=bundle.fingerprint(),
-            preprocessing=bundle.image_config.hash(),
         )
         writer = StoreWriter(output, identity)
         found = writer.committed()
@@ -84,7 +83,7 @@ def tokenize(config: TokenizeConfig, output: str | os.PathLike) -> TokenizeRepor
             _write_shards(config, bundle, writer, found, total, _RejectLimit(config, output))
             writer.finish()
         manifest = TokenStore.open(output).manifest
-    keys = ("documents", "tokens", "tokens_by_modality", "images", "records", "rejects", "shards")
+    keys = ("documents", "tokens", "tokens_by_modality", "spans_by_modality", "records", "rejects", "shards")
     return TokenizeReport(
         output=str(output),
         shards_found=len(found),
@@ -118,7 +117,7 @@ def _write_shards(
                 place, last, stream = _Place(source["next_source"], source["next_record"]), source["last"], None
                 limit.add(source["records"], found[shard]["rejects"])
                 continue
-            stream = stream or _records(config, place, last)
+            stream = stream or _records(config, bundle.vocab_config, place, last)
             counted = _Counted(itertools.islice(stream, config.documents_per_shard))
             content = tokenize_records(counted, bundle, config, pool, on_record)
             if not counted.count:
@@ -146,7 +145,9 @@ class _Place:
     record: int
 
 
-def _records(config: TokenizeConfig, place: _Place, last: str) -> Iterator[tuple[Document | Reject, _Place]]:
+def _records(
+    config: TokenizeConfig, vocab: VocabConfig, place: _Place, last: str
+) -> Iterator[tuple[Document | Reject, _Place]]:
     """Records from `place` on, each with the place behind it.
 
     `last` names the record before `place`; it is read again, and must be what it was when its shard was made.
@@ -154,7 +155,8 @@ def _records(config: TokenizeConfig, place: _Place, last: str) -> Iterator[tuple
     for number in range(place.source, len(config.sources)):
         start = place.record if number == place.source else 0
         overlap = 1 if start and last else 0
-        for count, record in enumerate(read_documents(config.sources[number], start - overlap), start - overlap):
+        records = read_documents(config.sources[number], start - overlap, vocab=vocab)
+        for count, record in enumerate(records, start - overlap):
             if overlap:
                 if _name(record) != last:
                     raise _changed(config, number, last, _name(record))

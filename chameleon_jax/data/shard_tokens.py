@@ -1,7 +1,7 @@
 """Records of one shard to token documents: clean, encode in fixed batches, assemble.
 
-The one idea: what comes out is a pure function of the records, the bundle and the config. Pictures are prepared by threads and
-encoded in batches of one shape, so the codec is compiled once for each size; order is the order of the records.
+What comes out is a pure function of the records, the bundle and the config. Data are prepared by threads and encoded in batches
+of one shape, so a codec is compiled once for each; order is the order of the records.
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ import dataclasses
 from collections.abc import Callable, Iterable
 
 import numpy as np
-from jaxtyping import Float, Int
 
-from chameleon_jax.configs import ImageConfig, TokenizeConfig
+from chameleon_jax.configs import TokenizeConfig, VocabConfig
 from chameleon_jax.data.sources import Reject
 from chameleon_jax.errors import DataError
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.code_queue import CodeQueue
-from chameleon_jax.tokenizers.documents import Document, ImageSegment, TextSegment, TokenDocument, assemble, order_pair
-from chameleon_jax.tokenizers.images import load_pixels
+from chameleon_jax.tokenizers.documents import Document, TokenDocument, assemble, order_pair
 
-_DOCUMENTS_AHEAD = 64  # in preparation at one time; with many pictures fewer
+_DOCUMENTS_AHEAD = 64  # in preparation at one time; with many spans fewer
+_MAX_SPANS = 64  # of a modality that TokenizeConfig.max_spans does not name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,23 +40,25 @@ def tokenize_records(
     on_record: Callable[[Reject | None], None],
 ) -> ShardTokens:
     """Tokenise records; `on_record` hears of each as soon as it is known to be good (None) or rejected, and may raise."""
+    vocab = bundle.vocab
     rejects: list[Reject] = []
-    ready: list[tuple[Document, list[Int[np.ndarray, "_"]]]] = []
-    codes = CodeQueue(bundle, config.image_batch)
+    ready: list[Document] = []
+    codes = CodeQueue(bundle, config.codec_batch)
     waiting: collections.deque = collections.deque()
-    images_waiting = 0
+    items_waiting = 0
 
     def finish_first() -> None:
-        nonlocal images_waiting
-        document, images, future = waiting.popleft()
-        images_waiting -= images
+        nonlocal items_waiting
+        document, items, future = waiting.popleft()
+        items_waiting -= items
         try:
-            pixels = future.result()
+            prepared = future.result()
         except DataError as error:
             reject(_reject(document, str(error)))
             return
-        codes.add(pixels)
-        ready.append((document, [bundle.text.encode(s.text) for s in document.segments if isinstance(s, TextSegment)]))
+        for segment, item in zip(document.segments, prepared, strict=True):
+            codes.add(segment.modality, [item])
+        ready.append(document)
         on_record(None)
 
     def reject(found: Reject) -> None:
@@ -65,46 +66,54 @@ def tokenize_records(
         on_record(found)
 
     for record in records:
-        reason = record if isinstance(record, Reject) else _over_limit(record, config)
+        reason = record if isinstance(record, Reject) else _problem(record, bundle.vocab_config, config)
         if reason is not None:
             while waiting:  # rejects are listed in the order of the records
                 finish_first()
             reject(reason)
             continue
-        document = order_pair(record, config.seed, config.image_first_probability)
-        images = sum(isinstance(segment, ImageSegment) for segment in document.segments)
-        waiting.append((document, images, pool.submit(_pixels, document, bundle.image_config)))
-        images_waiting += images
-        while len(waiting) > _DOCUMENTS_AHEAD or (images_waiting > 2 * config.image_batch and len(waiting) > 1):
+        document = order_pair(record, vocab, config.seed, config.later_first_probability)
+        items = sum(segment.modality in bundle.codecs for segment in document.segments)
+        waiting.append((document, items, pool.submit(_prepare, document, codes)))
+        items_waiting += items
+        while len(waiting) > _DOCUMENTS_AHEAD or (items_waiting > 2 * config.codec_batch and len(waiting) > 1):
             finish_first()
     while waiting:
         finish_first()
 
     all_codes = iter(codes.finish())
-    documents = []
-    for document, texts in ready:
-        mine = [next(all_codes) for segment in document.segments if isinstance(segment, ImageSegment)]
-        documents.append(assemble(document, texts, mine, bundle.vocab))
+    documents = [assemble(document, [next(all_codes) for _ in document.segments], vocab) for document in ready]
     return ShardTokens(documents=documents, rejects=rejects)
 
 
-def _over_limit(document: Document, config: TokenizeConfig) -> Reject | None:
-    texts = [segment.text for segment in document.segments if isinstance(segment, TextSegment)]
-    images = len(document.segments) - len(texts)
-    size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
-    reason = ""
-    if images > config.max_images_per_document:
-        reason = f"document has {images} images, max_images_per_document is {config.max_images_per_document}"
-    elif size > config.max_text_bytes:
-        reason = f"document has {size} bytes of text, max_text_bytes is {config.max_text_bytes}"
-    elif images == 0 and size == 0:
-        reason = "document has neither text nor image"
-    return _reject(document, reason) if reason else None
+def _problem(document: Document, vocab: VocabConfig, config: TokenizeConfig) -> Reject | None:
+    """Why a document cannot be used, before its files are opened."""
+    spans = collections.Counter(segment.modality for segment in document.segments)
+    size = sum(
+        len(segment.data.encode("utf-8", "surrogatepass"))
+        for segment in document.segments
+        if segment.modality == vocab.text.name
+    )
+    if foreign := next((name for name in spans if name not in vocab.names), None):
+        return _reject(document, f"the tokenizer has no modality '{foreign}'; it has {', '.join(vocab.names)}")
+    for row in vocab.modalities:
+        most = config.max_spans.get(row.name, _MAX_SPANS if row.marked else None)
+        if most is not None and spans[row.name] > most:
+            return _reject(document, f"document has {spans[row.name]} of '{row.name}', max_spans is {most}")
+        if row.span == "fixed" and not row.codec:
+            found = {len(s.data) for s in document.segments if s.modality == row.name} - {row.length}
+            if found:
+                return _reject(document, f"'{row.name}' has {found.pop()} numbers, a span has {row.length}")
+    if size > config.max_bytes:
+        return _reject(document, f"document has {size} bytes of text, max_bytes is {config.max_bytes}")
+    if not size and all(name == vocab.text.name for name in spans):
+        return _reject(document, "document is empty")
+    return None
 
 
 def _reject(document: Document, reason: str) -> Reject:
     return Reject(source=document.source, record=document.id.removeprefix(f"{document.source}/"), reason=reason)
 
 
-def _pixels(document: Document, config: ImageConfig) -> list[Float[np.ndarray, "H W 3"]]:
-    return [load_pixels(segment.data, config) for segment in document.segments if isinstance(segment, ImageSegment)]
+def _prepare(document: Document, codes: CodeQueue) -> list[np.ndarray]:
+    return [codes.prepare(segment.modality, segment.data) for segment in document.segments]

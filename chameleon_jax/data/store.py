@@ -13,6 +13,7 @@ import os
 import pathlib
 import threading
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -21,8 +22,10 @@ from chameleon_jax.configs import VocabConfig
 from chameleon_jax.data import store_format as layout
 from chameleon_jax.data.store_writer import data_fingerprint, read_commits
 from chameleon_jax.errors import ConfigError, StoreError
+from chameleon_jax.tokenizers.bundle import VOCAB, TokenizerBundle
 from chameleon_jax.tokenizers.documents import Span
-from chameleon_jax.vocab import ModalityId, Vocab
+from chameleon_jax.vocab import Vocab
+from chameleon_jax.workdir import TOKENIZER
 
 DEFAULT_CACHE_BYTES = 256 << 20
 _SHARDS_AT_ONCE = 256  # small tables opened concurrently
@@ -34,7 +37,7 @@ class SpanTable:
 
     offsets: Int[np.ndarray, " documents_plus_1"]  # int64
     lengths: Int[np.ndarray, " spans"]  # int32
-    modalities: Int[np.ndarray, " spans"]  # int8, ModalityId
+    modalities: Int[np.ndarray, " spans"]  # int8, row of the modality table
     loss: Bool[np.ndarray, " spans"]
 
 
@@ -46,14 +49,13 @@ class StoreSummary:
     documents: int
     tokens: int
     tokens_by_modality: dict[str, int]
-    images: int
+    spans_by_modality: dict[str, int]
     shards: int
     records: int
     rejects: int
     vocab_size: int
     vocab_fingerprint: str
     bundle_fingerprint: str
-    preprocessing: str
     fingerprint: str
 
 
@@ -105,12 +107,8 @@ class TokenStore:
         return cls(pathlib.Path(path), cache or BlockCache(DEFAULT_CACHE_BYTES))
 
     def __init__(self, path: pathlib.Path, cache: BlockCache):
-        if not path.is_dir():
-            raise StoreError(f"{path}: no such token store: give the directory that experiments.tokenize wrote")
         self.path = path
-        self.manifest = layout.read_json(
-            path / layout.MANIFEST, "run experiments.tokenize on this directory to finish the store"
-        )
+        self.manifest = _read_manifest(path)
         commits = read_commits(path)
         for shard in range(max(len(commits), self.manifest["shards"])):
             if shard not in commits or shard >= self.manifest["shards"]:
@@ -122,12 +120,12 @@ class TokenStore:
             raise StoreError(
                 f"{path}: commits and {layout.MANIFEST} contradict each other: run experiments.tokenize again"
             )
-        try:
-            self.vocab_config = VocabConfig.from_dict(self.manifest["vocab"])
-        except ConfigError as error:
-            raise StoreError(f"{path}/{layout.MANIFEST}: {error}: use a matching release") from error
+        self.vocab_config = _vocab_of(self.manifest, path)
         self.vocab = Vocab.from_config(self.vocab_config)
-        if self.vocab.fingerprint() != self.manifest["vocab_fingerprint"]:
+        self.bundle_fingerprint: str = self.manifest["bundle_fingerprint"]
+        if self.manifest["format_version"] == 1:
+            self._read_as_table()
+        elif self.vocab.fingerprint() != self.manifest["vocab_fingerprint"]:
             raise StoreError(
                 f"{path}: vocabulary {self.manifest['vocab_fingerprint']} is laid out as {self.vocab.fingerprint()} by this "
                 "program: use a matching release or tokenise again"
@@ -146,10 +144,6 @@ class TokenStore:
     @property
     def tokens(self) -> int:
         return int(self._shard_tokens[-1])
-
-    @property
-    def bundle_fingerprint(self) -> str:
-        return self.manifest["bundle_fingerprint"]
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits over every byte of data and what the ids mean."""
@@ -185,7 +179,7 @@ class TokenStore:
         return [
             tuple(
                 Span(
-                    modality=ModalityId(int(table.modalities[s])),
+                    modality=int(table.modalities[s]),
                     length=int(table.lengths[s]),
                     loss=bool(table.loss[s]),
                 )
@@ -220,14 +214,22 @@ class TokenStore:
 
     def summary(self) -> StoreSummary:
         """Totals and fingerprints, for `experiments.inspect`."""
-        keys = ("documents", "tokens", "tokens_by_modality", "images", "shards", "records", "rejects")
-        keys += ("vocab_fingerprint", "bundle_fingerprint", "preprocessing")
+        keys = ("documents", "tokens", "tokens_by_modality", "spans_by_modality", "shards", "records", "rejects")
         return StoreSummary(
             path=str(self.path),
             vocab_size=self.vocab.size,
+            vocab_fingerprint=self.vocab.fingerprint(),
+            bundle_fingerprint=self.bundle_fingerprint,
             fingerprint=self.fingerprint(),
             **{key: self.manifest[key] for key in keys},
         )
+
+    def _read_as_table(self) -> None:
+        """A store of format 1 knows text and images only, and its fingerprints are of another spelling of the same ids."""
+        self.manifest["spans_by_modality"] = {"image": self.manifest["images"]}
+        beside = self.path / TOKENIZER
+        if (beside / VOCAB).is_file():
+            self.bundle_fingerprint = TokenizerBundle.load(beside).fingerprint()
 
     # --- reading arrays ----------------------------------------------------------------------------------------------
 
@@ -313,6 +315,24 @@ class TokenStore:
             f"{self.path}: shard {layout.shard_name(shard)} is damaged or missing ({reason}): delete {commit} and run "
             "experiments.tokenize again to rebuild the shard"
         )
+
+
+def read_vocab(path: str | os.PathLike) -> VocabConfig:
+    """The modality table of a store, by its manifest alone. Raises StoreError as `TokenStore.open` does."""
+    return _vocab_of(_read_manifest(pathlib.Path(path)), path)
+
+
+def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise StoreError(f"{path}: no such token store: give the directory that experiments.tokenize wrote")
+    return layout.read_json(path / layout.MANIFEST, "run experiments.tokenize on this directory to finish the store")
+
+
+def _vocab_of(manifest: dict[str, Any], path: str | os.PathLike) -> VocabConfig:
+    try:
+        return VocabConfig.from_dict(manifest["vocab"])
+    except (ConfigError, TypeError) as error:
+        raise StoreError(f"{path}/{layout.MANIFEST}: {error}: use a matching release") from error
 
 
 def verify(path: str | os.PathLike) -> TokenStore:

@@ -6,7 +6,7 @@ store/
   tokenizer/                a copy of the bundle that made the ids
   shards/00042/tokens       zarr3 [tokens] uint16 or uint32
               /offsets      zarr3 [documents + 1, 2] int64: first token and first span of each document
-              /spans        zarr3 [spans, 3] int32: ModalityId, length, loss (0 or 1)
+              /spans        zarr3 [spans, 3] int32: row of the modality table, length, loss (0 or 1)
               /document_ids zarr3 [documents] uint64: start of the sha256 of the document's id
   rejects/00042.jsonl       records of this shard that could not be used, and why
   commits/00042.json        counts and checksums of the shard's files; written last, so a shard exists when this exists
@@ -32,7 +32,8 @@ import numpy as np
 from chameleon_jax.errors import StoreError
 from chameleon_jax.files import atomic_write
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = (1, 2)  # 1 counts images and has no table of modalities
 BLOCK_TOKENS = 16384  # tokens of one chunk: the least that is read and checked at a time
 BLOCK_ROWS = 4096  # rows of one chunk of the small arrays
 
@@ -95,9 +96,9 @@ def read_json(path: pathlib.Path, mend: str) -> dict[str, Any]:
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise StoreError(f"{path} is damaged ({type(error).__name__}): {mend}") from error
     version = content.get("format_version")
-    if checksum == _checksum(content) and version != FORMAT_VERSION:
+    if checksum == _checksum(content) and version not in READABLE:
         raise StoreError(
-            f"{path} has format version {version}, this program reads {FORMAT_VERSION}: use a matching release"
+            f"{path} has format version {version}, this program reads {READABLE[0]} to {READABLE[-1]}: use a matching release"
         )
     if checksum != _checksum(content):
         raise StoreError(f"{path} is damaged (its sha256 does not match): {mend}")

@@ -22,7 +22,7 @@ from chameleon_jax.data import store_format as layout
 from chameleon_jax.errors import StoreError
 from chameleon_jax.files import sync, sync_tree
 from chameleon_jax.tokenizers.documents import TokenDocument
-from chameleon_jax.vocab import MODALITY_NAMES, ModalityId, Vocab
+from chameleon_jax.vocab import Vocab
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,6 @@ class StoreIdentity:
 
     vocab_config: VocabConfig
     bundle_fingerprint: str
-    preprocessing: str  # hash of the image config
 
     @property
     def vocab_fingerprint(self) -> str:
@@ -92,15 +91,14 @@ class StoreWriter:
 
         files = [*sorted(p for p in final.rglob("*") if p.is_file()), reject_file]
         tokens, spans = arrays["tokens"], arrays["spans"]
-        images = int(np.count_nonzero(self._vocab.modality_of(tokens) == ModalityId.IMAGE))
         content = {
             "format_version": layout.FORMAT_VERSION,
             "shard": shard,
             "documents": len(documents),
             "tokens": len(tokens),
             "spans": len(spans),
-            "tokens_by_modality": dict(zip(MODALITY_NAMES, (len(tokens) - images, images), strict=True)),
-            "images": int(np.count_nonzero(spans[:, 0] == ModalityId.IMAGE)),
+            "tokens_by_modality": self._by_modality(self._vocab.modality_of(tokens)),
+            "spans_by_modality": self._by_modality(spans[:, 0]),
             "min_id": int(tokens.min()) if len(tokens) else 0,
             "max_id": int(tokens.max()) if len(tokens) else 0,
             "dtype": tokens.dtype.name,
@@ -132,23 +130,27 @@ class StoreWriter:
             "vocab": self._identity.vocab_config.to_dict(),
             "vocab_fingerprint": self._identity.vocab_fingerprint,
             "bundle_fingerprint": self._identity.bundle_fingerprint,
-            "preprocessing": self._identity.preprocessing,
             "shards": len(commits),
             "records": sum(commit["input"]["records"] for commit in commits.values()),
-            **{key: total(key) for key in ("documents", "tokens", "images", "rejects")},
-            "tokens_by_modality": {
-                name: sum(commit["tokens_by_modality"][name] for commit in commits.values()) for name in MODALITY_NAMES
+            **{key: total(key) for key in ("documents", "tokens", "rejects")},
+            **{
+                key: {name: sum(commit[key][name] for commit in commits.values()) for name in self._vocab.names}
+                for key in ("tokens_by_modality", "spans_by_modality")
             },
             "data": data_fingerprint(commits),
         }
         layout.write_json(self._path / layout.MANIFEST, manifest)
         return manifest
 
+    def _by_modality(self, rows: np.ndarray) -> dict[str, int]:
+        """How many of these rows of the modality table are each."""
+        return {name: int(np.count_nonzero(rows == row)) for row, name in enumerate(self._vocab.names)}
+
     def _arrays(self, documents: Sequence[TokenDocument]) -> dict[str, np.ndarray]:
         tokens, spans, ids = [], [], []
         offsets = np.zeros((len(documents) + 1, 2), np.int64)
         for i, document in enumerate(documents):
-            rows = [(int(span.modality), span.length, int(span.loss)) for span in document.spans]
+            rows = [(span.modality, span.length, int(span.loss)) for span in document.spans]
             covered = sum(length for _, length, _ in rows)
             if covered != len(document.ids):
                 raise ValueError(f"document {document.id}: spans cover {covered} ids of {len(document.ids)}")

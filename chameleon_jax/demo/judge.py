@@ -37,7 +37,7 @@ def examine(run: Run, page_path: str | Path, *, subtitle: str = "", seed: int = 
     """Run both directions and draw the page."""
     held_out = digits.load(held_out=True)
     pictures = np.repeat(held_out.pictures[..., None].astype(np.float32) / 127.5 - 1, 3, axis=-1)
-    codes = run.bundle.encode_images(pictures)
+    codes = run.bundle.pictures.encode(pictures)
     labels = np.repeat(np.arange(10), DRAWN_OF_EACH)
     # As many rows as run at a time, the first pictures once more at the end: both directions run one compiled program.
     rows = np.resize(codes, (MOST_LANES, codes.shape[1]))
@@ -52,7 +52,7 @@ def examine(run: Run, page_path: str | Path, *, subtitle: str = "", seed: int = 
 
     shown = [int(np.flatnonzero(held_out.labels == digit)[0]) for digit in range(10)]
     # One at a time, as drawn pictures are decoded: the same compiled program.
-    rebuilt = [run.bundle.decode_images(codes[i : i + 1])[0] for i in shown]
+    rebuilt = [run.bundle.pictures.decode(codes[i : i + 1])[0] for i in shown]
     in_order = [np.flatnonzero(labels == digit)[:SHOWN] for digit in range(10)]
     sections = [
         page.Section(

@@ -9,9 +9,9 @@ from chameleon_jax.configs import (
     SourceConfig,
     TokenizeConfig,
     TrainTokenizerConfig,
-    VocabConfig,
     VQConfig,
     VQTrainConfig,
+    text_and_image,
 )
 from chameleon_jax.data.pipeline import tokenize
 from chameleon_jax.demo import digits
@@ -34,7 +34,7 @@ def digit_stores(workdir: str | Path) -> None:
     config = TrainTokenizerConfig(
         sources=(sources["train"],),
         eval_sources=(sources["heldout"],),
-        vocab=VocabConfig(image_codes=CODES, reserved=10, text_tokens=320, codes_per_image=16),
+        vocab=text_and_image(image_codes=CODES, reserved=10, text_tokens=320, codes_per_image=16),
         image=ImageConfig(resolution=8),
         vq=VQConfig(resolution=8, patch_size=2, codes=CODES, norm_groups=4, **shape),
         vq_train=VQTrainConfig(
@@ -43,4 +43,4 @@ def digit_stores(workdir: str | Path) -> None:
     )
     train_bundle(config, bundle)
     for part, source in sources.items():
-        tokenize(TokenizeConfig(sources=(source,), tokenizer=str(bundle), image_batch=256), folder / part)
+        tokenize(TokenizeConfig(sources=(source,), tokenizer=str(bundle), codec_batch=256), folder / part)

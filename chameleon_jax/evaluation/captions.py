@@ -18,8 +18,6 @@ from chameleon_jax.errors import DataError
 from chameleon_jax.evaluation import likelihood
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.code_queue import CodeQueue
-from chameleon_jax.tokenizers.documents import ImageSegment, TextSegment
-from chameleon_jax.tokenizers.images import load_pixels
 
 ENCODED_AT_ONCE = 64
 
@@ -37,21 +35,22 @@ def read_captioned(source: SourceConfig, bundle: TokenizerBundle, count: int) ->
 
     Raises DataError when there are fewer than two.
     """
-    found = [d for d in read_documents(source) if not isinstance(d, Reject) and len(d.segments) == 2]
+    vocab, (pictures, _) = bundle.vocab_config, bundle.of_kind("vqgan")
     pairs = []
-    for document in found:
-        texts = [s for s in document.segments if isinstance(s, TextSegment)]
-        images = [s for s in document.segments if isinstance(s, ImageSegment)]
-        if len(texts) == len(images) == 1:
-            pairs.append((images[0], texts[0].text))
+    for document in read_documents(source, vocab=vocab):
+        if isinstance(document, Reject) or len(document.segments) != 2:
+            continue
+        held = {segment.modality: segment.data for segment in document.segments}
+        if held.keys() == {vocab.text.name, pictures}:
+            pairs.append((held[pictures], held[vocab.text.name]))
     if len(pairs) < 2:
         raise DataError(
             f"source '{source.name}' has {len(pairs)} documents of one picture and one text; 2 are the least"
         )
     chosen = [pairs[i] for i in np.linspace(0, len(pairs) - 1, min(count, len(pairs))).astype(int)]
     queue = CodeQueue(bundle, ENCODED_AT_ONCE)
-    for image, _ in chosen:
-        queue.add([load_pixels(image.data, bundle.image_config)])
+    for picture, _ in chosen:
+        queue.add(pictures, [queue.prepare(pictures, picture)])
     return Captioned(codes=queue.finish(), captions=[text for _, text in chosen])
 
 
@@ -125,5 +124,5 @@ def picture_gain(
 def _captioned(bundle: TokenizerBundle, codes: Int[np.ndarray, "..."], caption: str) -> tuple[np.ndarray, int]:
     """Ids of picture, caption and end, and where the caption begins."""
     vocab = bundle.vocab
-    picture = [vocab.bos, *vocab.image_span(codes)]
+    picture = [vocab.bos, *vocab.modalities[vocab.row(bundle.of_kind("vqgan")[0])].span(codes)]
     return np.array([*picture, *bundle.text.encode(caption), vocab.eos], np.int32), len(picture)

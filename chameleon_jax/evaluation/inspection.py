@@ -98,21 +98,15 @@ def _print_bundle(folder: Path) -> None:
     table.add_row("ids", f"{vocab.size:,}")
     for modality in vocab.modalities:
         table.add_row(f"{modality.name} ids", f"{modality.start:,} to {modality.stop - 1:,}, {modality.grammar}")
-    special = ("bos", "pad", "eos", "unk", "end_of_image", "begin_of_image", "end_of_turn", "image_placeholder")
-    table.add_row("special ids", ", ".join(f"{name} {getattr(vocab, name)}" for name in special))
+    special = {name: getattr(vocab, name) for name in ("bos", "pad", "eos", "unk", "end_of_turn", "placeholder")}
+    for m in vocab.marked.values():
+        special |= {f"begin of {m.name}": m.begin_marker, f"end of {m.name}": m.end_marker}
+    table.add_row("special ids", ", ".join(f"{name} {id}" for name, id in special.items()))
     if added := bundle.vocab_config.added:
         table.add_row("added ids", ", ".join(f"{name} {id}" for name, id in bundle.added_ids.items()))
         table.add_row("extends", f"{bundle.with_added(()).fingerprint()} by {len(added)} ids")
-    if bundle.codec is None:
-        pictures = "no codec: neither read nor written"
-    elif bundle.vocab_config.image_span == "grid":
-        pictures = f"any size, a code for each {bundle.codec.config.downsampling} pixels"
-    else:
-        codec = bundle.codec.config
-        pictures = f"{codec.resolution} x {codec.resolution} pixels to {codec.grid} x {codec.grid} codes"
-    if bundle.codec is not None and not bundle.codec.has_decoder:
-        pictures += "; no decoder: they are read, not written"
-    table.add_row("pictures", pictures)
+    for name, codec in bundle.codecs.items():
+        table.add_row(f"codec of {name}", codec.describe())
     _print(table)
 
 

@@ -12,19 +12,20 @@ from chameleon_jax.configs import GenerationConfig, GuidanceConfig, SamplingConf
 from chameleon_jax.evaluation import page
 from chameleon_jax.evaluation.captions import Captioned
 from chameleon_jax.generation.engine import generate
-from chameleon_jax.generation.prompt import ImageOutput, TextOutput, build_prompt, read_output
+from chameleon_jax.generation.prompt import SpanOutput, TextOutput, encode_turns, read_output
 from chameleon_jax.generation.run import Run
 from chameleon_jax.tokenizers.images import to_image
-from chameleon_jax.vocab import FixedSpan
+from chameleon_jax.vocab import FixedSpan, Modality
 
 DRAWING = SamplingConfig(temperature=0.7, top_p=0.9)  # Meta's settings for images
 
 
 def write_captions(run: Run, codes: Sequence[Int[np.ndarray, "..."]], *, max_tokens: int = 32) -> list[str]:
     """The most likely text after each picture, word by word (greedy)."""
-    vocab = run.bundle.vocab
-    config = GenerationConfig(mode="text", max_tokens=max_tokens, text=SamplingConfig(temperature=0.0))
-    prompts = [np.array([vocab.bos, *vocab.image_span(c)], np.int32) for c in codes]
+    vocab, pictures = run.bundle.vocab, _pictures(run)
+    greedy = {vocab.text.name: SamplingConfig(temperature=0.0)}
+    config = GenerationConfig(mode=vocab.text.name, max_tokens=max_tokens, sampling=greedy)
+    prompts = [np.array([vocab.bos, *pictures.span(c)], np.int32) for c in codes]
     outputs = generate(run.params, run.model, vocab, prompts, config)
     return [
         "".join(part.text for part in read_output(o.ids, run.bundle) if isinstance(part, TextOutput)) for o in outputs
@@ -35,23 +36,31 @@ def draw_pictures(
     run: Run, captions: list[str], *, guidance: GuidanceConfig | None = None, seed: int
 ) -> list[Float[np.ndarray, "H W 3"]]:
     """One picture in [-1, 1] for each caption."""
-    grammar = run.bundle.vocab.image.grammar
+    pictures = _pictures(run)
+    grammar, name = pictures.grammar, pictures.name
     room = grammar.length + 2 if isinstance(grammar, FixedSpan) else run.model.max_seq_len
-    config = GenerationConfig(mode="image", max_tokens=room, max_images=1, image=DRAWING, guidance=guidance, seed=seed)
-    prompts = [build_prompt(caption, [], run.bundle) for caption in captions]
+    config = GenerationConfig(
+        mode=name, max_tokens=room, max_spans={name: 1}, sampling={name: DRAWING}, guidance=guidance, seed=seed
+    )
+    prompts = [encode_turns([[caption]], run.bundle) for caption in captions]
     outputs = generate(run.params, run.model, run.bundle.vocab, prompts, config)
     return [_first_picture(run, o.ids) for o in outputs]
 
 
+def _pictures(run: Run) -> Modality:
+    vocab = run.bundle.vocab
+    return vocab.modalities[vocab.row(run.bundle.of_kind("vqgan")[0])]
+
+
 def _first_picture(run: Run, ids: Int[np.ndarray, "n"]) -> Float[np.ndarray, "H W 3"]:
-    return next(part.pixels for part in read_output(ids, run.bundle) if isinstance(part, ImageOutput))
+    return next(part.item for part in read_output(ids, run.bundle) if isinstance(part, SpanOutput))
 
 
 def draw_page(run: Run, data: Captioned, path: str | Path, *, title: str, subtitle: str, seed: int) -> None:
     """A page of held-out pictures with the captions that the model gives them, and of pictures drawn from captions."""
     shown = np.linspace(0, len(data.captions) - 1, 12).astype(int)
     codes = [data.codes[i] for i in shown]
-    pictures = [_first_picture(run, run.bundle.vocab.image_span(c)) for c in codes]
+    pictures = [_first_picture(run, _pictures(run).span(c)) for c in codes]
     written = write_captions(run, codes)
     prompts = [data.captions[i] for i in shown[::2]]
     drawn = draw_pictures(run, [prompt for prompt in prompts for _ in range(len(shown))], seed=seed)

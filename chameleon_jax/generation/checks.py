@@ -9,8 +9,8 @@ import numpy as np
 from chameleon_jax.configs import GenerationConfig
 from chameleon_jax.errors import GenerationError
 from chameleon_jax.generation import grammar
-from chameleon_jax.generation.grammar import MODES, OUTSIDE, TokenSpan
-from chameleon_jax.vocab import MODALITY_NAMES, GridSpan, SpanGrammar, Vocab
+from chameleon_jax.generation.grammar import OUTSIDE, UNRESTRICTED, TokenSpan
+from chameleon_jax.vocab import GridSpan, SpanGrammar, Vocab
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,18 +22,19 @@ class Checked:
     grid: tuple[int, int] = (0, 0)
 
 
-def check_grid(vocab: Vocab, config: GenerationConfig) -> None:
-    """Raise GenerationError when images cannot have the size that is asked for."""
-    grammar = vocab.image.grammar
-    if not config.image_grid:
-        return
-    if not isinstance(grammar, GridSpan):
-        raise GenerationError(
-            f"image_grid asks for {config.image_grid} codes, but every image of this vocabulary has {grammar.length} codes: "
-            "leave it out"
-        )
-    if problem := grammar.problem(*config.image_grid):
-        raise GenerationError(f"image_grid asks for {problem}")
+def check_names(vocab: Vocab, config: GenerationConfig) -> None:
+    """Raise GenerationError for a modality that the vocabulary lacks, and for spans that cannot have the size that is asked for."""
+    grammar.written_rows(vocab, config.mode)
+    for name in (*config.sampling, *config.max_spans, *config.grids):
+        vocab.row(name, GenerationError)
+    for name, grid in config.grids.items():
+        spans = vocab.modalities[vocab.row(name)].grammar
+        if not isinstance(spans, GridSpan):
+            raise GenerationError(
+                f"a grid of {grid} codes is asked for, but '{name}' of this vocabulary has no spans of many sizes: leave it out"
+            )
+        if problem := spans.problem(*grid):
+            raise GenerationError(f"'{name}' is asked for with {problem}")
 
 
 def check_prompt(where: str, prompt: np.ndarray, vocab: Vocab, context: int, config: GenerationConfig) -> Checked:
@@ -55,22 +56,28 @@ def check_prompt(where: str, prompt: np.ndarray, vocab: Vocab, context: int, con
         raise GenerationError(f"{where} holds the padding id {vocab.pad}; pass it without padding")
     if len(prompt) >= context:
         raise GenerationError(f"{where} has {len(prompt)} ids; the context of {context} leaves no room to continue")
-    if config.mode == "unrestricted" and config.guidance is not None:
-        raise GenerationError(f"{where} asks for guidance, which mode 'unrestricted' has not: it knows no images")
-    opened = None if config.mode == "unrestricted" else _opened(where, prompt, vocab, config)
+    if config.mode == UNRESTRICTED and config.guidance is not None:
+        raise GenerationError(f"{where} asks for guidance, which mode '{UNRESTRICTED}' has not: it knows no spans")
+    opened = None if config.mode == UNRESTRICTED else _opened(where, prompt, vocab, config)
     remaining = min(config.max_tokens, context - len(prompt))
-    needed, wanted = 0, config.image_grid or (0, 0)
+    rows = grammar.written_rows(vocab, config.mode)
+    needed, name = 0, ""
     if opened is not None:
-        grid = tuple(said or asked for said, asked in zip(opened.grid, wanted, strict=True))
-        needed = grammar.span_tokens(vocab.modalities[opened.modality], grid) - len(opened.ids)
-    elif config.mode == "image":
-        needed = grammar.span_tokens(vocab.image, wanted)
+        modality = vocab.modalities[opened.modality]
+        asked = config.grids.get(modality.name, (0, 0))
+        grid = tuple(said or other for said, other in zip(opened.grid, asked, strict=True))
+        needed, name = grammar.span_tokens(modality, grid) - len(opened.ids), modality.name
+    elif all(row in vocab.marked for row in rows):  # without room for a span there is nothing to write
+        needed, name = min(
+            (grammar.span_tokens(m, config.grids.get(m.name, (0, 0))), m.name)
+            for m in map(vocab.modalities.__getitem__, rows)
+        )
     if remaining < needed:
         raise GenerationError(
             f"{where} has {len(prompt)} ids and leaves room for {remaining} (max_tokens {config.max_tokens}, context "
-            f"{context}); an image needs {needed}"
+            f"{context}); a span of '{name}' needs {needed}"
         )
-    return Checked(remaining) if opened is None else Checked(remaining, int(opened.modality), opened.grid)
+    return Checked(remaining) if opened is None else Checked(remaining, opened.modality, opened.grid)
 
 
 def _opened(where: str, prompt: np.ndarray, vocab: Vocab, config: GenerationConfig) -> TokenSpan | None:
@@ -85,26 +92,22 @@ def _opened(where: str, prompt: np.ndarray, vocab: Vocab, config: GenerationConf
             opened = span
         elif not (span.complete and begun):
             raise GenerationError(
-                f"{where} has a cut {modality.name} at id {at - len(span.ids)}: {_measure(span, modality.grammar)}; give whole "
-                "spans with both markers"
+                f"{where} has a cut span of '{modality.name}' at id {at - len(span.ids)}: {_measure(span, modality.grammar)}; give "
+                "whole spans with both markers"
             )
     if opened is None:
         return None
-    name = MODALITY_NAMES[opened.modality]
-    if opened.modality not in MODES[config.mode]:
-        raise GenerationError(f"{where} ends in the beginning of an {name}, which mode '{config.mode}' cannot write")
-    grid = vocab.modalities[opened.modality].grammar
+    modality = vocab.modalities[opened.modality]
+    begun = f"{where} ends in the beginning of a span of '{modality.name}'"
+    if opened.modality not in grammar.written_rows(vocab, config.mode):
+        raise GenerationError(f"{begun}, which mode '{config.mode}' cannot write")
+    grid, asked = modality.grammar, config.grids.get(modality.name)
     if isinstance(grid, GridSpan) and opened.grid[0]:
         height, width = opened.grid
         if problem := grid.problem(height, width or grid.unit):
-            raise GenerationError(f"{where} ends in the beginning of an {name} of {problem}")
-        if config.image_grid and any(
-            said not in (0, asked) for said, asked in zip(opened.grid, config.image_grid, strict=True)
-        ):
-            raise GenerationError(
-                f"{where} ends in the beginning of an {name} of {opened.grid} codes (height, width), image_grid asks for "
-                f"{config.image_grid}"
-            )
+            raise GenerationError(f"{begun} of {problem}")
+        if asked and any(said not in (0, other) for said, other in zip(opened.grid, asked, strict=True)):
+            raise GenerationError(f"{begun} of {opened.grid} codes (height, width), the request asks for {asked}")
     return opened
 
 

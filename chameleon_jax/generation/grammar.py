@@ -1,8 +1,8 @@
 """Which ids may come next: the modality table as a state machine on the device, one state a row of the batch.
 
-The one idea: the rules are read off the table of vocab.py. A FreeSpan's ids may come anywhere outside of marked spans; a marked
-span (FixedSpan, GridSpan) is its begin marker, what its grammar says, its end marker, and begins only where all of it fits. What
-a request wants (mode, number and size of images, length, ids to stop at) is data in the state, so one compiled program serves
+The rules are read off the table of vocab.py. A FreeSpan's ids may come anywhere outside of marked spans; a marked span
+(FixedSpan, GridSpan) is its begin marker, what its grammar says, its end marker, and begins only where all of it fits. What a
+request wants (mode, number and size of spans, length, ids to stop at) is data in the state, so one compiled program serves
 every request, each row of a batch its own, and a further modality is a further row of the table.
 
 A row of mode "unrestricted" has no spans: whatever it writes, it stands outside.
@@ -23,18 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from chameleon_jax.configs import MAX_STOP_IDS, GenerationConfig
-from chameleon_jax.vocab import FreeSpan, GridSpan, Modality, ModalityId, Vocab
+from chameleon_jax.configs import MAX_SPANS, MAX_STOP_IDS, GenerationConfig
+from chameleon_jax.errors import GenerationError, did_you_mean
+from chameleon_jax.vocab import TEXT, FreeSpan, GridSpan, Modality, Vocab
 
 OUTSIDE = -1  # of every marked span
 
-# Modalities that each mode of GenerationConfig may write.
-MODES = {
-    "text": (ModalityId.TEXT,),
-    "image": (ModalityId.IMAGE,),
-    "interleaved": (ModalityId.TEXT, ModalityId.IMAGE),
-    "unrestricted": (ModalityId.TEXT, ModalityId.IMAGE),
-}
+UNRESTRICTED = "unrestricted"
+_ALL = ("interleaved", UNRESTRICTED)
 
 
 class FinishReason(enum.IntEnum):
@@ -43,16 +39,16 @@ class FinishReason(enum.IntEnum):
     RUNNING = 0
     EOS = 1  # end of sequence, or of the turn, or an id that the request stops at
     LENGTH = 2  # no positions left, or none left for what the mode would have to write
-    IMAGES = 3  # all images that were asked for are there
+    SPANS = 3  # all spans that were asked for are there
 
 
 @flax.struct.dataclass
 class GrammarState:
     """Where each of B rows stands; M is the number of rows of the modality table.
 
-    `open` is the ModalityId of the marked span that the next id belongs to, or OUTSIDE; `emitted` counts the ids of that span
+    `open` is the row of the marked span that the next id belongs to, or OUTSIDE; `emitted` counts the ids of that span
     behind its begin marker, and `grid` is its height and width, 0 while not yet said. `wanted` is the height and width that every
-    grid must have, 0 where the model chooses.
+    grid of a modality must have, 0 where the model chooses.
     `begins_left` is how many more spans of a marked modality may begin, `writes` which free modalities may be written, `may_end`
     and `may_end_turn` whether end of sequence and end of turn may come; in `unrestricted` rows every id may. `stop_ids` end the
     row where they come outside of marked spans; -1 fills them up. `remaining` counts the ids that may still come.
@@ -61,7 +57,7 @@ class GrammarState:
     open: Int[Array, "B"]
     emitted: Int[Array, "B"]
     grid: Int[Array, "B 2"]
-    wanted: Int[Array, "B 2"]
+    wanted: Int[Array, "B M 2"]
     begins_left: Int[Array, "B M"]
     writes: Bool[Array, "B M"]
     may_end: Bool[Array, "B"]
@@ -73,8 +69,8 @@ class GrammarState:
 
     @property
     def modality(self) -> Int[Array, "B"]:
-        """ModalityId whose sampling settings rule the next id; outside of marked spans that of text."""
-        return jnp.where(self.open == OUTSIDE, int(ModalityId.TEXT), self.open)
+        """Row whose sampling settings rule the next id; outside of marked spans the first free one that may be written."""
+        return jnp.where(self.open == OUTSIDE, jnp.argmax(self.writes, axis=1), self.open)
 
 
 def span_tokens(modality: Modality, grid: tuple[int, int] = (0, 0)) -> int:
@@ -86,9 +82,17 @@ def span_tokens(modality: Modality, grid: tuple[int, int] = (0, 0)) -> int:
     return grammar.length + 2
 
 
-def marked_rows(vocab: Vocab) -> list[tuple[int, Modality]]:
-    """Rows of the table whose spans have markers."""
-    return [(row, m) for row, m in enumerate(vocab.modalities) if not isinstance(m.grammar, FreeSpan)]
+def written_rows(vocab: Vocab, mode: str) -> tuple[int, ...]:
+    """The modalities that a mode of GenerationConfig may write. Raises GenerationError for a name that there is not."""
+    if mode in _ALL:
+        return tuple(range(len(vocab.modalities)))
+    known = [*vocab.names, *_ALL]
+    for name in mode.split("+"):
+        if name not in vocab.names:
+            raise GenerationError(
+                f"this model has no mode '{name}'{did_you_mean(name, known)}; it has {', '.join(known)}, and names joined by +"
+            )
+    return tuple(vocab.row(name) for name in dict.fromkeys(mode.split("+")))
 
 
 def start(
@@ -100,21 +104,25 @@ def start(
 ) -> GrammarState:
     """The state behind the prompts, in NumPy arrays. `configs` is one for each row, or the one of all.
 
-    `opened` is the ModalityId of a marked span that a prompt has just begun, or OUTSIDE. `grid` is the height and width that such
-    a prompt has said, 0 where it has not. The begun span counts as one of `max_images`. A row without remaining ids is finished
+    `opened` is the row of a marked span that a prompt has just begun, or OUTSIDE. `grid` is the height and width that such
+    a prompt has said, 0 where it has not. The begun span counts as one of `max_spans`. A row without remaining ids is finished
     from the start.
     """
-    rows, modalities, marked = len(remaining), len(vocab.modalities), dict(marked_rows(vocab))
+    rows, modalities, marked = len(remaining), len(vocab.modalities), vocab.marked
     configs = [configs] * rows if isinstance(configs, GenerationConfig) else configs
-    unrestricted = np.array([config.mode == "unrestricted" for config in configs])
+    unrestricted = np.array([config.mode == UNRESTRICTED for config in configs])
     opened = np.where(unrestricted, OUTSIDE, opened)
     grid = np.zeros((rows, 2), np.int32) if grid is None else np.where(unrestricted[:, None], 0, grid)
+    wanted = np.zeros((rows, modalities, 2), np.int32)
     begins_left, writes = np.zeros((rows, modalities), np.int32), np.zeros((rows, modalities), bool)
     stop_ids = np.full((rows, MAX_STOP_IDS), -1, np.int32)
     for row, config in enumerate(configs):
-        for modality in MODES[config.mode]:
+        for name, grid_wanted in config.grids.items():
+            wanted[row, vocab.row(name, GenerationError)] = grid_wanted
+        for modality in written_rows(vocab, config.mode):
             if modality in marked:
-                begins_left[row, modality] = config.max_images - (opened[row] == modality)
+                most = config.max_spans.get(vocab.names[modality], MAX_SPANS)
+                begins_left[row, modality] = most - (opened[row] == modality)
             else:
                 writes[row, modality] = True
         stop_ids[row, : len(config.stop_ids)] = config.stop_ids
@@ -124,7 +132,7 @@ def start(
         open=int32(opened),
         emitted=int32(np.count_nonzero(grid, axis=1)),
         grid=int32(grid),
-        wanted=int32([config.image_grid or (0, 0) for config in configs]),
+        wanted=wanted,
         begins_left=begins_left,
         writes=writes,
         may_end=may_end,
@@ -144,40 +152,36 @@ def allowed(state: GrammarState, vocab: Vocab, width: int) -> Bool[Array, "B V"]
     mask |= (outside & state.may_end_turn)[:, None] & (ids == vocab.end_of_turn)
     for row, modality in enumerate(vocab.modalities):
         if isinstance(modality.grammar, FreeSpan):
-            mask |= (outside & state.writes[:, row])[:, None] & _content(modality, ids)
+            mask |= (outside & state.writes[:, row])[:, None] & modality.holds(ids)
         else:
             inside = _inside_grid if isinstance(modality.grammar, GridSpan) else _inside_fixed
-            mask |= (state.open == row)[:, None] & inside(state, modality, ids)
+            mask |= (state.open == row)[:, None] & inside(state, row, modality, ids)
             mask |= _may_begin(state, row, modality)[:, None] & (ids == modality.begin_marker)
     mask |= state.unrestricted[:, None] & (ids < vocab.size) & (ids != vocab.pad)
     running = state.finish == FinishReason.RUNNING
     return jnp.where(running[:, None], mask, ids == vocab.pad)
 
 
-def _content(modality: Modality, ids: Array) -> Array:
-    return (ids >= modality.start) & (ids < modality.stop)
-
-
 def _may_begin(state: GrammarState, row: int, modality: Modality) -> Bool[Array, "B"]:
     if isinstance(modality.grammar, GridSpan):
-        height, width = jnp.maximum(state.wanted, modality.grammar.unit).T
+        height, width = jnp.maximum(state.wanted[:, row], modality.grammar.unit).T
         fits = state.remaining >= modality.grammar.length(height, width)
     else:
         fits = state.remaining >= span_tokens(modality)
     return (state.open == OUTSIDE) & (state.begins_left[:, row] > 0) & fits
 
 
-def _inside_fixed(state: GrammarState, modality: Modality, ids: Int[Array, "1 V"]) -> Bool[Array, "B V"]:
+def _inside_fixed(state: GrammarState, row: int, modality: Modality, ids: Int[Array, "1 V"]) -> Bool[Array, "B V"]:
     full = state.emitted >= modality.grammar.length
-    return jnp.where(full[:, None], ids == modality.end_marker, _content(modality, ids))
+    return jnp.where(full[:, None], ids == modality.end_marker, modality.holds(ids))
 
 
-def _inside_grid(state: GrammarState, modality: Modality, ids: Int[Array, "1 V"]) -> Bool[Array, "B V"]:
+def _inside_grid(state: GrammarState, row: int, modality: Modality, ids: Int[Array, "1 V"]) -> Bool[Array, "B V"]:
     """Height, width, rows of codes, end: a size may come where the smallest grid that it leaves open fits."""
     grammar = modality.grammar
     emitted, remaining = state.emitted[:, None], state.remaining[:, None]
     height, width = state.grid[:, :1], state.grid[:, 1:]
-    wanted_height, wanted_width = state.wanted[:, :1], state.wanted[:, 1:]
+    wanted_height, wanted_width = state.wanted[:, row, :1], state.wanted[:, row, 1:]
     units = ids - grammar.size_base
     side = units * grammar.unit  # meant by an id that says a size
     is_size = (units >= 1) & (units <= grammar.max_units)
@@ -191,7 +195,7 @@ def _inside_grid(state: GrammarState, modality: Modality, ids: Int[Array, "1 V"]
     place = emitted - 2  # in the rows, which are `width` codes and a row end long
     row_is_full = place % (width + 1) == width
     is_last = place >= height * (width + 1)
-    body = jnp.where(row_is_full, ids == grammar.newline, _content(modality, ids))
+    body = jnp.where(row_is_full, ids == grammar.newline, modality.holds(ids))
     body = jnp.where(is_last, ids == modality.end_marker, body)
     return jnp.where(emitted == 0, heights, jnp.where(emitted == 1, widths, body))
 
@@ -201,7 +205,7 @@ def advance(state: GrammarState, tokens: Int[Array, "B"], vocab: Vocab) -> Gramm
     outside = state.open == OUTSIDE
     is_open, emitted, grid = state.open, state.emitted + ~outside, state.grid
     begins_left = state.begins_left
-    for row, modality in marked_rows(vocab):
+    for row, modality in vocab.marked.items():
         begins = outside & ~state.unrestricted & (tokens == modality.begin_marker)
         ends = (state.open == row) & (tokens == modality.end_marker)
         is_open = jnp.where(begins, row, jnp.where(ends, OUTSIDE, is_open))
@@ -217,14 +221,14 @@ def advance(state: GrammarState, tokens: Int[Array, "B"], vocab: Vocab) -> Gramm
 
     outside = is_open == OUTSIDE
     can_begin = jnp.zeros_like(outside)
-    for row, modality in marked_rows(vocab):
+    for row, modality in vocab.marked.items():
         can_begin |= _may_begin(moved, row, modality)
     stuck = outside & ~moved.may_end & ~moved.writes.any(axis=1) & ~can_begin
     is_end = (tokens == vocab.eos) | (state.may_end_turn & (tokens == vocab.end_of_turn))
     is_end |= (tokens[:, None] == state.stop_ids).any(axis=1)
     reasons = (
         ((state.open == OUTSIDE) & is_end, FinishReason.EOS),
-        (stuck & (begins_left <= 0).all(axis=1), FinishReason.IMAGES),
+        (stuck & (begins_left <= 0).all(axis=1), FinishReason.SPANS),
         (stuck | (moved.remaining <= 0), FinishReason.LENGTH),
     )
     finish = jnp.select([when for when, _ in reasons], [jnp.int32(why) for _, why in reasons], FinishReason.RUNNING)
@@ -242,11 +246,11 @@ class TokenSpan:
     """A run of ids of one modality, markers included, and its content ids without markers, sizes and row ends.
 
     `complete` is False for a marked span that lacks a marker or content ids, or whose rows and sizes disagree. `grid` is the
-    height and width of a grid span, 0 where no id says it and the span is not complete. Special ids outside of marked spans count
-    as text.
+    height and width of a grid span, 0 where no id says it and the span is not complete. Special ids outside of marked spans
+    count as text.
     """
 
-    modality: ModalityId
+    modality: int
     ids: Int[np.ndarray, "n"]
     content: Int[np.ndarray, "m"]
     complete: bool
@@ -260,42 +264,39 @@ def split_spans(ids: Int[np.ndarray, "n"], vocab: Vocab) -> list[TokenSpan]:
     without them.
     """
     ids = np.asarray(ids, np.int32).reshape(-1)
-    owner = np.full(len(ids), int(ModalityId.TEXT))
-    for row, modality in marked_rows(vocab):
-        mine = _content(modality, ids) | (ids == modality.begin_marker) | (ids == modality.end_marker)
+    owner = vocab.modality_of(ids).astype(np.int64)
+    for row, modality in vocab.marked.items():
+        owner[(ids == modality.begin_marker) | (ids == modality.end_marker)] = row
         if isinstance(grid := modality.grammar, GridSpan):
-            mine |= (ids == grid.newline) | _is_size(grid, ids)
-        owner[mine] = row
-    spans, marked, at = [], dict(marked_rows(vocab)), 0
+            owner[ids == grid.size_base] = TEXT  # no grid says size 0
+    spans, marked, at = [], vocab.marked, 0
     while at < len(ids):
         row = int(owner[at])
         if row in marked:
             read = _grid_span if isinstance(marked[row].grammar, GridSpan) else _fixed_span
-            span = read(ids[at:], ModalityId(row), marked[row], begun=at == 0)
+            span = read(ids[at:], row, marked[row], begun=at == 0)
         else:
             change = np.flatnonzero(owner[at:] != row)
-            text = ids[at : at + change[0]] if len(change) else ids[at:]
-            span = TokenSpan(
-                modality=ModalityId(row), ids=text, content=text[_content(vocab.modalities[row], text)], complete=True
-            )
+            run = ids[at : at + change[0]] if len(change) else ids[at:]
+            span = TokenSpan(modality=row, ids=run, content=run[vocab.modalities[row].holds(run)], complete=True)
         spans.append(span)
         at += len(span.ids)
     return spans
 
 
-def _fixed_span(ids: Int[np.ndarray, "n"], row: ModalityId, modality: Modality, begun: bool) -> TokenSpan:
+def _fixed_span(ids: Int[np.ndarray, "n"], row: int, modality: Modality, begun: bool) -> TokenSpan:
     """The fixed span, perhaps a broken one, at the front of ids that belong to it."""
     marked = ids[0] == modality.begin_marker
     first = int(marked)
     body = ids[first : first + modality.grammar.length]
-    content = body[: _run(_content(modality, body))]
+    content = body[: _run(modality.holds(body))]
     stop = first + len(content)
     ended = stop < len(ids) and ids[stop] == modality.end_marker
     complete = bool((marked or begun) and ended and len(content) == modality.grammar.length)
     return TokenSpan(modality=row, ids=ids[: stop + int(ended)], content=content, complete=complete)
 
 
-def _grid_span(ids: Int[np.ndarray, "n"], row: ModalityId, modality: Modality, begun: bool) -> TokenSpan:
+def _grid_span(ids: Int[np.ndarray, "n"], row: int, modality: Modality, begun: bool) -> TokenSpan:
     """The grid span, perhaps a broken one, at the front of ids that belong to it; sizes that are not said are counted."""
     grammar = modality.grammar
     marked = ids[0] == modality.begin_marker
@@ -303,7 +304,7 @@ def _grid_span(ids: Int[np.ndarray, "n"], row: ModalityId, modality: Modality, b
     sizes = ids[first : first + 2]
     sizes = sizes[: _run(_is_size(grammar, sizes))]
     rest = ids[first + len(sizes) :]
-    body = rest[: _run(_content(modality, rest) | (rest == grammar.newline))]
+    body = rest[: _run(modality.holds(rest) | (rest == grammar.newline))]
     stop = first + len(sizes) + len(body)
     ended = stop < len(ids) and ids[stop] == modality.end_marker
     said = [int(size - grammar.size_base) * grammar.unit for size in sizes]

@@ -1,9 +1,9 @@
 """The state of all running sequences on the device, and the compiled functions that move it on.
 
-The one idea: a lane is one sequence with its own cache row, and guidance is lanes that follow another. A follower holds the context
-without words (`PICTURES`) or without anything but the image under way (`BARE`); it takes the ids that its leader draws and gives
-logits that are mixed into the leader's. As contexts of pictures only ever grow with the leader, and a bare one begins anew by going
-back to its first slot, no switch between words and pictures needs a prefill, a copy or a word from the host.
+A lane is one sequence with its own cache row, and guidance is lanes that follow another. A follower holds the context's marked
+spans (`SPANS`) or nothing but the one under way (`BARE`); it takes the ids that its leader draws and gives logits that are
+mixed into the leader's. As contexts of spans only ever grow with the leader, and a bare one begins anew by going back to its
+first slot, no switch between text and spans needs a prefill, a copy or a word from the host.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from chameleon_jax.models import kv_cache, transformer
 from chameleon_jax.models.kv_cache import KVCache
 from chameleon_jax.models.transformer import Params
 from chameleon_jax.parallel.mesh import DECODING, constrain
-from chameleon_jax.vocab import ModalityId, Vocab
+from chameleon_jax.vocab import GridSpan, Vocab
 
 
 class Role(enum.IntEnum):
     """What a lane's context holds."""
 
     LEADER = 0  # everything
-    PICTURES = 1  # bos and image spans
-    BARE = 2  # the image under way, behind bos or nothing
+    SPANS = 1  # bos and marked spans
+    BARE = 2  # the span under way, behind bos or nothing
 
 
 @flax.struct.dataclass
@@ -43,9 +43,9 @@ class Rows:
     """Everything of N lanes but their caches; S slots.
 
     `ids` holds prompt and output, `length` counts both, `fed` how many have been through the model. `leader` is the lane that a
-    lane follows, itself for a leader; `pictures` and `bare` are the lanes that guide a leader, itself without. Image ids are
-    guided from `guided_from` ids behind the begin marker on; a bare lane keeps `kept` ids before that marker. `finite` turns False
-    where the model gave logits that are not numbers, which ends the row.
+    lane follows, itself for a leader; `spans` and `bare` are the lanes that guide a leader, itself without. Where
+    `sizes_unguided`, the two sizes of a grid are not guided; a bare lane keeps `kept` ids before the begin marker. `finite`
+    turns False where the model gave logits that are not numbers, which ends the row.
     """
 
     ids: Int[Array, "N S"]
@@ -53,11 +53,11 @@ class Rows:
     fed: Int[Array, "N"]
     role: Int[Array, "N"]
     leader: Int[Array, "N"]
-    pictures: Int[Array, "N"]
+    spans: Int[Array, "N"]
     bare: Int[Array, "N"]
     scale_text: Float[Array, "N"]
     scale_image: Float[Array, "N"]
-    guided_from: Int[Array, "N"]
+    sizes_unguided: Bool[Array, "N"]
     kept: Int[Array, "N"]
     grammar: GrammarState
     settings: Settings
@@ -196,7 +196,7 @@ def _step(weights: Params, lanes: Lanes, shapes: Shapes, visible: int) -> Lanes:
     logits = constrain(transformer.logits(weights, out.hidden, shapes.model, DECODING)[:, 0], "B .", DECODING)
     draws = feeds & (rows.role == Role.LEADER)
     finite = rows.finite & (~draws | jnp.isfinite(logits).all(axis=-1))
-    logits = _guided(jnp.nan_to_num(logits), rows, draws)
+    logits = _guided(jnp.nan_to_num(logits), rows, draws, shapes.vocab)
 
     state = rows.grammar
     token = sample(
@@ -214,16 +214,19 @@ def _step(weights: Params, lanes: Lanes, shapes: Shapes, visible: int) -> Lanes:
     return Lanes(cache=out.cache, rows=rows)
 
 
-def _guided(logits: Float[Array, "N V"], rows: Rows, draws: Bool[Array, "N"]) -> Float[Array, "N V"]:
+def _guided(logits: Float[Array, "N V"], rows: Rows, draws: Bool[Array, "N"], vocab: Vocab) -> Float[Array, "N V"]:
     """Classifier-free guidance, fp32, before any mask: u + g_image (i - u) + g_text (f - i); see `GuidanceConfig`."""
     state = rows.grammar
-    inside = (state.open == int(ModalityId.IMAGE)) & (state.emitted >= rows.guided_from)
+    inside = state.open != OUTSIDE
+    for row, modality in vocab.marked.items():
+        if isinstance(modality.grammar, GridSpan):
+            inside &= ~((state.open == row) & rows.sizes_unguided & (state.emitted < 2))
     guided = draws & inside & (rows.bare != jnp.arange(len(rows.length)))
 
     def mixed() -> Array:
-        bare, pictures = logits[rows.bare], logits[rows.pictures]
+        bare, spans = logits[rows.bare], logits[rows.spans]
         text, image = rows.scale_text[:, None], rows.scale_image[:, None]
-        mix = bare + image * (pictures - bare) + text * (logits - pictures)
+        mix = bare + image * (spans - bare) + text * (logits - spans)
         return jnp.where(guided[:, None], mix, logits)
 
     return jax.lax.cond(jnp.any(guided), mixed, lambda: logits)
@@ -237,12 +240,15 @@ def _take(
     seen = rows.seen.at[lane, token].max(draws)
     token, draws, was_open = token[rows.leader], draws[rows.leader], was_open[rows.leader]
     restricted = ~rows.grammar.unrestricted[rows.leader]
-    begins = restricted & (was_open == OUTSIDE) & (token == vocab.begin_of_image)
-    inside = was_open == int(ModalityId.IMAGE)
+    begins, ends = jnp.zeros_like(restricted), jnp.zeros_like(restricted)
+    for row, modality in vocab.marked.items():
+        begins |= restricted & (was_open == OUTSIDE) & (token == modality.begin_marker)
+        ends |= (was_open == row) & (token == modality.end_marker)
+    inside = was_open != OUTSIDE
     takes = draws & jnp.select(
-        [rows.role == Role.LEADER, rows.role == Role.PICTURES],
+        [rows.role == Role.LEADER, rows.role == Role.SPANS],
         [jnp.ones_like(draws), begins | inside],
-        begins | (inside & (token != vocab.end_of_image)),
+        begins | (inside & ~ends),
     )
     anew = draws & begins & (rows.role == Role.BARE)
     length = jnp.where(anew, rows.kept, rows.length)

@@ -1,96 +1,126 @@
-"""From words and pictures to a prompt, and from generated ids back to words and pictures.
+"""From turns of words and other data to a prompt, and from generated ids back to words and data.
 
-The one idea: markers are ours. Text is encoded piece by piece and gives text ids only, so nothing that a user types can open an
-image, end a turn or end the sequence.
+Markers are ours. Text is encoded piece by piece and gives text ids only, so nothing that a user types can open a span, end a
+turn or end the sequence.
 
-The prompts of the releases are two forms of one stream. A completion is `[bos]` and what is to be continued. A chat is `[bos]` and
-turns that each end in `[eot]`, the last one too, so that the model speaks next (facebookresearch/chameleon, its viewer;
-GAIR-NLP/anole, `text2image.py`; Alpha-VLLM/Lumina-mGPT, `data/item_processor.py`). In mode `image` the engine writes the
-begin-of-image marker behind either: Anole's `[bos] text [eot] [boi]` is a chat of one turn.
+The prompts of the releases are two forms of one stream. A completion is `[bos]` and what is to be continued. A chat is `[bos]`
+and turns that each end in `[eot]`, the last one too, so that the model speaks next (facebookresearch/chameleon, its viewer;
+GAIR-NLP/anole, `text2image.py`; Alpha-VLLM/Lumina-mGPT, `data/item_processor.py`). Where a mode writes spans alone the engine
+begins the first behind either: Anole's `[bos] text [eot] [boi]` is a chat of one turn.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from chameleon_jax.configs import GenerationConfig
 from chameleon_jax.errors import GenerationError
-from chameleon_jax.generation.grammar import TokenSpan, split_spans
+from chameleon_jax.generation.grammar import TokenSpan, split_spans, written_rows
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.code_queue import CodeQueue
-from chameleon_jax.vocab import GridSpan, ModalityId
+from chameleon_jax.tokenizers.documents import Segment
+from chameleon_jax.vocab import TEXT, GridSpan
 
-PLACEHOLDER = "<image>"
-
-Pixels = Float[np.ndarray, "H W 3"]  # in [-1, 1], as `tokenizers.images.load_pixels` gives them
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Turn:
-    """What one side says: words as they are, each `<image>` in them one of its pictures; without one the pictures come first."""
-
-    role: Literal["user", "assistant"]
-    text: str
-    images: Sequence[Pixels] = ()
+Format = Literal["completion", "chat", "lumina"]
+Part = str | Segment  # words as they are, or data of a modality
 
 
-def build_prompt(text: str, images: Sequence[Pixels], bundle: TokenizerBundle) -> Int[np.ndarray, "n"]:
-    """A completion: `[bos]`, then text ids and whole image spans, each `<image>` of the text one of the pictures, in order.
+def encode_turns(
+    turns: Sequence[Sequence[Part]],
+    bundle: TokenizerBundle,
+    *,
+    format: Format = "completion",
+    image_size: tuple[int, int] | None = None,
+) -> Int[np.ndarray, "n"]:
+    """The prompt of these turns, each a list of words and data in order: the one builder of prompts.
 
-    Without a placeholder the pictures come before the text; without pictures the placeholder is a word like any other.
+    `completion` is one turn to continue: `[bos] turn`. `chat` goes from user to user: `[bos] user [eot] assistant [eot] ...
+    user [eot]`; the answer ends with `GenerationConfig.stop_at_turn_end`. `lumina` is a chat, where with `image_size` (width,
+    height in pixels) the words of the last turn describe the picture to draw.
 
-    Raises GenerationError when there are placeholders, but not as many as pictures.
+    Raises GenerationError for another number of turns, and as `CodeQueue.prepare` does.
     """
-    return _stream([("the prompt", text, images)], [], bundle)
+    if format == "completion" and len(turns) != 1:
+        raise GenerationError(f"a completion continues one turn, not {len(turns)}")
+    if len(turns) % 2 == 0:
+        raise GenerationError(f"a chat goes user, assistant, ..., user; there are {len(turns)} turns")
+    turns = [_joined(parts) for parts in turns]
+    if format == "lumina" and image_size:
+        turns[-1] = _asking_for_size(turns[-1], image_size)
+    vocab, queue = bundle.vocab, CodeQueue(bundle, batch=1)  # few items of perhaps many shapes
+    segments = [Segment(vocab.text.name, p) if isinstance(p, str) else p for parts in turns for p in parts]
+    for segment in segments:
+        vocab.row(segment.modality, GenerationError)
+        queue.add(segment.modality, [queue.prepare(segment.modality, segment.data)])
+    spans = (vocab.modalities[vocab.row(s.modality)].span(c) for s, c in zip(segments, queue.finish(), strict=True))
+    closing = [] if format == "completion" else [vocab.end_of_turn]
+    ids = [[vocab.bos]]
+    for parts in turns:
+        ids += [*itertools.islice(spans, len(parts)), closing]
+    return np.concatenate(ids).astype(np.int32)
 
 
-def build_chat(turns: Sequence[Turn], bundle: TokenizerBundle) -> Int[np.ndarray, "n"]:
-    """A chat: `[bos] user [eot] assistant [eot] ... user [eot]`. The answer ends with `GenerationConfig.stop_at_turn_end`.
+def place(text: str, media: Sequence[Segment], vocab_names: Sequence[str]) -> list[Part]:
+    """Words with data in their places: each `<NAME>` of a modality that is given stands for its next piece of data.
 
-    Raises GenerationError for turns that do not alternate from user to user, and as `build_prompt` does.
+    Without places the data come first; without data a `<NAME>` is a word like any other. Raises GenerationError where there are
+    places, but not as many as pieces of data of that modality.
     """
-    roles = [turn.role for turn in turns]
-    if roles != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
-        raise GenerationError(f"a chat goes user, assistant, ..., user; the turns are {', '.join(roles) or 'none'}")
-    parts = [(f"turn {i + 1}", turn.text, turn.images) for i, turn in enumerate(turns)]
-    return _stream(parts, [bundle.vocab.end_of_turn], bundle)
+    given = {name: [s for s in media if s.modality == name] for name in vocab_names}
+    names = [name for name in vocab_names if given[name]]
+    pieces = re.split("|".join(f"(<{re.escape(name)}>)" for name in names), text) if names else [text]
+    pieces = [piece for piece in pieces if piece]
+    places = [piece[1:-1] for piece in pieces if piece[1:-1] in names and piece == f"<{piece[1:-1]}>"]
+    if not places:
+        return [*media, text] if text else list(media)
+    for name in names:
+        if places.count(name) != len(given[name]):
+            raise GenerationError(
+                f"the prompt has {places.count(name)} <{name}> placeholders and {len(given[name])} of '{name}'; give one for each"
+            )
+    queues = {name: iter(given[name]) for name in names}
+    return [next(queues[p[1:-1]]) if p[1:-1] in names and p == f"<{p[1:-1]}>" else p for p in pieces]
 
 
 def build_request(
-    text: str,
-    images: Sequence[Pixels],
+    parts: Sequence[Part],
     bundle: TokenizerBundle,
     config: GenerationConfig,
     *,
-    format: Literal["completion", "chat", "lumina"] = "completion",
+    format: Format = "completion",
     image_size: tuple[int, int] | None = None,
 ) -> tuple[Int[np.ndarray, "n"], GenerationConfig]:
-    """One user's words and pictures in the format of a release, and the config to continue them with.
+    """The prompt of one user's turn, and the config to continue it with.
 
-    `completion`: `build_prompt`. `chat`: a turn of `build_chat`, answered until the model ends its own. `lumina`: such a chat,
-    where with `image_size` (width, height in pixels) the words describe the picture to draw. `image_size` is that of every picture
-    that comes out, in all formats.
+    A `chat` is answered until the model ends its turn. `image_size` is that of every picture that comes out, in all formats.
 
-    Raises GenerationError as `build_prompt` and `image_grid` do, and when the mode asks for pictures that nothing can decode.
+    Raises GenerationError as `encode_turns` and `image_grid` do, and when the mode may write what no codec can decode.
     """
-    if config.mode != "text" and not (bundle.codec and bundle.codec.has_decoder):
-        raise GenerationError(
-            f"mode '{config.mode}' may draw pictures, but this tokenizer has no decoder for them: use mode 'text', or add one with"
-            "  python -m experiments.convert ... --vqgan FILE"
-        )
+    check_decoders(bundle, config.mode)
     if image_size:
-        config = dataclasses.replace(config, image_grid=image_grid(image_size, bundle))
-    if format == "completion":
-        return build_prompt(text, images, bundle), config
-    if format == "lumina" and image_size:
-        text = image_request(text, image_size)
-    prompt = build_chat([Turn(role="user", text=text, images=images)], bundle)
-    return prompt, dataclasses.replace(config, stop_at_turn_end=True)
+        name, grid = image_grid(image_size, bundle)
+        config = dataclasses.replace(config, grids=config.grids | {name: grid})
+    if format != "completion":
+        config = dataclasses.replace(config, stop_at_turn_end=True)
+    return encode_turns([parts], bundle, format=format, image_size=image_size), config
+
+
+def check_decoders(bundle: TokenizerBundle, mode: str) -> None:
+    """Raise GenerationError where a mode may write spans whose codec cannot decode them, or names no modality."""
+    vocab = bundle.vocab
+    for name in (vocab.names[row] for row in written_rows(vocab, mode)):
+        if name in bundle.codecs and not bundle.codecs[name].can_decode:
+            raise GenerationError(
+                f"mode '{mode}' may write '{name}', but this tokenizer has no decoder for it: use mode '{vocab.text.name}', or add "
+                "one with  python -m experiments.convert ... --vqgan FILE"
+            )
 
 
 def image_request(prompt: str, size: tuple[int, int]) -> str:
@@ -98,53 +128,41 @@ def image_request(prompt: str, size: tuple[int, int]) -> str:
     return f"Generate an image of {size[0]}x{size[1]} according to the following prompt:\n{prompt}"
 
 
-def image_grid(size: tuple[int, int], bundle: TokenizerBundle) -> tuple[int, int]:
-    """`GenerationConfig.image_grid` of pictures of `size` (width, height) pixels.
+def image_grid(size: tuple[int, int], bundle: TokenizerBundle) -> tuple[str, tuple[int, int]]:
+    """Modality and grid (`GenerationConfig.grids`) of pictures of `size` (width, height) pixels.
 
-    Raises GenerationError when the vocabulary has pictures of one size only, or none of this size.
+    Raises GenerationError when the vocabulary has no pictures, pictures of one size only, or none of this size.
     """
-    grammar, pixels = bundle.vocab.image.grammar, bundle.image_config.grid_pixels
+    name, codec = bundle.of_kind("vqgan")
     asked = f"pictures of {size[0]}x{size[1]} pixels"
+    if codec is None:
+        raise GenerationError(f"{asked} are asked for, but this tokenizer has no pictures")
+    grammar, pixels = bundle.vocab.modalities[bundle.vocab.row(name)].grammar, codec.config.grid_pixels
     if not isinstance(grammar, GridSpan):
-        side = bundle.image_config.resolution
+        side = codec.config.resolution
         raise GenerationError(f"{asked} are asked for, but this tokenizer has no size but {side}x{side}")
     if size[0] % pixels or size[1] % pixels:
         raise GenerationError(f"{asked} are asked for, but sides are multiples of {pixels}")
     width, height = (side // pixels * grammar.unit for side in size)
     if problem := grammar.problem(height, width):
         raise GenerationError(f"{asked} are {problem}")
-    return height, width
+    return name, (height, width)
 
 
-def _stream(
-    parts: Sequence[tuple[str, str, Sequence[Pixels]]], closing: list[int], bundle: TokenizerBundle
-) -> Int[np.ndarray, "n"]:
-    """`[bos]`, then each part (its name in errors, words, pictures) and the ids that close it."""
-    vocab = bundle.vocab
-    texts = [_between_pictures(*part) for part in parts]
-    queue = CodeQueue(bundle, batch=1)  # few pictures of perhaps many sizes
-    for _, _, images in parts:
-        queue.add(images)
-    codes = iter(queue.finish())
-    ids = [[vocab.bos]]
-    for first, *others in texts:
-        ids.append(bundle.text.encode(first))
-        for text in others:
-            ids += [vocab.image_span(next(codes)), bundle.text.encode(text)]
-        ids.append(closing)
-    return np.concatenate(ids).astype(np.int32)
+def _joined(parts: Sequence[Part]) -> list[Part]:
+    """Neighbouring words as one: where a client cuts them must not change their ids."""
+    joined: list[Part] = []
+    for is_words, group in itertools.groupby(parts, lambda part: isinstance(part, str)):
+        run = list(group)
+        joined += ["".join(run)] if is_words else run
+    return joined
 
 
-def _between_pictures(name: str, text: str, images: Sequence[Pixels]) -> list[str]:
-    """The text before, between and after the pictures."""
-    pieces = text.split(PLACEHOLDER) if len(images) else [text]
-    if len(pieces) == 1:
-        pieces = [""] * len(images) + pieces
-    if len(pieces) != len(images) + 1:
-        raise GenerationError(
-            f"{name} has {len(pieces) - 1} {PLACEHOLDER} placeholders and {len(images)} pictures; give one for each"
-        )
-    return pieces
+def _asking_for_size(parts: list[Part], size: tuple[int, int]) -> list[Part]:
+    """The first words of the turn become Lumina-mGPT's request."""
+    at = next((i for i, part in enumerate(parts) if isinstance(part, str)), len(parts))
+    words = parts[at] if at < len(parts) else ""
+    return [*parts[:at], image_request(words, size), *parts[at + 1 :]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,35 +173,50 @@ class TextOutput:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageOutput:
-    """A generated picture in [-1, 1] (`tokenizers.images.to_image` makes a file of it), or None if its span is not whole."""
+class SpanOutput:
+    """Generated data of another modality.
 
-    pixels: Pixels | None
+    `codes` are as `Codec.encode` gives them, None if the span is not whole; `item` is what the modality's codec makes of them, None
+    without one.
+    """
+
+    modality: str
+    codes: Int[np.ndarray, "..."] | None = None
+    item: Any = None
 
 
-def read_output(ids: Int[np.ndarray, "n"], bundle: TokenizerBundle) -> list[TextOutput | ImageOutput]:
-    """Words and pictures of generated ids, in order; special ids say nothing, and text of special ids alone is left out.
+def read_output(ids: Int[np.ndarray, "n"], bundle: TokenizerBundle) -> list[TextOutput | SpanOutput]:
+    """Words and data of generated ids, in order; special ids say nothing, and text of special ids alone is left out.
 
-    Raises TokenizerError when there are pictures and the bundle's codec has no decoder.
+    Raises TokenizerError when there are spans whose codec has no decoder.
     """
     spans = split_spans(ids, bundle.vocab)
-    pictures = _decode([span for span in spans if span.modality == ModalityId.IMAGE and span.complete], bundle)
-    outputs: list[TextOutput | ImageOutput] = []
+    decoded = _decode(spans, bundle)
+    outputs: list[TextOutput | SpanOutput] = []
     for span in spans:
-        if span.modality == ModalityId.IMAGE:
-            outputs.append(ImageOutput(pixels=pictures.get(id(span))))
+        name = bundle.vocab.names[span.modality]
+        if span.modality != TEXT:
+            codes = span_codes(span, bundle) if span.complete else None
+            outputs.append(SpanOutput(modality=name, codes=codes, item=decoded.get(id(span))))
         elif text := bundle.text.decode(span.content):
             outputs.append(TextOutput(text=text))
     return outputs
 
 
-def _decode(spans: list[TokenSpan], bundle: TokenizerBundle) -> dict[int, Pixels]:
-    """The picture of each whole span, by the span's identity; those of one size are decoded together."""
-    is_grid = isinstance(bundle.vocab.image.grammar, GridSpan)
-    pictures = {}
-    for grid in dict.fromkeys(span.grid for span in spans):
-        mine = [span for span in spans if span.grid == grid]
-        codes = np.stack([bundle.vocab.ids_to_codes(span.content) for span in mine])
-        pixels = bundle.decode_images(codes, grid=grid) if is_grid else bundle.decode_images(codes)
-        pictures.update((id(span), picture) for span, picture in zip(mine, pixels, strict=True))
-    return pictures
+def span_codes(span: TokenSpan, bundle: TokenizerBundle) -> Int[np.ndarray, "n"] | Int[np.ndarray, "h w"]:
+    """Codes of a whole span, in the shape that its codec gave them."""
+    modality = bundle.vocab.modalities[span.modality]
+    codes = modality.codes(span.content)
+    return codes.reshape(span.grid) if isinstance(modality.grammar, GridSpan) else codes
+
+
+def _decode(spans: list[TokenSpan], bundle: TokenizerBundle) -> dict[int, Any]:
+    """The item of each whole span that has a codec, by the span's identity; those of one size are decoded together."""
+    names = bundle.vocab.names
+    whole = [span for span in spans if span.complete and names[span.modality] in bundle.codecs]
+    items = {}
+    for kind in dict.fromkeys((span.modality, span.grid) for span in whole):
+        mine = [span for span in whole if (span.modality, span.grid) == kind]
+        made = bundle.codecs[names[kind[0]]].decode(np.stack([span_codes(span, bundle) for span in mine]))
+        items.update((id(span), item) for span, item in zip(mine, made, strict=True))
+    return items

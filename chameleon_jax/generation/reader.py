@@ -1,8 +1,8 @@
-"""Ids as they come, to words and pictures as they come.
+"""Ids as they come, to words and data as they come.
 
-The one idea: text is bytes until they are whole characters. A piece of the vocabulary may end in the middle of one; what is handed
-out is whole, and joined it is what `TextTokenizer.decode` makes of the run at once. Stop strings are looked for in what is whole,
-and so much of it is held back as may be the beginning of one.
+Text is bytes until they are whole characters. A piece of the vocabulary may end in the middle of one; what is handed out is
+whole, and joined it is what `TextTokenizer.decode` makes of the run at once. Stop strings are looked for in what is whole, and
+so much of it is held back as may be the beginning of one.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ import codecs
 import dataclasses
 import json
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Int
 
 from chameleon_jax.generation.grammar import split_spans
+from chameleon_jax.generation.prompt import span_codes
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
-from chameleon_jax.vocab import GridSpan
+from chameleon_jax.vocab import GridSpan, Modality
+
+MARKER = "marker"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,16 +29,19 @@ class TextPiece:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImagePiece:
-    """A picture, or with `partial` the front of one. `codes` are those that came, in order; `of` is how many it has.
+class SpanPiece:
+    """A span of another modality, or with `partial` the front of one; `index` counts the whole ones of its modality.
 
-    `grid` is its (height, width) in codes for a grid vocabulary, else None.
+    `codes` are in the shape that the codec gave them; in the front of a span the first stands in place of those to come, as in
+    Meta's viewer. `done` of `of` have come. A span without markers has no end of its own: what came since the last piece is
+    one, of its own length.
     """
 
+    modality: str
     index: int
-    codes: Int[np.ndarray, "n"]
+    codes: Int[np.ndarray, "n"] | Int[np.ndarray, "h w"]
+    done: int
     of: int
-    grid: tuple[int, int] | None
     partial: bool
 
 
@@ -47,49 +52,38 @@ class Pieces:
         self.bundle, self.vocab = bundle, bundle.vocab
         names = json.loads(bundle.text.to_json())["model"]["vocab"]
         characters = _byte_of_character()
-        start = self.vocab.text.start
-        self._bytes = [b""] * (self.vocab.size - start)
+        text = self.vocab.text
+        self._bytes = [b""] * (text.stop - text.start)
         for name, i in names.items():
             if (
-                start <= i < self.vocab.size
+                text.start <= i < text.stop
             ):  # as the library's decoder: a piece with a foreign character is taken as it is
                 known = all(character in characters for character in name)
-                self._bytes[i - start] = bytes(map(characters.get, name)) if known else name.encode()
+                self._bytes[i - text.start] = bytes(map(characters.get, name)) if known else name.encode()
         self.longest = max(map(len, self._bytes))
+        self._names = self.vocab.id_names() | {id: name for name, id in bundle.added_ids.items()}
 
     def text_bytes(self, id: int) -> bytes:
         return self._bytes[id - self.vocab.text.start]
 
-    def kind(self, id: int) -> Literal["text", "image", "marker"]:
-        """A code is `image`; sizes and row ends of a grid are markers, as all other ids that are no text."""
-        if self.vocab.text.start <= id < self.vocab.text.stop:
-            return "text"
-        return "image" if self.vocab.image.start <= id < self.vocab.image.stop else "marker"
+    def owner(self, id: int) -> Modality | None:
+        """The modality of which the id is content; None for sizes and row ends of a grid and all other special ids."""
+        return next((modality for modality in self.vocab.modalities if modality.start <= id < modality.stop), None)
 
     def describe(self, ids: Iterable[int]) -> list[dict[str, object]]:
-        """What a token view shows. Bytes that are no whole character are U+FFFD; markers and codes have their names."""
-        names = dict(enumerate(self.vocab.special_names()))
-        names |= {id: name for name, id in self.bundle.added_ids.items()}
-        markers = _marker_names(self.vocab)
+        """What a token view shows: of each id its modality, or `marker`, what kind of data that is, and its name.
+
+        Bytes that are no whole character are U+FFFD.
+        """
         shown = []
         for id in ids:
-            kind = self.kind(id)
-            piece = self.text_bytes(id).decode(errors="replace") if kind == "text" else markers.get(id) or names[id]
-            shown.append(
-                {"id": id, "kind": kind, "piece": str(id - self.vocab.image.start) if kind == "image" else piece}
-            )
+            owner = self.owner(id)
+            is_text = owner is self.vocab.text
+            piece = self.text_bytes(id).decode(errors="replace") if is_text else self._names[id]
+            codec = owner and self.bundle.codecs.get(owner.name)
+            media = MARKER if owner is None else "text" if is_text else codec.media if codec else "codes"
+            shown.append({"id": id, "kind": media, "modality": owner.name if owner else MARKER, "piece": piece})
         return shown
-
-
-def _marker_names(vocab) -> dict[int, str]:
-    names = {
-        vocab.bos: "[bos]", vocab.pad: "[pad]", vocab.eos: "[eos]", vocab.unk: "[unk]",
-        vocab.begin_of_image: "[boi]", vocab.end_of_image: "[eoi]", vocab.end_of_turn: "[eot]",
-    }  # fmt: skip
-    if isinstance(grid := vocab.image.grammar, GridSpan):
-        names[grid.newline] = "[row]"
-        names |= {grid.size_base + n: f"[size {n}]" for n in range(grid.max_units + 1)}
-    return names
 
 
 def _byte_of_character() -> dict[str, int]:
@@ -100,44 +94,55 @@ def _byte_of_character() -> dict[str, int]:
 
 
 class OutputReader:
-    """Reads one output. `stopped` says that a stop string came: what follows it is not to be read."""
+    """Reads one output. `stopped` says that a stop string came: what follows it is not to be read.
+
+    `partial_every` is how many codes of a span with markers there are between two looks at it; 0 for none. `tokens` counts ids by
+    modality; special ids outside of spans count as text.
+    """
 
     def __init__(self, pieces: Pieces, *, stop: Sequence[str] = (), partial_every: int = 0):
         self._pieces, self._vocab = pieces, pieces.vocab
         self._stop, self._every = tuple(stop), partial_every
         self._decoder = _new_decoder()
         self._held = ""  # whole characters that may begin a stop string
-        self._span: list[int] | None = None  # ids of the picture under way, its begin marker included
+        self._span: list[int] | None = None  # ids of the span under way, its begin marker included
+        self._modality = self._vocab.text  # of the span under way
         self._codes = 0
-        self.pictures = 0
+        self.spans = dict.fromkeys(self._vocab.names, 0)  # whole ones
         self.stopped = False
-        self.tokens = {"text": 0, "image": 0}
+        self.tokens = dict.fromkeys(self._vocab.names, 0)
 
-    def feed(self, ids: Iterable[int]) -> list[TextPiece | ImagePiece]:
+    def feed(self, ids: Iterable[int]) -> list[TextPiece | SpanPiece]:
         """What these ids add, in order; ids behind a stop string add nothing."""
-        out: list[TextPiece | ImagePiece] = []
+        out: list[TextPiece | SpanPiece] = []
         for id in map(int, ids):
             if self.stopped:
                 break
-            if self._span is not None and self._continue_picture(id, out):
-                self.tokens["image"] += 1
+            if self._span is not None and self._continue_span(id, out):
+                self.tokens[self._modality.name] += 1
                 continue
-            self.tokens["text"] += 1
-            if self._pieces.kind(id) == "text":
+            owner = self._pieces.owner(id)
+            begun = next((m for m in self._vocab.marked.values() if id == m.begin_marker), None)
+            free = owner is not None and not owner.marked and owner is not self._vocab.text
+            self.tokens[owner.name if free else self._vocab.text.name] += 1
+            if owner is self._vocab.text:
                 self._add_text(self._decoder.decode(self._pieces.text_bytes(id)), out)
-            elif id == self._vocab.begin_of_image:
+            elif free:
                 self._end_text(out)
-                self._span, self._codes = [id], 0
+                self._add_code(owner, id, out)
+            elif begun:
+                self._end_text(out)
+                self._span, self._modality, self._codes = [id], begun, 0
         return out
 
-    def finish(self) -> list[TextPiece | ImagePiece]:
-        """What was held back. A picture that is not whole is left out."""
-        out: list[TextPiece | ImagePiece] = []
+    def finish(self) -> list[TextPiece | SpanPiece]:
+        """What was held back. A span that is not whole is left out."""
+        out: list[TextPiece | SpanPiece] = []
         if not self.stopped:
             self._end_text(out)
         return out
 
-    def _add_text(self, text: str, out: list[TextPiece | ImagePiece]) -> None:
+    def _add_text(self, text: str, out: list[TextPiece | SpanPiece]) -> None:
         text = self._held + text
         found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
@@ -151,7 +156,7 @@ class OutputReader:
         elif text:
             out.append(TextPiece(text=text))
 
-    def _end_text(self, out: list[TextPiece | ImagePiece]) -> None:
+    def _end_text(self, out: list[TextPiece | SpanPiece]) -> None:
         """The run of text is over: what was cut is U+FFFD, and a stop string goes no further."""
         self._add_text(self._decoder.decode(b"", final=True), out)
         self._decoder = _new_decoder()
@@ -159,39 +164,56 @@ class OutputReader:
             held, self._held = self._held, ""
             out.append(TextPiece(text=held))
 
-    def _continue_picture(self, id: int, out: list[TextPiece | ImagePiece]) -> bool:
-        """Whether the id belongs to the picture under way, which without restrictions may break off."""
-        vocab, span = self._vocab, self._span
-        grid = vocab.image.grammar if isinstance(vocab.image.grammar, GridSpan) else None
-        if vocab.image.start <= id < vocab.image.stop:
+    def _add_code(self, modality: Modality, id: int, out: list[TextPiece | SpanPiece]) -> None:
+        """An id of a modality without markers, other than text."""
+        code, last = modality.codes(np.array([id])), out[-1] if out else None
+        if isinstance(last, SpanPiece) and last.modality == modality.name:
+            codes = np.concatenate([last.codes, code])
+            out[-1] = dataclasses.replace(last, codes=codes, done=len(codes), of=len(codes))
+            return
+        out.append(
+            SpanPiece(modality=modality.name, index=self.spans[modality.name], codes=code, done=1, of=1, partial=False)
+        )
+        self.spans[modality.name] += 1
+
+    def _continue_span(self, id: int, out: list[TextPiece | SpanPiece]) -> bool:
+        """Whether the id belongs to the span under way, which without restrictions may break off."""
+        modality, span = self._modality, self._span
+        if modality.start <= id < modality.stop:
             span.append(id)
             self._codes += 1
-            of, size = self._expected()
+            shape = self._shape()
+            of = int(np.prod(shape)) if shape else 0
             if self._every and self._codes % self._every == 0 and self._codes < of:
-                codes = np.array([i for i in span if vocab.image.start <= i < vocab.image.stop])
-                codes = vocab.ids_to_codes(codes)
-                out.append(ImagePiece(index=self.pictures, codes=codes, of=of, grid=size, partial=True))
+                came = np.array(span)
+                codes = modality.codes(came[modality.holds(came)])
+                padded = np.concatenate([codes, np.full(of - len(codes), codes[0])]).reshape(shape)
+                out.append(self._piece(padded, len(codes), of, partial=True))
             return True
-        if id == vocab.end_of_image:
-            (read, *_), self._span = split_spans(np.array([*span, id], np.int32), vocab), None
+        if id == modality.end_marker:
+            (read, *_), self._span = split_spans(np.array([*span, id], np.int32), self._vocab), None
             if read.complete:
-                codes, size = vocab.ids_to_codes(read.content), read.grid if grid else None
-                out.append(ImagePiece(index=self.pictures, codes=codes, of=len(codes), grid=size, partial=False))
-                self.pictures += 1
+                codes = span_codes(read, self._pieces.bundle)
+                out.append(self._piece(codes, codes.size, codes.size, partial=False))
+                self.spans[modality.name] += 1
             return True
-        if grid and grid.newline <= id <= grid.size_base + grid.max_units:
+        if bool(modality.counts(np.array(id))):  # a size or a row end
             span.append(id)
             return True
         self._span = None
         return False
 
-    def _expected(self) -> tuple[int, tuple[int, int] | None]:
-        """Codes of the picture under way, 0 where they are not known, and its grid."""
-        grammar = self._vocab.image.grammar
+    def _piece(self, codes: np.ndarray, done: int, of: int, *, partial: bool) -> SpanPiece:
+        name = self._modality.name
+        return SpanPiece(modality=name, index=self.spans[name], codes=codes, done=done, of=of, partial=partial)
+
+    def _shape(self) -> tuple[int, ...] | None:
+        """Of the codes of the span under way; None where it is not known."""
+        grammar = self._modality.grammar
         if not isinstance(grammar, GridSpan):
-            return grammar.length, None
+            return (grammar.length,)
         height, width = ((id - grammar.size_base) * grammar.unit for id in (*self._span[1:3], 0, 0)[:2])
-        return (0, None) if grammar.problem(height, width) else (height * width, (height, width))
+        return None if grammar.problem(height, width) else (height, width)
 
 
 def _new_decoder() -> codecs.IncrementalDecoder:
@@ -205,8 +227,3 @@ def _beginning_of(stops: Sequence[str], text: str) -> int:
         if any(stop.startswith(text[-length:]) for stop in stops):
             return length
     return 0
-
-
-def padded_codes(piece: ImagePiece) -> Int[np.ndarray, "n"]:
-    """Codes of a whole picture: those that came, and the first one in place of the others, as Meta's viewer shows it."""
-    return np.concatenate([piece.codes, np.full(piece.of - len(piece.codes), piece.codes[0])])

@@ -42,11 +42,11 @@ class Request:
 class Generated:
     """One request's output: ids without the prompt (the id that ended it included), and why it stopped.
 
-    `images` means that all images asked for are there; `length` that no position was left for more.
+    `spans` means that all spans asked for are there; `length` that no position was left for more.
     """
 
     ids: Int[np.ndarray, "n"]
-    finish_reason: Literal["eos", "length", "images", "cancelled"]
+    finish_reason: Literal["eos", "length", "spans", "cancelled"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from chameleon_jax.configs import GenerationConfig
-from chameleon_jax.vocab import MODALITY_NAMES
+from chameleon_jax.vocab import Vocab
 
 
 @flax.struct.dataclass
@@ -28,11 +28,11 @@ class Settings:
     repetition_penalty: Float[Array, "*B"]
 
     @classmethod
-    def of(cls, configs: Sequence[GenerationConfig]) -> Settings:
-        """`[B M]` in NumPy: row b as `configs[b]` says, column m for ModalityId m."""
+    def of(cls, configs: Sequence[GenerationConfig], vocab: Vocab) -> Settings:
+        """`[B M]` in NumPy: row b as `configs[b]` says for each modality, else as the table does."""
 
         def stack(name: str, dtype: type) -> np.ndarray:
-            rows = [[getattr(getattr(config, modality), name) for modality in MODALITY_NAMES] for config in configs]
+            rows = [[getattr(c.sampling.get(m.name, m.sampling), name) for m in vocab.modalities] for c in configs]
             return np.array(rows, dtype)
 
         return cls(

@@ -13,17 +13,17 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from chameleon_jax.configs import GenerationConfig
+from chameleon_jax.configs import MAX_SPANS, GenerationConfig
 from chameleon_jax.errors import GenerationError
 from chameleon_jax.generation import grammar, lanes
-from chameleon_jax.generation.checks import Checked, check_grid, check_prompt
+from chameleon_jax.generation.checks import Checked, check_names, check_prompt
 from chameleon_jax.generation.grammar import OUTSIDE, FinishReason
 from chameleon_jax.generation.lanes import Progress, Role, Rows, Shapes
 from chameleon_jax.generation.requests import Generated, Request
 from chameleon_jax.generation.sampling import Settings
 from chameleon_jax.models.transformer import Params
 from chameleon_jax.parallel.mesh import DECODING, batch_shards
-from chameleon_jax.vocab import GridSpan, ModalityId
+from chameleon_jax.vocab import TEXT, Vocab
 
 PREFILL_GROUP = 8  # prompts that are run together; a few, up to half a group, are run one by one
 SMALLEST_BUCKET = 32  # ids of a prefill and slots looked at are powers of two from here
@@ -83,7 +83,7 @@ class Scheduler:
         """Check a request (its prompt called `where`) against lanes of `context` ids. Raises GenerationError."""
         vocab, config = shapes.vocab, request.config
         prompt = np.asarray(request.prompt)
-        check_grid(vocab, config)
+        check_names(vocab, config)
         checked = check_prompt(where, prompt, vocab, context, config)
         return Job(request, checked, _contexts(prompt.astype(np.int32), checked, config, shapes))
 
@@ -154,7 +154,7 @@ class Scheduler:
 
         def place(job: Job, role: Role) -> int:
             found = [p for p, (r, _) in zip(job.places, job.contexts, strict=True) if r == role]
-            return found[0] if found else job.places[-1]  # without pictures the bare context stands for both
+            return found[0] if found else job.places[-1]  # without earlier spans the bare context stands for both
 
         return lanes.make_rows(
             [ids for _, _, ids, _ in rows],
@@ -162,11 +162,11 @@ class Scheduler:
             self._shapes,
             role=np.array([role for _, role, _, _ in rows], np.int32),
             leader=np.array([job.places[0] for job in jobs], np.int32),
-            pictures=np.array([place(job, Role.PICTURES) for job in jobs], np.int32),
+            spans=np.array([place(job, Role.SPANS) for job in jobs], np.int32),
             bare=np.array([place(job, Role.BARE) for job in jobs], np.int32),
             scale_text=np.array([g.text if g else 1.0 for g in guidance], np.float32),
             scale_image=np.array([g.image if g else 1.0 for g in guidance], np.float32),
-            guided_from=np.array([_guided_from(config, self._shapes) for config in configs], np.int32),
+            sizes_unguided=np.array([_is_lumina(config) for config in configs]),
             kept=np.array([_kept(config) for config in configs], np.int32),
             grammar_state=grammar.start(
                 self._shapes.vocab,
@@ -175,7 +175,7 @@ class Scheduler:
                 np.array([job.checked.opened for job in jobs], np.int32),
                 np.array([job.checked.grid for job in jobs], np.int32),
             ),
-            settings=Settings.of(configs),
+            settings=Settings.of(configs, self._shapes.vocab),
             seeds=np.array([config.seed for config in configs]),
             row_ids=np.array([job.request.row_id for job in jobs]),
         )
@@ -209,37 +209,36 @@ class Scheduler:
         job.on_end(Generated(ids=ids, finish_reason=reason))
 
 
-def lanes_needed(config: GenerationConfig, has_pictures: bool) -> int:
-    """Lanes of a request: two where guidance compares with the bare image, three where there are pictures to keep apart."""
-    guidance = config.guidance
-    if guidance is None or config.mode == "text":
+def lanes_needed(config: GenerationConfig, vocab: Vocab, has_spans: bool) -> int:
+    """Lanes of a request: two where guidance compares with the bare span, three where there are other spans to keep apart."""
+    written = [row for row in grammar.written_rows(vocab, config.mode) if row in vocab.marked]
+    if config.guidance is None or not written:
         return 1
-    return 3 if guidance.scheme == "meta" and (has_pictures or config.max_images > 1) else 2
+    most = sum(config.max_spans.get(vocab.names[row], MAX_SPANS) for row in written)
+    return 3 if config.guidance.scheme == "meta" and (has_spans or most > 1) else 2
 
 
 def _contexts(
     prompt: np.ndarray, checked: Checked, config: GenerationConfig, shapes: Shapes
 ) -> list[tuple[Role, np.ndarray]]:
     vocab = shapes.vocab
-    is_picture = vocab.modality_of(prompt) == ModalityId.IMAGE
-    pictures = prompt[
-        is_picture | (prompt == vocab.bos) | (prompt == vocab.begin_of_image) | (prompt == vocab.end_of_image)
-    ]
+    in_span = np.zeros(len(prompt), bool)
+    for modality in vocab.marked.values():
+        in_span |= modality.counts(prompt) | (prompt == modality.begin_marker) | (prompt == modality.end_marker)
+    has_spans = bool((in_span & (vocab.modality_of(prompt) != TEXT)).any())
     begun = prompt[len(prompt) - 1 - np.count_nonzero(checked.grid) :] if checked.opened != OUTSIDE else prompt[:0]
     bare = np.concatenate([np.array([vocab.bos][: _kept(config)], np.int32), begun])
-    roles = [(Role.LEADER, prompt), (Role.BARE, bare), (Role.PICTURES, pictures)]
-    return roles[: lanes_needed(config, bool(is_picture.any()))]
+    roles = [(Role.LEADER, prompt), (Role.BARE, bare), (Role.SPANS, prompt[in_span | (prompt == vocab.bos)])]
+    return roles[: lanes_needed(config, vocab, has_spans)]
 
 
 def _kept(config: GenerationConfig) -> int:
     """Ids before the begin marker in a bare context: bos, or nothing with Lumina-mGPT's guidance."""
-    return 0 if config.guidance is not None and config.guidance.scheme == "lumina" else 1
+    return 0 if _is_lumina(config) else 1
 
 
-def _guided_from(config: GenerationConfig, shapes: Shapes) -> int:
-    """With Lumina-mGPT's guidance the two sizes are not guided."""
-    sizes = isinstance(shapes.vocab.image.grammar, GridSpan)
-    return 2 if sizes and config.guidance is not None and config.guidance.scheme == "lumina" else 0
+def _is_lumina(config: GenerationConfig) -> bool:
+    return config.guidance is not None and config.guidance.scheme == "lumina"
 
 
 def _idle_rows(count: int, slots: int, shapes: Shapes) -> Rows:
@@ -251,14 +250,14 @@ def _idle_rows(count: int, slots: int, shapes: Shapes) -> Rows:
         shapes,
         role=none,
         leader=own,
-        pictures=own,
+        spans=own,
         bare=own,
         scale_text=np.ones(count, np.float32),
         scale_image=np.ones(count, np.float32),
-        guided_from=none,
+        sizes_unguided=np.zeros(count, bool),
         kept=none,
         grammar_state=grammar.start(shapes.vocab, [config] * count, none, np.full(count, OUTSIDE), None),
-        settings=Settings.of([config] * count),
+        settings=Settings.of([config] * count, shapes.vocab),
         seeds=none,
         row_ids=none,
     )

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal, TypeVar
 
-from chameleon_jax.configs import ImageConfig, NumericsConfig, TransformerConfig, VocabConfig
+from chameleon_jax.configs import ImageConfig, NumericsConfig, TransformerConfig, VocabConfig, text_and_image
 from chameleon_jax.errors import ConfigError, did_you_mean
 
 _T = TypeVar("_T")
@@ -51,12 +51,12 @@ _34B = TransformerConfig(
     remat="attention",
 )
 # Images of any size up to 1024 x 1024 pixels: 64 x 64 codes.
-_GRIDS = VocabConfig(image_span="grid", codes_per_image=4096)
+_GRIDS = text_and_image(image_span="grid", codes_per_image=4096)
 
 
 def _chameleon(model: TransformerConfig, dropout: float) -> Release:
     model = dataclasses.replace(model, dropout=dropout)
-    return Release(model=model, vocab=VocabConfig(), image=ImageConfig(), numerics="meta", prompt="chat")
+    return Release(model=model, vocab=text_and_image(), image=ImageConfig(), numerics="meta", prompt="chat")
 
 
 def _lumina(model: TransformerConfig) -> Release:

@@ -28,16 +28,16 @@ def train_bundle(config: TrainTokenizerConfig, workdir: str | Path) -> None:
     """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    corpus = read_corpus(config.sources, config.image)
+    corpus = read_corpus(config.sources, config.image, config.vocab)
     for reject in corpus.rejects[:3]:
         print(f"left out: {reject}")
     print(f"{len(corpus.images):,} different pictures, {len(corpus.texts):,} texts, {len(corpus.rejects):,} left out")
     text = _train_text(config, corpus) if config.parts != "image" else _load_text(config, workdir)
     codec = _train_image(config, corpus, workdir) if config.parts != "text" else _load_codec(workdir)
     if text is not None and codec is not None:
-        TokenizerBundle(vocab_config=text.vocab_config, image_config=config.image, text=text, codec=codec).save(workdir)
-        pieces = text.vocab_config.text_tokens
-        print(f"tokenizer bundle: {workdir}, {text.vocab_config.size:,} ids ({pieces:,} text pieces)")
+        bundle = TokenizerBundle.of_pictures(text=text, images=config.image, vqgan=codec)
+        bundle.save(workdir)
+        print(f"tokenizer bundle: {workdir}, {bundle.vocab.size:,} ids ({text.vocab_config.text.ids:,} text pieces)")
     elif text is not None:
         text.save(workdir / "tokenizer.json")
         print(f"{workdir} has no image codec yet: run again with parts 'image'")
@@ -62,7 +62,7 @@ def _load_codec(workdir: Path) -> vqgan.Codec | None:
 
 
 def _train_image(config: TrainTokenizerConfig, corpus: Corpus, workdir: Path) -> vqgan.Codec:
-    held_out = read_corpus(config.eval_sources, config.image)
+    held_out = read_corpus(config.eval_sources, config.image, config.vocab)
     if not config.eval_sources:
         corpus, held_out = corpus.split(HOLD_OUT_EVERY)
     if len(corpus.images) == 0 or len(held_out.images) == 0:

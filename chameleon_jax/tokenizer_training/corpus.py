@@ -12,11 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import UInt8
 
-from chameleon_jax.configs import ImageConfig, SourceConfig
+from chameleon_jax.configs import ImageConfig, SourceConfig, VocabConfig
 from chameleon_jax.data.sources import Reject, estimate_records, read_documents
 from chameleon_jax.errors import DataError
 from chameleon_jax.progress import progress
-from chameleon_jax.tokenizers.documents import ImageSegment, TextSegment
 from chameleon_jax.tokenizers.images import load_pixels
 
 
@@ -37,26 +36,24 @@ class Corpus:
         )
 
 
-def read_corpus(sources: Sequence[SourceConfig], config: ImageConfig) -> Corpus:
-    """Read every document of the sources. Raises DataError for a source that cannot be read at all."""
+def read_corpus(sources: Sequence[SourceConfig], config: ImageConfig, vocab: VocabConfig) -> Corpus:
+    """Read texts and pictures of every document of the sources. Raises DataError for a source that cannot be read at all."""
     images: list[np.ndarray] = []
     texts: list[str] = []
     rejects: list[str] = []
     seen: set[bytes] = set()
+    pictures = [row.name for row in vocab.modalities if row.codec == "vqgan"]
     for source in sources:
         with progress(f"Reading {source.name}", total=estimate_records(source), unit="documents") as bar:
-            for document in read_documents(source):
+            for document in read_documents(source, vocab=vocab):
                 bar.advance()
                 if isinstance(document, Reject):
                     rejects.append(f"{document.source}, {document.record}: {document.reason}")
                     continue
                 for segment in document.segments:
-                    if isinstance(segment, TextSegment):
-                        texts.append(segment.text)
-                    elif (
-                        isinstance(segment, ImageSegment)
-                        and (digest := hashlib.sha256(segment.data).digest()) not in seen
-                    ):
+                    if segment.modality == vocab.text.name:
+                        texts.append(segment.data)
+                    elif segment.modality in pictures and (digest := hashlib.sha256(segment.data).digest()) not in seen:
                         seen.add(digest)
                         try:
                             pixels = load_pixels(segment.data, config)

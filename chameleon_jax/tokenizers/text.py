@@ -19,7 +19,7 @@ import tokenizers
 from jaxtyping import Int
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from chameleon_jax.configs import VocabConfig
+from chameleon_jax.configs import VocabConfig, text_and_image
 from chameleon_jax.errors import TokenizerError
 from chameleon_jax.files import atomic_write
 from chameleon_jax.tokenizers.documents import valid_text
@@ -36,7 +36,8 @@ class TextTokenizer:
         self._backend = backend
         self._original = original
         self.vocab_config = vocab_config
-        self._text = Vocab.from_config(vocab_config).text
+        vocab = Vocab.from_config(vocab_config)
+        self._text, self._size = vocab.text, vocab.size
 
     def with_added(self, names: tuple[str, ...]) -> TextTokenizer:
         """The same pieces in an id space whose added control ids are these; texts have the same ids."""
@@ -47,16 +48,14 @@ class TextTokenizer:
         return np.asarray(self._backend.encode_batch_fast([valid_text(text)])[0].ids, np.int32)
 
     def decode(self, ids: Int[np.ndarray, "n"]) -> str:
-        """Text of ids; special and added ids and image codes say nothing, bytes that are not UTF-8 become U+FFFD.
+        """Text of ids; all other ids say nothing, bytes that are not UTF-8 become U+FFFD.
 
         Raises TokenizerError for an id outside the vocabulary.
         """
         ids = np.asarray(ids, np.int64).reshape(-1)
-        if ids.size and (ids.min() < 0 or ids.max() >= self.vocab_config.size):
-            raise TokenizerError(
-                f"ids {int(ids.min())}..{int(ids.max())} leave the vocabulary of {self.vocab_config.size} ids"
-            )
-        pieces = ids[(ids >= self._text.start) & (ids < self._text.stop)]
+        if ids.size and (ids.min() < 0 or ids.max() >= self._size):
+            raise TokenizerError(f"ids {int(ids.min())}..{int(ids.max())} leave the vocabulary of {self._size} ids")
+        pieces = ids[self._text.holds(ids)]
         return self._backend.decode(pieces.tolist(), skip_special_tokens=False)
 
     def to_json(self) -> str:
@@ -73,11 +72,12 @@ class TextTokenizer:
         atomic_write(path, self.original)
 
     @classmethod
-    def load(cls, path: str | os.PathLike, spans: VocabConfig = VocabConfig()) -> TextTokenizer:  # noqa: B008
+    def load(cls, path: str | os.PathLike, table: VocabConfig | None = None) -> TextTokenizer:
         """Read a tokenizer file written by `save` or laid out as Chameleon's `text_tokenizer.json`.
 
-        Sizes of the id space are derived from the names in `model.vocab`; how images lie in it is not in the file and comes from
-        `spans`. Added tokens are dropped, and with them every way from text to a special id.
+        Sizes of the id space are derived from the names in `model.vocab`; all else of the modality table is not in the file and
+        comes from `table`, by default that of Chameleon. Added tokens are dropped, and with them every way from text to a
+        special id.
 
         Raises TokenizerError for a file that is missing, damaged or laid out in another way.
         """
@@ -94,10 +94,10 @@ class TextTokenizer:
             raise TokenizerError(
                 f"tokenizer file {path} has no model.vocab and model.merges: it is not a BPE file"
             ) from error
-        config = _derive_config(vocab, spans, str(path))
+        config = _derive_config(vocab, table or text_and_image(), str(path))
         layout = Vocab.from_config(config)
         # Hugging Face gives one reserved id a name of its own; the same ids are the same tokenizer.
-        numbered = layout.special_names()[layout.image_placeholder]
+        numbered = layout.special_names()[layout.placeholder]
         content["model"]["vocab"] = {numbered if name == "<image>" else name: i for name, i in vocab.items()}
         content["model"]["merges"] = _text_merges(merges, vocab, layout.text.start)
         # A whole word that is found in the vocabulary would skip the merges, special names included.
@@ -112,20 +112,20 @@ class TextTokenizer:
 def train_bpe(texts: Iterable[str], vocab: VocabConfig) -> TextTokenizer:
     """Train a byte-level BPE on texts and place its pieces after the special names of the layout.
 
-    At most `vocab.text_tokens` pieces (the 256 bytes among them); where the texts give fewer, `vocab_config.text_tokens` of the
-    result is lowered to what came. The same texts give the same tokenizer.
+    At most as many pieces as the row of text has ids (the 256 bytes among them); where the texts give fewer, the row of the
+    result has what came. The same texts give the same tokenizer.
     """
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = _pre_tokenizer()
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab.text_tokens, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocab.text.ids, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     backend.train_from_iterator((valid_text(text) for text in texts), trainer)
 
     content = json.loads(backend.to_str())
     pieces = sorted(content["model"]["vocab"], key=content["model"]["vocab"].__getitem__)
-    config = VocabConfig.from_dict(vocab.to_dict() | {"text_tokens": len(pieces)})
+    config = vocab.with_row(vocab.text.name, ids=len(pieces))
     names = Vocab.from_config(config).special_names() + pieces
     content["model"]["vocab"] = {name: i for i, name in enumerate(names)}
     return TextTokenizer(tokenizers.Tokenizer.from_str(json.dumps(content)), config)
@@ -141,7 +141,7 @@ def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
 
 
-def _derive_config(vocab: dict[str, Any], spans: VocabConfig, path: str) -> VocabConfig:
+def _derive_config(vocab: dict[str, Any], table: VocabConfig, path: str) -> VocabConfig:
     """Sizes of the id space from the names of a vocabulary, with Chameleon's places asserted."""
     if not isinstance(vocab, dict) or not all(type(i) is int and i >= 0 for i in vocab.values()):
         raise TokenizerError(f"{path}: model.vocab is not a map from names to ids")
@@ -149,38 +149,41 @@ def _derive_config(vocab: dict[str, Any], spans: VocabConfig, path: str) -> Voca
     if len(by_id) != len(vocab):
         raise TokenizerError(f"{path}: {len(vocab)} names share {len(by_id)} ids")
 
+    first = next((row for row in table.modalities if row.marked), None)
     codes = 0
-    while code_name(codes) in vocab:
+    while first and code_name(codes) in vocab:
         codes += 1
-    begin_of_image = 4 + codes + 1
-    roles = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<eoss>": begin_of_image - 1, "<racm3:break>": begin_of_image}
-    roles |= {code_name(code): 4 + code for code in range(codes)}
+    roles = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3} | {code_name(code): 4 + code for code in range(codes)}
+    if first:
+        roles |= {"<eoss>": 4 + codes, "<racm3:break>": 4 + codes + 1}
     for name, expected in roles.items():
         if vocab.get(name) != expected:
             raise TokenizerError(
                 f"{path}: '{name}' should have id {expected}, found {vocab.get(name)}: not Chameleon's layout"
             )
 
-    reserved = 0
+    reserved, reserved_start = 0, len(roles)
     # Hugging Face renames one reserved id to <image>.
-    while _RESERVED.fullmatch(name := by_id.get(begin_of_image + 1 + reserved, "")) or name == "<image>":
+    while _RESERVED.fullmatch(name := by_id.get(reserved_start + reserved, "")) or name == "<image>":
         reserved += 1
-    misplaced = {f"<reserved{i - 4:05d}>": i for i in range(begin_of_image + 1, begin_of_image + 1 + reserved)}
+    text_start = reserved_start + reserved
+    misplaced = {f"<reserved{i - 4:05d}>": i for i in range(reserved_start, text_start)}
     for name, expected in misplaced.items():
         if by_id[expected] not in (name, "<image>"):
             raise TokenizerError(
                 f"{path}: '{name}' should have id {expected}, found {vocab.get(name)}: not Chameleon's layout"
             )
-    text_start = begin_of_image + 1 + reserved
     text_tokens = max(by_id) + 1 - text_start
     missing = [piece for piece in pre_tokenizers.ByteLevel.alphabet() if vocab.get(piece, -1) < text_start]
-    if codes == 0 or reserved < 2 or text_tokens < _BYTES or missing:
+    if (first and codes == 0) or reserved < 2 or text_tokens < _BYTES or missing:
         raise TokenizerError(
             f"{path}: {codes} image codes, {reserved} reserved ids and {text_tokens} text ids that lack {len(missing)} of "
             f"{_BYTES} bytes: not Chameleon's layout"
         )
-    config = dataclasses.replace(spans, image_codes=codes, reserved=reserved, text_tokens=text_tokens)
-    placeholder = Vocab.from_config(config).image_placeholder
+    config = dataclasses.replace(table, reserved=reserved).with_row(table.text.name, ids=text_tokens)
+    if first:
+        config = config.with_row(first.name, ids=codes)
+    placeholder = Vocab.from_config(config).placeholder
     if vocab.get("<image>", placeholder) != placeholder:
         raise TokenizerError(
             f"{path}: '<image>' should have id {placeholder}, found {vocab['<image>']}: not Chameleon's layout"

@@ -45,7 +45,7 @@ def pretrain(
     rollback: Rollback | None = None,
 ) -> int:
     """`train` with the pretraining task."""
-    return train(PretrainTask(config=config), config, workdir, gin_text=gin_text, rollback=rollback)
+    return train(PretrainTask.of(config, Path(workdir)), config, workdir, gin_text=gin_text, rollback=rollback)
 
 
 def train(
@@ -187,7 +187,7 @@ class _Report:
             return
         (step, metrics), self._pending = self._pending, None
         metrics = jax.device_get(metrics)
-        values = telemetry.step_metrics(metrics, self._recipe.task.metrics(metrics.sums))
+        values = telemetry.step_metrics(metrics, self._recipe.task.metrics(metrics.sums), self._recipe.task.modalities)
         if step != self._first:  # the first step's time is that of compiling
             values |= telemetry.speed(
                 self._recipe.task,

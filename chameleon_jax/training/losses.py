@@ -8,6 +8,7 @@ Sums leave here; whoever has the whole global batch divides, once.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import flax.struct
 import jax
@@ -16,14 +17,11 @@ from jaxtyping import Array, Float, Int
 
 from chameleon_jax.configs import LossConfig
 from chameleon_jax.parallel.mesh import TRAINING, batch_shards, constrain
-from chameleon_jax.vocab import MODALITY_NAMES
-
-MODALITIES = len(MODALITY_NAMES)
 
 
 @flax.struct.dataclass
 class LossSums:
-    """Sums over tokens, by ModalityId `m`; `objective` alone has a gradient.
+    """Sums over tokens, by row `m` of the modality table; `objective` alone has a gradient.
 
     objective = sum_m modality_weight[m] * sum_t weight_t * (nll_t + z_loss * log(Z_t)^2), normaliser = sum_m modality_weight[m] *
     weight[m]; the training loss is their quotient over the global batch.
@@ -48,7 +46,7 @@ class LossSums:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Settings:
+class _Constants:
     """Hashable constants of the custom gradient."""
 
     z_loss: float
@@ -61,14 +59,15 @@ def cross_entropy(
     targets: Int[Array, "B T"],
     weights: Float[Array, "B T"],
     modality: Int[Array, "B T"],
+    modality_weights: Sequence[float],
     config: LossConfig,
 ) -> LossSums:
-    """Loss sums of a batch; at most `config.chunk` tokens have logits on a device at a time.
+    """Loss sums of a batch; at most `config.chunk` tokens have logits on a device at a time. `modality_weights` are by row.
 
     Logits, log Z and softmax are fp32; the products run in the dtype of `hidden`. z-loss: Chowdhery et al. 2022 (PaLM), section 5;
     Chameleon, section 2.3.2. The closed-form gradient with z-loss is that of google-research/t5x `losses.py`.
     """
-    settings = _Settings(config.z_loss, (config.text_weight, config.image_weight))
+    settings = _Constants(config.z_loss, tuple(modality_weights))
     rows = -(-hidden.shape[0] // batch_shards(TRAINING))
     length = hidden.shape[1]
     block = _largest_divisor(length, max(1, config.chunk // rows))
@@ -81,10 +80,11 @@ def cross_entropy_plain(
     targets: Int[Array, "B T"],
     weights: Float[Array, "B T"],
     modality: Int[Array, "B T"],
+    modality_weights: Sequence[float],
     config: LossConfig,
 ) -> LossSums:
     """The definition, with all logits at once and automatic differentiation: the reference for tests and benchmarks."""
-    settings = _Settings(config.z_loss, (config.text_weight, config.image_weight))
+    settings = _Constants(config.z_loss, tuple(modality_weights))
     logits = jnp.einsum("btd,dv->btv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
     return _sums(_log_z(logits), logits, targets, weights, modality, settings)
 
@@ -94,7 +94,7 @@ def _log_z(logits: Float[Array, "... V"]) -> Float[Array, "..."]:
 
 
 def _sums(
-    log_z: Array, logits: Array, targets: Array, weights: Array, modality: Array, settings: _Settings
+    log_z: Array, logits: Array, targets: Array, weights: Array, modality: Array, settings: _Constants
 ) -> LossSums:
     """Definition of every sum, from fp32 logits [..., V] and their log Z."""
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
@@ -103,7 +103,9 @@ def _sums(
 
     def by_modality(values: Array) -> Array:
         values = jax.lax.stop_gradient(values) * weights
-        return jnp.stack([jnp.sum(jnp.where(modality == m, values, 0.0)) for m in range(MODALITIES)])
+        return jnp.stack(
+            [jnp.sum(jnp.where(modality == m, values, 0.0)) for m in range(len(settings.modality_weights))]
+        )
 
     real = weights > 0
     best = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
@@ -141,8 +143,8 @@ def _chunk_logits(hidden: Array, head: Array) -> Array:
     return constrain(_product(_rows(hidden), head).reshape(*hidden.shape[:2], -1), "B T V", TRAINING)
 
 
-def _zero_sums() -> LossSums:
-    zero, each = jnp.zeros(()), jnp.zeros(MODALITIES)
+def _zero_sums(settings: _Constants) -> LossSums:
+    zero, each = jnp.zeros(()), jnp.zeros(len(settings.modality_weights))
     return LossSums(zero, zero, each, each, each, each, each, jnp.asarray(-jnp.inf))
 
 
@@ -154,7 +156,7 @@ def _value(hidden, head, targets, weights, modality, settings, block) -> LossSum
         return sums + _sums(_log_z(logits), logits, *chunk[1:], settings), None
 
     chunks = tuple(_blocks(x, block) for x in (hidden, targets, weights, modality))
-    return jax.lax.scan(step, _zero_sums(), chunks)[0]
+    return jax.lax.scan(step, _zero_sums(settings), chunks)[0]
 
 
 _summed = jax.custom_vjp(_value, nondiff_argnums=(5, 6))
@@ -182,7 +184,7 @@ def _value_and_gradient(hidden, head, targets, weights, modality, settings, bloc
         return (sums, d_head), d_hidden
 
     chunks = tuple(_blocks(x, block) for x in (hidden, targets, weights, modality))
-    start = (_zero_sums(), jnp.zeros(head.shape, jnp.float32))
+    start = (_zero_sums(settings), jnp.zeros(head.shape, jnp.float32))
     (sums, d_head), d_hidden = jax.lax.scan(step, start, chunks)
     d_hidden = jnp.moveaxis(d_hidden, 0, 1).reshape(hidden.shape)
     return sums, (d_hidden, d_head.astype(head.dtype))

@@ -13,9 +13,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from chameleon_jax.configs import DataConfig, PretrainConfig
+from chameleon_jax.configs import DataConfig, PretrainConfig, VocabConfig
 from chameleon_jax.data.batch import Batch
 from chameleon_jax.data.loader import Loader
+from chameleon_jax.data.store import read_vocab
 from chameleon_jax.errors import ConfigError
 from chameleon_jax.files import new_folder
 from chameleon_jax.models import params, transformer
@@ -35,9 +36,27 @@ from chameleon_jax.workdir import TOKENIZER
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainTask:
-    """See `task.Task`."""
+    """See `task.Task`. `vocab` is that of the token stores."""
 
     config: PretrainConfig
+    vocab: VocabConfig
+
+    @classmethod
+    def of(cls, config: PretrainConfig, workdir: Path) -> PretrainTask:
+        """The task with the vocabulary of its stores. Raises StoreError where the first cannot be opened."""
+        return cls(config=config, vocab=read_vocab(_in_workdir(config.data, workdir).stores[0].path))
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return self.vocab.names
+
+    @functools.cached_property
+    def modality_weights(self) -> tuple[float, ...]:
+        """Of each modality in the loss. Raises ConfigError for weights of a modality that there is not, or of nothing."""
+        weights = self.vocab.by_row(self.config.loss.weights, (row.loss_weight for row in self.vocab.modalities))
+        if not sum(weights):
+            raise ConfigError("the weights of all modalities are 0 in the loss: nothing to learn")
+        return weights
 
     @property
     def tokens_per_step(self) -> int:
@@ -56,6 +75,7 @@ class PretrainTask:
         Raises ConfigError and StoreError when config, mesh and stores do not fit together.
         """
         config = self.config
+        assert self.modality_weights  # refuses names that the vocabulary does not have
         check_fits(config.model, config.train.batch_size, config.train.microbatches, mesh)
         stores = _in_workdir(config.data, workdir)
         loader = Loader(
@@ -64,10 +84,11 @@ class PretrainTask:
             config.train.steps,
             rows=local_rows(mesh, config.train.batch_size),
         )
-        if loader.vocab_config.size > config.model.vocab_size:
+        size = Vocab.from_config(self.vocab).size
+        if size > config.model.vocab_size:
             raise ConfigError(
-                f"model.vocab_size {config.model.vocab_size} is smaller than the {loader.vocab_config.size} ids of the "
-                f"token stores; set TransformerConfig.vocab_size={loader.vocab_config.size}"
+                f"model.vocab_size {config.model.vocab_size} is smaller than the {size} ids of the token stores; set "
+                f"TransformerConfig.vocab_size={size}"
             )
         return StoreData(loader=loader)
 
@@ -100,12 +121,18 @@ class PretrainTask:
             statistics=statistics,
         )
         sums = losses.cross_entropy(
-            out.hidden, weights["head"], batch.targets, batch.loss_weights, batch.modality, config.loss
+            out.hidden,
+            weights["head"],
+            batch.targets,
+            batch.loss_weights,
+            batch.modality,
+            self.modality_weights,
+            config.loss,
         )
         return sums, out.statistics
 
     def metrics(self, sums: LossSums) -> dict[str, float]:
-        return telemetry.loss_metrics(sums)
+        return telemetry.loss_metrics(sums, self.modalities)
 
     def evaluators(self, recipe: Recipe, data: StoreData, mesh: Mesh) -> Sequence[Evaluator]:
         """The loss on held-out rows, if the config names any."""

@@ -13,7 +13,6 @@ from jaxtyping import Array, Float, Int
 from chameleon_jax.models import params
 from chameleon_jax.parallel.mesh import TRAINING, replicated
 from chameleon_jax.training.task import Recipe
-from chameleon_jax.vocab import MODALITY_NAMES
 
 TOKEN_BASE_BITS = 30
 
@@ -23,8 +22,8 @@ class TrainState:
     """`step` counts optimizer steps and decides rate and dropout; `position` is the number of the next batch.
 
     They differ only after a rollback that passed over batches. `opt_state` has moments of the trained part alone. `tokens_seen`
-    counts trained targets by ModalityId as (high, low) digits to base 2^30, for no 32-bit number holds a real run's tokens;
-    `skipped` counts the steps that changed no parameter.
+    counts trained targets by row of the modality table as (high, low) digits to base 2^30, for no 32-bit number holds a real
+    run's tokens; `skipped` counts the steps that changed no parameter.
     """
 
     step: Int[Array, ""]
@@ -45,7 +44,7 @@ def create(weights: dict[str, Any], recipe: Recipe) -> TrainState:
         params=weights,
         opt_state=recipe.optimizer().init(recipe.trainable.select(weights)),
         skipped=skipped,
-        tokens_seen=jnp.zeros((len(MODALITY_NAMES), 2), jnp.int32),
+        tokens_seen=jnp.zeros((len(recipe.task.modalities), 2), jnp.int32),
     )
 
 

@@ -27,7 +27,7 @@ from chameleon_jax.training.trainable import Range, Trainable, Tree, choose
 class Sums(Protocol):
     """Sums over the tokens of a batch. The loss is objective / normaliser over the global batch; `objective` alone has a gradient.
 
-    `weight` counts trained targets by ModalityId. `joined` makes the sums of a whole from those of its parts along the first axis.
+    `weight` counts trained targets by modality. `joined` makes the sums of a whole from those of its parts along the first axis.
     """
 
     objective: Float[Array, ""]
@@ -75,6 +75,7 @@ class Task(Protocol):
 
     tokens_per_step: int
     flops_per_step: float
+    modalities: tuple[str, ...]  # by which targets are counted
 
     def param_specs(self) -> Tree:
         """ParamSpecs of everything that `loss` is given."""

@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from chameleon_jax.training.losses import LossSums
 from chameleon_jax.training.state import TOKEN_BASE_BITS
 from chameleon_jax.training.step import StepMetrics
 from chameleon_jax.training.task import Task
-from chameleon_jax.vocab import MODALITY_NAMES
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -43,23 +43,25 @@ _PEAK_FLOPS = {
 }
 
 
-def loss_metrics(sums: LossSums, prefix: str = "") -> dict[str, float]:
-    """Means over the batch: objective, and loss, perplexity, accuracy, log Z by modality. `sums` is on the host."""
-    metrics = {f"{prefix}objective": _ratio(sums.objective, sums.normaliser)}
-    metrics[f"{prefix}loss"] = _ratio(np.sum(sums.nll), np.sum(sums.weight))
-    for m, name in enumerate(MODALITY_NAMES):
+def loss_metrics(sums: LossSums, modalities: Sequence[str]) -> dict[str, float]:
+    """Means over the batch: objective, and loss, perplexity, accuracy, log Z by modality. `sums` are on the host."""
+    metrics = {"objective": _ratio(sums.objective, sums.normaliser)}
+    metrics["loss"] = _ratio(np.sum(sums.nll), np.sum(sums.weight))
+    for m, name in enumerate(modalities):
         if sums.weight[m] > 0:
             loss = _ratio(sums.nll[m], sums.weight[m])
-            metrics[f"{prefix}loss/{name}"] = loss
-            metrics[f"{prefix}perplexity/{name}"] = math.exp(min(loss, 80.0))
-            metrics[f"{prefix}accuracy/{name}"] = _ratio(sums.correct[m], sums.weight[m])
-            metrics[f"{prefix}log_z/{name}"] = _ratio(sums.log_z[m], sums.weight[m])
-    metrics[f"{prefix}z_loss"] = _ratio(np.sum(sums.z_loss), np.sum(sums.weight))
-    metrics[f"{prefix}logit_max"] = float(sums.logit_max)
+            metrics[f"loss/{name}"] = loss
+            metrics[f"perplexity/{name}"] = math.exp(min(loss, 80.0))
+            metrics[f"accuracy/{name}"] = _ratio(sums.correct[m], sums.weight[m])
+            metrics[f"log_z/{name}"] = _ratio(sums.log_z[m], sums.weight[m])
+    metrics["z_loss"] = _ratio(np.sum(sums.z_loss), np.sum(sums.weight))
+    metrics["logit_max"] = float(sums.logit_max)
     return metrics
 
 
-def step_metrics(metrics: StepMetrics, losses: dict[str, float]) -> dict[str, float | list[float]]:
+def step_metrics(
+    metrics: StepMetrics, losses: dict[str, float], modalities: Sequence[str]
+) -> dict[str, float | list[float]]:
     """Everything that a step reports, by name: the `losses` that its task made of its sums, then the rest.
 
     Per-layer statistics are lists, and the last layer's output RMS has its own name. `metrics` are on the host.
@@ -70,7 +72,7 @@ def step_metrics(metrics: StepMetrics, losses: dict[str, float]) -> dict[str, fl
     out["norm/update"] = float(metrics.update_norm)
     out["norm/parameters"] = float(metrics.parameter_norm)
     out["skipped_steps"] = int(metrics.skipped)
-    for m, name in enumerate(MODALITY_NAMES):
+    for m, name in enumerate(modalities):
         high, low = metrics.tokens_seen[m]
         out[f"tokens_seen/{name}"] = (int(high) << TOKEN_BASE_BITS) + int(low)
     if metrics.statistics is not None:
@@ -176,7 +178,7 @@ class Console:
 
     def line(self, step: int, metrics: dict[str, Any]) -> str:
         parts = [f"step {step:>{len(str(self._steps))}}/{self._steps}", f"loss {metrics['loss']:.4f}"]
-        by_modality = [f"{n} {metrics[f'loss/{n}']:.3f}" for n in MODALITY_NAMES if f"loss/{n}" in metrics]
+        by_modality = [f"{key.removeprefix('loss/')} {metrics[key]:.3f}" for key in metrics if key.startswith("loss/")]
         parts[-1] += f" ({', '.join(by_modality)})"
         parts.append(f"lr {metrics['learning_rate']:.2e}")
         parts.append(f"grad {metrics['norm/gradient']:.2f}")

@@ -58,7 +58,7 @@ def test_a_release_of_meta_becomes_a_workdir_that_computes_and_generates(
     np.testing.assert_allclose(logits_of(run), expected, atol=2e-4)
 
     pixels = np.asarray(picture(16, 16), np.float32) / 127.5 - 1
-    codes = run.bundle.encode_images(pixels[None])
+    codes = run.bundle.pictures.encode(pixels[None])
     with torch.no_grad():
         theirs = vqgan.encode(torch.from_numpy(pixels.transpose(2, 0, 1))[None]).flatten().numpy()
     assert np.array_equal(codes[0], theirs)
@@ -100,13 +100,13 @@ def test_every_layout_leads_back_to_the_same_model(tmp_path, release_tree, conve
     batch = processor(text=f"<image>{text}", images=picture(16, 16), return_tensors="pt")
     vocab = first.bundle.vocab
     ids = batch["input_ids"][0].numpy()
-    assert list(ids[:2]) == [vocab.bos, vocab.begin_of_image] and ids[-1] == vocab.end_of_turn
-    assert list(ids[2:18]) == [vocab.image_placeholder] * 16 and ids[18] == vocab.end_of_image
+    assert list(ids[:2]) == [vocab.bos, vocab.modalities[1].begin_marker] and ids[-1] == vocab.end_of_turn
+    assert list(ids[2:18]) == [vocab.placeholder] * 16 and ids[18] == vocab.modalities[1].end_marker
     assert list(ids[19:-1]) == list(first.bundle.text.encode(text))
     with torch.no_grad():
         codes = model.model.get_image_tokens(batch["pixel_values"]).flatten().numpy()
-    ours = first.bundle.encode_images(batch["pixel_values"].numpy().transpose(0, 2, 3, 1))
-    assert np.array_equal(vocab.codes_to_ids(ours[0]), codes)
+    ours = first.bundle.pictures.encode(batch["pixel_values"].numpy().transpose(0, 2, 3, 1))
+    assert np.array_equal(vocab.modalities[1].ids(ours[0]), codes)
 
 
 def test_hugging_faces_codec_has_no_decoder_until_one_is_given(tmp_path, release_tree, convert):
@@ -117,9 +117,9 @@ def test_hugging_faces_codec_has_no_decoder_until_one_is_given(tmp_path, release
     code, out, _ = convert(f"--source={tmp_path / 'hf'}", f"--output={tmp_path / 'half'}")
     assert code == 0 and "no decoder: pictures can be read, not written; give --vqgan" in out
     half = run_lib.load(tmp_path / "half")
-    assert half.bundle.encode_images(np.zeros((1, 16, 16, 3), np.float32)).shape == (1, 16)
+    assert half.bundle.pictures.encode(np.zeros((1, 16, 16, 3), np.float32)).shape == (1, 16)
     with pytest.raises(TokenizerError, match="no decoder"):
-        half.bundle.decode_images(np.zeros((1, 16), int))
+        half.bundle.pictures.decode(np.zeros((1, 16), int))
     vqgan = release_tree / "tokenizer" / "vqgan.ckpt"
     assert convert(f"--source={tmp_path / 'hf'}", f"--output={tmp_path / 'whole'}", f"--vqgan={vqgan}")[0] == 0
     assert_same_run(run_lib.load(tmp_path / "whole"), run_lib.load(tmp_path / "run"))
@@ -140,7 +140,7 @@ def test_lumina_has_no_codec_of_its_own_and_draws_pictures_of_any_size(tmp_path,
     flags = (f"--vqgan={codec}", "--resolution=64", f"--output={tmp_path / 'lumina'}")
     assert convert(f"--source={tmp_path / 'hf'}", *flags)[0] == 0
     run = run_lib.load(tmp_path / "lumina")
-    assert (run.bundle.vocab_config.image_span, run.bundle.image_config.resolution) == ("grid", 64)
+    assert (run.bundle.vocab_config.image_span, run.bundle.pictures.config.resolution) == ("grid", 64)
     np.testing.assert_array_equal(logits_of(run), logits_of(run_lib.load(tmp_path / "run")))
     config = GenerationConfig(mode="image", max_images=1)
     prompt, config = build_request("a red fox", [], run.bundle, config, format="lumina", image_size=(24, 16))
@@ -159,7 +159,7 @@ def test_a_workdir_without_a_codec_still_writes_words(tmp_path, release_tree, co
     code, out, _ = convert(f"--source={release_tree / 'models' / '30b'}", f"--output={tmp_path / 'run'}")
     assert code == 0 and "no image codec found" in out
     run = run_lib.load(tmp_path / "run")
-    assert run.bundle.codec is None
+    assert run.bundle.pictures.vqgan is None
     prompt = build_prompt("a red fox", [], run.bundle)
     [output] = generate(run.params, run.model, run.bundle.vocab, [prompt], GenerationConfig(mode="text", max_tokens=4))
     assert len(output.ids) and all(hasattr(part, "text") for part in read_output(output.ids, run.bundle))
@@ -181,7 +181,7 @@ def test_paths_may_be_relative(tmp_path, release_tree, convert, monkeypatch):
     monkeypatch.chdir(release_tree / "models" / "30b")
     code, out, _ = convert("--source=.", "--output=../../../run/")
     assert code == 0 and "no image codec" not in out and "no text tokenizer" not in out
-    assert run_lib.load(tmp_path / "run").bundle.codec.has_decoder
+    assert run_lib.load(tmp_path / "run").bundle.pictures.vqgan.has_decoder
 
 
 def test_a_tokenizer_may_come_later(tmp_path, release_tree, convert):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from chameleon_jax.configs import DataConfig, StoreConfig, VocabConfig
+from chameleon_jax.configs import DataConfig, StoreConfig, text_and_image
 from chameleon_jax.data.loader import Loader
 from chameleon_jax.data.mixture import used_rows
 from chameleon_jax.errors import ConfigError, StoreError
@@ -89,7 +89,7 @@ def reference_row(loader, made, source, row):
             out["segment_ids"].append(segment)
             out["positions"].append(t - start)
             target = vocab.pad if last else document.ids[t + 1]
-            out["modality"].append(int(vocab.image.start <= target < vocab.image.stop))
+            out["modality"].append(int(vocab.modalities[1].start <= target < vocab.modalities[1].stop))
     for name, values in out.items():
         values += [vocab.pad if name in ("tokens", "targets") else 0] * (SEQ_LEN - len(values))
     return out
@@ -131,12 +131,15 @@ def test_every_image_in_every_row_is_whole(config, seq_len):
     vocab, images = Vocab.from_config(loader.vocab_config), 0
     length = loader.vocab_config.codes_per_image
     for batch in [*loader.batches(), *loader.eval_batches(5)]:
-        codes = (batch.tokens >= vocab.image.start) & (batch.tokens < vocab.image.stop)
-        begins = np.argwhere(batch.tokens == vocab.begin_of_image)
+        codes = (batch.tokens >= vocab.modalities[1].start) & (batch.tokens < vocab.modalities[1].stop)
+        begins = np.argwhere(batch.tokens == vocab.modalities[1].begin_marker)
         for row, t in begins:
-            assert codes[row, t + 1 : t + 1 + length].all() and batch.tokens[row, t + 1 + length] == vocab.end_of_image
+            assert (
+                codes[row, t + 1 : t + 1 + length].all()
+                and batch.tokens[row, t + 1 + length] == vocab.modalities[1].end_marker
+            )
             assert len(set(batch.segment_ids[row, t : t + length + 2])) == 1
-        assert codes.sum() == length * len(begins) == length * (batch.tokens == vocab.end_of_image).sum()
+        assert codes.sum() == length * len(begins) == length * (batch.tokens == vocab.modalities[1].end_marker).sum()
         images += len(begins)
     assert images > 100
 
@@ -237,7 +240,9 @@ def test_stores_of_different_tokenizers_are_refused_by_name(config, make_store):
     strange = make_store("strange", bundle_fingerprint="c" * 16)
     with pytest.raises(StoreError, match=r"/a and .*/strange .*bbbbbbbbbbbbbbbb and cccccccccccccccc"):
         Loader(dataclasses.replace(config, eval_stores=(StoreConfig(path=strange.path),)), BATCH, STEPS)
-    wide = make_store("wide", vocab_config=VocabConfig(image_codes=60, reserved=4, text_tokens=300, codes_per_image=16))
+    wide = make_store(
+        "wide", vocab_config=text_and_image(image_codes=60, reserved=4, text_tokens=300, codes_per_image=16)
+    )
     with pytest.raises(StoreError, match=r"/a and .*/wide .*vocab_fingerprint"):
         Loader(dataclasses.replace(config, stores=(*config.stores, StoreConfig(path=wide.path))), BATCH, STEPS)
 

@@ -10,9 +10,8 @@ from chameleon_jax.data.packing import load_or_plan, plan
 from chameleon_jax.data.permutation import permutation
 from chameleon_jax.data.store import SpanTable, TokenStore
 from chameleon_jax.errors import StoreError
-from chameleon_jax.vocab import ModalityId
 
-TEXT, IMAGE = ModalityId.TEXT, ModalityId.IMAGE
+TEXT, IMAGE = 0, 1  # rows of the modality table
 
 
 def table(documents: list[list[tuple[int, ModalityId]]]) -> SpanTable:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chameleon_jax.configs import ImageConfig, SourceConfig, TokenizeConfig, VocabConfig, VQConfig
+from chameleon_jax.configs import ImageConfig, SourceConfig, TokenizeConfig, VQConfig, text_and_image
 from chameleon_jax.data.pipeline import tokenize
 from chameleon_jax.data.store import TokenStore, verify
 from chameleon_jax.data.store_writer import document_hash
@@ -26,7 +26,9 @@ from chameleon_jax.tokenizers import vqgan
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.images import load_pixels
 from chameleon_jax.tokenizers.text import train_bpe
-from chameleon_jax.vocab import ModalityId
+
+TEXT, IMAGE = 0, 1  # rows of the modality table
+
 
 RECORDS = 40
 
@@ -45,13 +47,13 @@ def save_bundle(folder: pathlib.Path, seed: int = 0) -> TokenizerBundle:
     shapes = jax.eval_shape(lambda key: vqgan.init(key, vq), jax.random.key(0))
     params = jax.tree.map(lambda leaf: random_numbers.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
     text = train_bpe(
-        ["a green picture", "words"], VocabConfig(image_codes=32, reserved=4, text_tokens=270, codes_per_image=16)
+        ["a green picture", "words"], text_and_image(image_codes=32, reserved=4, text_tokens=270, codes_per_image=16)
     )
-    bundle = TokenizerBundle(
+    bundle = TokenizerBundle.of_pictures(
         vocab_config=dataclasses.replace(text.vocab_config, codes_per_image=16),
-        image_config=ImageConfig(resolution=16),
+        images=ImageConfig(resolution=16),
         text=text,
-        codec=vqgan.Codec(params=params, config=vq),
+        vqgan=vqgan.Codec(params=params, config=vq),
     )
     bundle.save(folder)
     return bundle
@@ -84,7 +86,7 @@ def inputs(tmp_path_factory):
         ),
         tokenizer=str(folder / "bundle"),
         documents_per_shard=3,  # so that a shard holds records of both sources
-        image_batch=4,
+        codec_batch=4,
         max_reject_fraction=0.1,
     )
     report = tokenize(config, folder / "whole")
@@ -113,12 +115,12 @@ def test_documents_hold_the_text_and_the_pictures_of_the_records(inputs):
         document = document_of[document_hash(f"second/records.jsonl/{i}")]
         (ids,), (spans,) = store.read([document]), store.spans([document])
         assert ids[0] == vocab.bos and ids[-1] == vocab.eos
-        codes = ids[(ids >= vocab.image.start) & (ids < vocab.image.stop)]
-        expected = bundle.encode_images(load_pixels(picture(i), bundle.image_config)[None])[0]
-        np.testing.assert_array_equal(vocab.ids_to_codes(codes), expected)
+        codes = ids[(ids >= vocab.modalities[1].start) & (ids < vocab.modalities[1].stop)]
+        expected = bundle.pictures.encode(load_pixels(picture(i), bundle.pictures.config)[None])[0]
+        np.testing.assert_array_equal(vocab.modalities[1].codes(codes), expected)
         assert bundle.text.decode(ids) == f"picture number {i}"
-        order.append(ids[1] == vocab.begin_of_image)
-        assert sum(span.modality == ModalityId.IMAGE for span in spans) == 1
+        order.append(ids[1] == vocab.modalities[1].begin_marker)
+        assert sum(span.modality == IMAGE for span in spans) == 1
     assert set(order) == {True, False}  # the coin falls both ways
     several = document_of[document_hash("second/records.jsonl/3")]
     assert [span.loss for span in store.spans([several])[0]] == [True, True, False, True, True]
@@ -181,8 +183,8 @@ def test_a_lost_shard_is_rebuilt_to_the_same_bytes(inputs, tmp_path):
     [
         {"documents_per_shard": 4},
         {"seed": 1},
-        {"image_first_probability": 0.8},
-        {"max_text_bytes": 77},
+        {"later_first_probability": 0.8},
+        {"max_bytes": 77},
         {"image_batch": 2},
     ],
 )
@@ -259,14 +261,14 @@ def test_limits_on_text_and_images_reject_the_document(inputs, tmp_path):
     strict = dataclasses.replace(
         config,
         sources=(SourceConfig(name="s", kind="jsonl", path=str(records)),),
-        max_images_per_document=1,
-        max_text_bytes=15,
+        max_spans=1,
+        max_bytes=15,
         max_reject_fraction=0.9,
     )
     report = tokenize(strict, tmp_path / "store")
     reasons = "".join(file.read_text() for file in (tmp_path / "store" / "rejects").glob("*.jsonl"))
-    assert report.rejects == 8 + 24 and "2 images, max_images_per_document is 1" in reasons
-    assert "bytes of text, max_text_bytes is 15" in reasons
+    assert report.rejects == 8 + 24 and "2 images, max_spans is 1" in reasons
+    assert "bytes of text, max_bytes is 15" in reasons
 
 
 def test_a_second_run_on_the_same_directory_is_refused(inputs, tmp_path):

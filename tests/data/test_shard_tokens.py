@@ -8,18 +8,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chameleon_jax.configs import ImageConfig, SourceConfig, TokenizeConfig, VocabConfig, VQConfig
+from chameleon_jax.configs import ImageConfig, SourceConfig, TokenizeConfig, VQConfig, text_and_image
 from chameleon_jax.data.shard_tokens import tokenize_records
 from chameleon_jax.generation.grammar import split_spans
 from chameleon_jax.tokenizers import vqgan
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
-from chameleon_jax.tokenizers.documents import Document, ImageSegment, TextSegment
+from chameleon_jax.tokenizers.documents import Document, Segment
 from chameleon_jax.tokenizers.images import load_pixels
 from chameleon_jax.tokenizers.text import train_bpe
-from chameleon_jax.vocab import ModalityId
+
+TEXT, IMAGE = 0, 1  # rows of the modality table
+
 
 CONFIG = TokenizeConfig(
-    sources=(SourceConfig(name="s", kind="jsonl", path="unread.jsonl"),), tokenizer="unread", image_batch=4
+    sources=(SourceConfig(name="s", kind="jsonl", path="unread.jsonl"),), tokenizer="unread", codec_batch=4
 )
 SHAPES = [(40, 40), (90, 30), (20, 61), (33, 47), (8, 100)]
 
@@ -30,12 +32,11 @@ def bundle():
     narrow = {"channels": 8, "channel_multipliers": (1,), "res_blocks": 1, "latent_channels": 8, "embed_dim": 8}
     vq = VQConfig(resolution=32, patch_size=4, codes=32, norm_groups=4, **narrow)
     grid = {"image_span": "grid", "codes_per_image": 64, "max_grids": 8, "grid_unit": 2}
-    text = train_bpe(["a picture", "words"], VocabConfig(image_codes=32, reserved=12, text_tokens=270, **grid))
-    return TokenizerBundle(
-        vocab_config=text.vocab_config,
-        image_config=ImageConfig(resolution=32, preprocessing="lumina", grid_pixels=8),
+    text = train_bpe(["a picture", "words"], text_and_image(image_codes=32, reserved=12, text_tokens=270, **grid))
+    return TokenizerBundle.of_pictures(
+        images=ImageConfig(resolution=32, preprocessing="lumina", grid_pixels=8),
         text=text,
-        codec=vqgan.Codec(params=vqgan.init(jax.random.key(0), vq), config=vq),
+        vqgan=vqgan.Codec(params=vqgan.init(jax.random.key(0), vq), config=vq),
     )
 
 
@@ -45,7 +46,11 @@ def record(number):
     pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
-    segments = (TextSegment("a picture"), ImageSegment(buffer.getvalue(), "p.png"), TextSegment(f"words {number}"))
+    segments = (
+        Segment("text", "a picture"),
+        Segment("image", buffer.getvalue(), reference="p.png"),
+        Segment("text", f"words {number}"),
+    )
     return Document(f"s/{number}", "s", segments)
 
 
@@ -59,12 +64,12 @@ def tokenized(numbers, bundle):
 def test_every_picture_becomes_a_grid_of_its_own_size(bundle):
     sizes = set()
     for number, document in enumerate(tokenized(range(23), bundle)):
-        pixels = load_pixels(record(number).segments[1].data, bundle.image_config)
-        (image,) = [span for span in split_spans(document.ids, bundle.vocab) if span.modality == ModalityId.IMAGE]
+        pixels = load_pixels(record(number).segments[1].data, bundle.pictures.config)
+        (image,) = [span for span in split_spans(document.ids, bundle.vocab) if span.modality == IMAGE]
         assert image.complete and image.grid == (pixels.shape[0] // 4, pixels.shape[1] // 4)
-        codes = bundle.encode_images(pixels[None])[0]
-        np.testing.assert_array_equal(bundle.vocab.ids_to_codes(image.content), codes)
-        assert [span.length for span in document.spans if span.modality == ModalityId.IMAGE] == [len(image.ids)]
+        codes = bundle.pictures.encode(pixels[None])[0]
+        np.testing.assert_array_equal(bundle.vocab.modalities[1].codes(image.content), codes)
+        assert [span.length for span in document.spans if span.modality == IMAGE] == [len(image.ids)]
         sizes.add(image.grid)
     assert len(sizes) == len(SHAPES)
 

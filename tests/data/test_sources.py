@@ -15,7 +15,7 @@ import pytest
 from chameleon_jax.configs import SourceConfig
 from chameleon_jax.data.sources import Reject, estimate_records, read_documents
 from chameleon_jax.errors import DataError
-from chameleon_jax.tokenizers.documents import Document, ImageSegment, TextSegment
+from chameleon_jax.tokenizers.documents import Document, Segment
 
 PNG = b"\x89PNG one"  # readers do not decode, so any bytes will do
 JPG = b"\xff\xd8 two"
@@ -41,7 +41,7 @@ def jsonl(path, **options):
 def shape(document):
     """A document as a readable list: texts as str, images as bytes."""
     assert isinstance(document, Document), document
-    return [s.text if isinstance(s, TextSegment) else s.data for s in document.segments]
+    return [s.text if s.modality == "text" else s.data for s in document.segments]
 
 
 @pytest.fixture
@@ -98,25 +98,25 @@ SCHEMAS = {
 def test_a_line_of_each_schema_becomes_its_document(case, pictures):
     record, expected = SCHEMAS[case]
     write_lines(pictures / "r.jsonl", [record])
-    (document,) = read_documents(jsonl(pictures / "r.jsonl", image_dir=str(pictures / "pictures")))
+    (document,) = read_documents(jsonl(pictures / "r.jsonl", media_dir=str(pictures / "pictures")))
     assert shape(document) == expected
     assert (document.id, document.source) == ("s/r.jsonl/0", "s")
 
 
 def test_only_answers_of_a_conversation_are_predicted_and_turns_end(pictures):
     write_lines(pictures / "r.jsonl", [SCHEMAS["LLaVA"][0]])
-    (document,) = read_documents(jsonl(pictures / "r.jsonl", image_dir=str(pictures / "pictures")))
+    (document,) = read_documents(jsonl(pictures / "r.jsonl", media_dir=str(pictures / "pictures")))
     assert document.segments == (
-        ImageSegment(PNG, "a.png", loss=False),
-        TextSegment("\nWhat?", loss=False, ends_turn=True),
-        TextSegment("One.", loss=True, ends_turn=True),
+        Segment("image", PNG, loss=False, reference="a.png"),
+        Segment("text", "\nWhat?", loss=False, ends_turn=True),
+        Segment("text", "One.", loss=True, ends_turn=True),
     )
 
 
 def test_segments_carry_their_loss_role(tmp_path):
     write_lines(tmp_path / "r.jsonl", [{"segments": [{"text": "q", "loss": False}, {"text": "a", "image": None}]}])
     (document,) = read_documents(jsonl(tmp_path / "r.jsonl"))
-    assert document.segments == (TextSegment("q", loss=False), TextSegment("a"))
+    assert document.segments == (Segment("text", "q", loss=False), Segment("text", "a"))
 
 
 def test_a_folder_reads_its_manifest(pictures):

@@ -129,7 +129,7 @@ BAD_LINES = {
 def test_a_bad_line_is_one_reject_between_good_ones(case, folder):
     bad, reason = BAD_LINES[case]
     (folder / "r.jsonl").write_bytes(b"\n".join([line(GOOD), bad, line(GOOD)]) + b"\n")
-    first, reject, last = read_documents(jsonl(folder / "r.jsonl", image_dir=str(folder / "below")))
+    first, reject, last = read_documents(jsonl(folder / "r.jsonl", media_dir=str(folder / "below")))
     assert (first.id, last.id) == ("s/r.jsonl/0", "s/r.jsonl/2")
     assert isinstance(reject, Reject) and (reject.source, reject.record) == ("s", "r.jsonl/1")
     assert re.search(reason, reject.reason), reject.reason
@@ -138,7 +138,7 @@ def test_a_bad_line_is_one_reject_between_good_ones(case, folder):
 
 def test_a_symlink_that_stays_below_is_followed(folder):
     (folder / "r.jsonl").write_bytes(line({"image": "in.png"}))
-    (document,) = read_documents(jsonl(folder / "r.jsonl", image_dir=str(folder / "below")))
+    (document,) = read_documents(jsonl(folder / "r.jsonl", media_dir=str(folder / "below")))
     assert document.segments[0].data == b"picture"
 
 
@@ -413,7 +413,7 @@ def test_no_change_to_a_record_makes_anything_but_a_document_or_a_reject(folder)
             record = mutate(record, chance)
         records.append(record)
     (folder / "r.jsonl").write_bytes(b"\n".join(map(line, records)))
-    items = list(read_documents(jsonl(folder / "r.jsonl", image_dir=str(folder / "below"))))
+    items = list(read_documents(jsonl(folder / "r.jsonl", media_dir=str(folder / "below"))))
     assert len(items) == 3000
     documents = [item for item in items if isinstance(item, Document)]
     assert 50 < len(documents) < 2900

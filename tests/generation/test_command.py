@@ -62,7 +62,7 @@ def test_pictures_of_any_shape_go_into_a_chat(command, loaded, tmp_path):
     images = [f"--image={tmp_path / name}" for name in ("a.png", "b.png")]
     (ids,) = command("--format=chat", "--mode=text", "--prompt=<image> or <image>?", "--max_tokens=5", *images)
     vocab = loaded.bundle.vocab
-    assert (ids == vocab.begin_of_image).sum() == 2 and ids[-1] == vocab.end_of_turn
+    assert (ids == vocab.modalities[1].begin_marker).sum() == 2 and ids[-1] == vocab.end_of_turn
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["00.txt"]
 
 

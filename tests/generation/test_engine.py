@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chameleon_jax.configs import GenerationConfig, MeshConfig, SamplingConfig, TransformerConfig, VocabConfig
+from chameleon_jax.configs import (
+    GenerationConfig,
+    MeshConfig,
+    SamplingConfig,
+    TransformerConfig,
+    text_and_image,
+)
 from chameleon_jax.errors import GenerationError
 from chameleon_jax.generation import engine, grammar, lanes
 from chameleon_jax.generation.engine import generate
@@ -17,11 +23,13 @@ from chameleon_jax.models import transformer
 from chameleon_jax.models.params import map_specs
 from chameleon_jax.models.quantize import quantize_parameter
 from chameleon_jax.parallel.mesh import make_mesh
-from chameleon_jax.vocab import ModalityId, Vocab
+from chameleon_jax.vocab import Vocab
+
+TEXT, IMAGE = 0, 1  # rows of the modality table
 
 CODES = 4
-VOCAB = Vocab.from_config(VocabConfig(image_codes=16, reserved=4, text_tokens=256, codes_per_image=CODES))
-BOI, EOI, EOS, WORD = VOCAB.begin_of_image, VOCAB.end_of_image, VOCAB.eos, VOCAB.text.start
+VOCAB = Vocab.from_config(text_and_image(image_codes=16, reserved=4, text_tokens=256, codes_per_image=CODES))
+BOI, EOI, EOS, WORD = VOCAB.modalities[1].begin_marker, VOCAB.modalities[1].end_marker, VOCAB.eos, VOCAB.text.start
 CONTEXT = 96
 MODEL = TransformerConfig(
     vocab_size=VOCAB.size + 2,  # a padded head, as a mesh may ask for
@@ -35,7 +43,7 @@ MODEL = TransformerConfig(
     compute_dtype="float32",
     init_std=0.2,
 )
-IMAGE = [BOI, *range(VOCAB.image.start, VOCAB.image.start + CODES), EOI]
+IMAGE = [BOI, *range(VOCAB.modalities[1].start, VOCAB.modalities[1].start + CODES), EOI]
 PROMPTS = [
     np.array([VOCAB.bos, WORD + 7, WORD + 3]),
     np.array([VOCAB.bos, *IMAGE, *range(WORD, WORD + 20)]),
@@ -161,7 +169,7 @@ def test_images_are_whole_and_the_end_stays_outside_of_them(eager_weights, mode)
     for output in [o for s in range(10) for o in _run(eager_weights, PROMPTS, _config(mode, max_images=3, seed=s))]:
         spans = split_spans(output.ids, VOCAB)
         assert all(span.complete for span in spans)
-        drawn = [span for span in spans if span.modality == ModalityId.IMAGE]
+        drawn = [span for span in spans if span.modality == IMAGE]
         assert all(len(span.ids) == CODES + 2 for span in drawn) and len(drawn) <= 3
         assert EOS not in output.ids[:-1]
         assert (output.ids[-1] == EOS) == (output.finish_reason == "eos")
@@ -177,7 +185,7 @@ def test_images_are_whole_and_the_end_stays_outside_of_them(eager_weights, mode)
 def test_a_prompt_that_ends_in_the_begin_marker_gets_its_codes_first(weights, mode):
     output = _run(weights, [np.array([VOCAB.bos, WORD, BOI])], _config(mode, max_images=1))[0]
     first = split_spans(output.ids, VOCAB)[0]
-    assert first.modality == ModalityId.IMAGE and first.complete and len(first.ids) == CODES + 1
+    assert first.modality == IMAGE and first.complete and len(first.ids) == CODES + 1
     assert mode != "image" or (len(output.ids) == CODES + 1 and output.finish_reason == "images")
 
 

@@ -8,16 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chameleon_jax.configs import GenerationConfig, SamplingConfig, VocabConfig
+from chameleon_jax.configs import GenerationConfig, SamplingConfig, text_and_image
 from chameleon_jax.generation import grammar
 from chameleon_jax.generation.grammar import OUTSIDE, FinishReason, split_spans
 from chameleon_jax.generation.sampling import Settings, sample
-from chameleon_jax.vocab import FixedSpan, Modality, ModalityId, Vocab
+from chameleon_jax.vocab import FixedSpan, Modality, Vocab
+
+TEXT, IMAGE = 0, 1  # rows of the modality table
 
 CODES = 4
-VOCAB = Vocab.from_config(VocabConfig(image_codes=8, reserved=4, text_tokens=256, codes_per_image=CODES))
-BOI, EOI = VOCAB.begin_of_image, VOCAB.end_of_image
-TEXT, IMAGE = ModalityId.TEXT, ModalityId.IMAGE
+VOCAB = Vocab.from_config(text_and_image(image_codes=8, reserved=4, text_tokens=256, codes_per_image=CODES))
+BOI, EOI = VOCAB.modalities[1].begin_marker, VOCAB.modalities[1].end_marker
 
 allowed = jax.jit(grammar.allowed, static_argnums=(1, 2))
 advance = jax.jit(grammar.advance, static_argnums=2)
@@ -51,7 +52,7 @@ def _random_walk(mode, remaining, rng, opened=OUTSIDE, max_images=2, favour=()):
 
 
 TEXT_IDS = set(range(VOCAB.text.start, VOCAB.text.stop))
-CODE_IDS = set(range(VOCAB.image.start, VOCAB.image.stop))
+CODE_IDS = set(range(VOCAB.modalities[1].start, VOCAB.modalities[1].stop))
 
 
 def test_text_mode_allows_text_pieces_and_the_end_only():
@@ -71,7 +72,7 @@ def test_inside_an_image_come_exactly_n_codes_then_the_end_marker(mode):
     state = advance(_start(mode, 100), np.array([BOI]), VOCAB)
     for _ in range(CODES):
         assert _ids(_allowed(state)[0]) == CODE_IDS
-        state = advance(state, np.array([VOCAB.image.start]), VOCAB)
+        state = advance(state, np.array([VOCAB.modalities[1].start]), VOCAB)
     assert _ids(_allowed(state)[0]) == {EOI}
 
 
@@ -82,7 +83,7 @@ def test_an_image_may_begin_only_where_all_of_it_fits():
 
 def test_no_more_images_begin_than_were_asked_for():
     state = _start("interleaved", 100, max_images=1)
-    for token in [BOI, *[VOCAB.image.start] * CODES, EOI]:
+    for token in [BOI, *[VOCAB.modalities[1].start] * CODES, EOI]:
         state = advance(state, np.array([token]), VOCAB)
     assert _ids(_allowed(state)[0]) == TEXT_IDS | {VOCAB.eos}
 
@@ -149,7 +150,7 @@ def test_unrestricted_rows_may_write_every_id_but_padding_and_open_no_spans():
     state = _start("unrestricted", 100, max_images=1)
     every = set(range(VOCAB.size)) - {VOCAB.pad}
     assert _ids(np.asarray(allowed(state, VOCAB, VOCAB.size + 7))[0]) == every
-    for token in (BOI, BOI, EOI, VOCAB.image.start, VOCAB.bos, VOCAB.end_of_turn):
+    for token in (BOI, BOI, EOI, VOCAB.modalities[1].start, VOCAB.bos, VOCAB.end_of_turn):
         state = _after(state, token)
         assert _choices(state) == every and state.modality[0] == TEXT
 
@@ -168,7 +169,7 @@ def test_unrestricted_rows_end_at_end_of_sequence_at_stop_ids_and_at_length():
 
 
 def test_a_stop_id_ends_the_row_outside_of_images_only():
-    stops = (VOCAB.image.start, EOI, WORD)
+    stops = (VOCAB.modalities[1].start, EOI, WORD)
     state = _start("interleaved", 100, stop_ids=stops)
     state = _after(state, *_image())
     assert state.finish[0] == FinishReason.RUNNING
@@ -183,7 +184,7 @@ def test_the_begin_marker_of_an_image_may_be_a_stop_id():
 
 @pytest.mark.parametrize("mode", ["text", "image", "interleaved"])
 def test_stop_ids_allow_nothing_that_the_mode_does_not(mode):
-    stops = (BOI, EOI, VOCAB.bos, VOCAB.pad, VOCAB.end_of_turn, VOCAB.eos, WORD, VOCAB.image.start)
+    stops = (BOI, EOI, VOCAB.bos, VOCAB.pad, VOCAB.end_of_turn, VOCAB.eos, WORD, VOCAB.modalities[1].start)
     assert _choices(_start(mode, 100, stop_ids=stops)) == _choices(_start(mode, 100))
 
 
@@ -204,7 +205,7 @@ def test_a_row_can_be_started_alone_and_put_among_others():
 
 
 GRIDS = Vocab.from_config(
-    VocabConfig(
+    text_and_image(
         image_codes=8, reserved=9, text_tokens=256, image_span="grid", codes_per_image=12, max_grids=3, grid_unit=2
     )
 )
@@ -260,7 +261,9 @@ def _random_row(rng, vocab, cuts):
 @functools.partial(jax.jit, static_argnames=("vocab",))
 def _write(state, settings, key, vocab):
     """61 ids a row from random logits, in which markers and ends are likelier than other ids, and the state behind them."""
-    likely = jnp.zeros(vocab.size).at[jnp.array([vocab.begin_of_image, vocab.end_of_image])].set(3.0)
+    likely = (
+        jnp.zeros(vocab.size).at[jnp.array([vocab.modalities[1].begin_marker, vocab.modalities[1].end_marker])].set(3.0)
+    )
     likely = likely.at[jnp.array([vocab.eos, vocab.end_of_turn])].set(1.0)
 
     def step(carry, key):
@@ -280,14 +283,14 @@ def _read_image(vocab, ids, said, wanted):
     """Read the rest of an image off the front of `ids`, a list; returns its size."""
     size = ()
     if vocab is GRIDS:
-        grid = vocab.image.grammar
+        grid = vocab.modalities[1].grammar
         size = tuple(side or (ids.pop(0) - grid.size_base) * grid.unit for side in said)
         assert size in SIDES and size == (wanted or size)
     rows, columns = size or (1, CODES)
     for _ in range(rows):
-        assert all(vocab.image.start <= ids.pop(0) < vocab.image.stop for _ in range(columns))
-        assert not size or ids.pop(0) == vocab.image.grammar.newline
-    assert ids.pop(0) == vocab.end_of_image
+        assert all(vocab.modalities[1].start <= ids.pop(0) < vocab.modalities[1].stop for _ in range(columns))
+        assert not size or ids.pop(0) == vocab.modalities[1].grammar.newline
+    assert ids.pop(0) == vocab.modalities[1].end_marker
     return size
 
 
@@ -307,7 +310,7 @@ def _check(vocab, row, ids, why):
         ended = token in ends
         if free:
             assert 0 <= token < vocab.size
-        elif token == vocab.begin_of_image:
+        elif token == vocab.modalities[1].begin_marker:
             images += 1
             assert draws and images <= config.max_images
             assert ended or _read_image(vocab, ids, (0, 0), config.image_grid) is not None
@@ -352,7 +355,7 @@ def test_thousands_of_mixed_rows_from_random_logits_never_leave_the_grammar(voca
 def test_a_further_fixed_modality_is_a_further_row_of_the_table(monkeypatch):
     audio = Modality(name="audio", start=12, stop=14, begin_marker=14, end_marker=15, grammar=FixedSpan(length=2))
     text = dataclasses.replace(VOCAB.text, start=18)
-    image = dataclasses.replace(VOCAB.image, start=4, stop=10, end_marker=10, begin_marker=11)
+    image = dataclasses.replace(VOCAB.modalities[1], start=4, stop=10, end_marker=10, begin_marker=11)
     vocab = dataclasses.replace(VOCAB, modalities=(text, image, audio), begin_of_image=11, end_of_image=10)
     monkeypatch.setitem(grammar.MODES, "image", (2,))
     state, out = _start("image", 9, max_images=1, vocab=vocab), []
@@ -364,7 +367,7 @@ def test_a_further_fixed_modality_is_a_further_row_of_the_table(monkeypatch):
 
 
 def _image(codes=CODES):
-    return [BOI, *[VOCAB.image.start] * codes, EOI]
+    return [BOI, *[VOCAB.modalities[1].start] * codes, EOI]
 
 
 WORD = VOCAB.text.start
@@ -382,7 +385,7 @@ WORD = VOCAB.text.start
         (_image()[:3], [(IMAGE, 3, False)]),
         ([BOI], [(IMAGE, 1, False)]),
         ([*_image(2), WORD], [(IMAGE, 4, False), (TEXT, 1, True)]),
-        ([*_image()[:-1], VOCAB.image.start, EOI], [(IMAGE, 5, False), (IMAGE, 2, False)]),
+        ([*_image()[:-1], VOCAB.modalities[1].start, EOI], [(IMAGE, 5, False), (IMAGE, 2, False)]),
         ([EOI, EOI], [(IMAGE, 1, False), (IMAGE, 1, False)]),
         ([BOI, WORD], [(IMAGE, 1, False), (TEXT, 1, True)]),
     ],
@@ -394,7 +397,9 @@ def test_spans_are_cut_at_markers_and_broken_images_are_reported(ids, expected):
 
 def test_no_id_is_lost_in_any_stream():
     rng = np.random.default_rng(3)
-    likely = np.array([BOI, EOI, VOCAB.image.start, VOCAB.image.start + 1, WORD, VOCAB.eos, VOCAB.end_of_turn])
+    likely = np.array(
+        [BOI, EOI, VOCAB.modalities[1].start, VOCAB.modalities[1].start + 1, WORD, VOCAB.eos, VOCAB.end_of_turn]
+    )
     for _ in range(200):
         ids = rng.choice(likely, size=rng.integers(1, 40))
         assert np.array_equal(np.concatenate([span.ids for span in split_spans(ids, VOCAB)]), ids)

@@ -4,18 +4,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chameleon_jax.configs import GenerationConfig, SamplingConfig, TransformerConfig, VocabConfig
+from chameleon_jax.configs import GenerationConfig, SamplingConfig, TransformerConfig, text_and_image
 from chameleon_jax.errors import GenerationError
 from chameleon_jax.generation import engine, lanes
 from chameleon_jax.generation.grammar import split_spans
 from chameleon_jax.models import transformer
 from chameleon_jax.models.params import map_specs
-from chameleon_jax.vocab import ModalityId, Vocab
+from chameleon_jax.vocab import Vocab
+
+TEXT, IMAGE = 0, 1  # rows of the modality table
 
 SIZES = {"image_span": "grid", "codes_per_image": 16, "max_grids": 4, "grid_unit": 2}
-VOCAB = Vocab.from_config(VocabConfig(image_codes=16, reserved=9, text_tokens=256, **SIZES))
-FIXED = Vocab.from_config(VocabConfig(image_codes=16, reserved=9, text_tokens=256, codes_per_image=4))
-BOI, WORD, TURN = VOCAB.begin_of_image, VOCAB.text.start, VOCAB.end_of_turn
+VOCAB = Vocab.from_config(text_and_image(image_codes=16, reserved=9, text_tokens=256, **SIZES))
+FIXED = Vocab.from_config(text_and_image(image_codes=16, reserved=9, text_tokens=256, codes_per_image=4))
+BOI, WORD, TURN = VOCAB.modalities[1].begin_marker, VOCAB.text.start, VOCAB.end_of_turn
 MODEL = TransformerConfig(
     vocab_size=VOCAB.size,
     d_model=32,
@@ -29,7 +31,7 @@ MODEL = TransformerConfig(
     init_std=0.2,
 )
 RANDOM = SamplingConfig(temperature=1.0, top_p=1.0)
-GRID = VOCAB.image.grammar
+GRID = VOCAB.modalities[1].grammar
 
 
 def side_id(side):
@@ -59,7 +61,7 @@ def run(weights, prompts, vocab=VOCAB, **config):
 
 
 def images(ids):
-    return [span for span in split_spans(ids, VOCAB) if span.modality == ModalityId.IMAGE]
+    return [span for span in split_spans(ids, VOCAB) if span.modality == IMAGE]
 
 
 def test_images_of_the_models_own_choice_are_whole_and_differ(weights):
@@ -107,7 +109,7 @@ def test_sizes_and_ends_share_one_compiled_loop(weights):
     assert lanes.run_block._cache_size() == before
 
 
-CUT = [0, *VOCAB.image_span(np.zeros((2, 4), int))][:-3]
+CUT = [0, *VOCAB.modalities[1].span(np.zeros((2, 4), int))][:-3]
 
 
 @pytest.mark.parametrize(

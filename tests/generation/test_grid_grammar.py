@@ -4,14 +4,16 @@ import jax
 import numpy as np
 import pytest
 
-from chameleon_jax.configs import GenerationConfig, VocabConfig
+from chameleon_jax.configs import GenerationConfig, text_and_image
 from chameleon_jax.generation import grammar
 from chameleon_jax.generation.grammar import OUTSIDE, FinishReason, split_spans
-from chameleon_jax.vocab import ModalityId, Vocab
+from chameleon_jax.vocab import Vocab
+
+TEXT, IMAGE = 0, 1  # rows of the modality table
 
 UNIT, LONGEST, MOST = 2, 4, 24  # codes of a unit, units of the longest side, codes of an image
 VOCAB = Vocab.from_config(
-    VocabConfig(
+    text_and_image(
         image_codes=8,
         reserved=9,
         text_tokens=256,
@@ -21,12 +23,11 @@ VOCAB = Vocab.from_config(
         grid_unit=UNIT,
     )
 )
-GRID = VOCAB.image.grammar
-BOI, EOI, EOL = VOCAB.begin_of_image, VOCAB.end_of_image, GRID.newline
+GRID = VOCAB.modalities[1].grammar
+BOI, EOI, EOL = VOCAB.modalities[1].begin_marker, VOCAB.modalities[1].end_marker, GRID.newline
 SIDES = [UNIT * n for n in range(1, LONGEST + 1)]
 SMALLEST = 4 + UNIT * (UNIT + 1)
-WORD, CODE = VOCAB.text.start, VOCAB.image.start
-TEXT, IMAGE = ModalityId.TEXT, ModalityId.IMAGE
+WORD, CODE = VOCAB.text.start, VOCAB.modalities[1].start
 
 allowed = jax.jit(grammar.allowed, static_argnums=(1, 2))
 advance = jax.jit(grammar.advance, static_argnums=2)
@@ -38,7 +39,7 @@ def side_id(side):
 
 def ids_of(height, width, seed=0):
     codes = np.random.default_rng(seed).integers(0, 8, (height, width))
-    return VOCAB.image_span(codes).tolist(), codes
+    return VOCAB.modalities[1].span(codes).tolist(), codes
 
 
 def start(remaining, said=None, mode="interleaved", **config):
@@ -80,7 +81,7 @@ def images_of(ids):
         height, width = ((next(ids) - GRID.size_base) * UNIT for _ in range(2))
         assert height in SIDES and width in SIDES and height * width <= MOST
         for _ in range(height):
-            assert all(VOCAB.image.start <= next(ids) < VOCAB.image.stop for _ in range(width))
+            assert all(VOCAB.modalities[1].start <= next(ids) < VOCAB.modalities[1].stop for _ in range(width))
             assert next(ids) == EOL
         assert next(ids) == EOI
         sizes.append((height, width))
@@ -140,7 +141,7 @@ def test_sizes_come_only_where_a_whole_image_of_them_fits(room):
 
 def test_rows_end_in_a_forced_row_end_and_the_image_in_a_forced_marker():
     state = follow(start(100), [BOI, side_id(2), side_id(4)])
-    codes = list(range(VOCAB.image.start, VOCAB.image.stop))
+    codes = list(range(VOCAB.modalities[1].start, VOCAB.modalities[1].stop))
     for _ in range(2):
         for _ in range(4):
             assert choices(state) == codes
@@ -180,7 +181,7 @@ def test_a_grid_is_read_back_with_its_size_even_when_its_beginning_stands_in_the
     ids, codes = ids_of(*size)
     image, text = split_spans([*ids[in_prompt:], WORD], VOCAB)
     assert (image.modality, image.complete, image.grid) == (IMAGE, True, size)
-    np.testing.assert_array_equal(VOCAB.ids_to_codes(image.content).reshape(image.grid), codes)
+    np.testing.assert_array_equal(VOCAB.modalities[1].codes(image.content).reshape(image.grid), codes)
     assert text.ids.tolist() == [WORD]
 
 

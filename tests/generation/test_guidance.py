@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chameleon_jax.configs import GenerationConfig, GuidanceConfig, SamplingConfig, TransformerConfig, VocabConfig
+from chameleon_jax.configs import (
+    GenerationConfig,
+    GuidanceConfig,
+    SamplingConfig,
+    TransformerConfig,
+    text_and_image,
+)
 from chameleon_jax.errors import GenerationError
 from chameleon_jax.generation import grammar
 from chameleon_jax.generation.engine import generate
@@ -16,11 +22,13 @@ from chameleon_jax.generation.grammar import OUTSIDE, FinishReason
 from chameleon_jax.generation.scheduler import lanes_needed
 from chameleon_jax.models import transformer
 from chameleon_jax.models.params import map_specs
-from chameleon_jax.vocab import GridSpan, ModalityId, Vocab
+from chameleon_jax.vocab import GridSpan, Vocab
 
-FIXED = Vocab.from_config(VocabConfig(image_codes=16, reserved=4, text_tokens=256, codes_per_image=4))
+TEXT, IMAGE = 0, 1  # rows of the modality table
+
+FIXED = Vocab.from_config(text_and_image(image_codes=16, reserved=4, text_tokens=256, codes_per_image=4))
 GRID = Vocab.from_config(
-    VocabConfig(
+    text_and_image(
         image_codes=16, reserved=16, text_tokens=256, codes_per_image=16, image_span="grid", max_grids=3, grid_unit=1
     )
 )
@@ -55,7 +63,7 @@ def weights_of(vocab):
 
     weights = map_specs(draw, transformer.param_specs(model_of(vocab)))
     embed = weights["embed"].at[:, 0].set(2.0)
-    head = weights["head"].at[0].set(0.0).at[0, vocab.begin_of_image].set(8.0)
+    head = weights["head"].at[0].set(0.0).at[0, vocab.modalities[1].begin_marker].set(8.0)
     return weights | {"embed": embed, "head": head}
 
 
@@ -79,10 +87,10 @@ def logits_of(vocab):
 
 def contexts(ids, vocab, scheme):
     """(pictures, bare) of a sequence that stands inside an image, from the published rules."""
-    picture = vocab.modality_of(np.array(ids)) == ModalityId.IMAGE
-    markers = (vocab.bos, vocab.begin_of_image, vocab.end_of_image)
+    picture = vocab.modality_of(np.array(ids)) == IMAGE
+    markers = (vocab.bos, vocab.modalities[1].begin_marker, vocab.modalities[1].end_marker)
     pictures = [i for i, is_picture in zip(ids, picture, strict=True) if is_picture or i in markers]
-    begin = len(ids) - 1 - ids[::-1].index(vocab.begin_of_image)
+    begin = len(ids) - 1 - ids[::-1].index(vocab.modalities[1].begin_marker)
     bare = ids[begin:] if scheme == "lumina" else [vocab.bos, *ids[begin:]]
     return pictures, bare
 
@@ -95,8 +103,8 @@ def by_hand(vocab, prompt, config):
     while state.finish[0] == FinishReason.RUNNING:
         logits = last(ids)
         emitted = int(state.emitted[0])
-        sizes = 2 if guidance.scheme == "lumina" and isinstance(vocab.image.grammar, GridSpan) else 0
-        if state.open[0] == ModalityId.IMAGE and emitted >= sizes:
+        sizes = 2 if guidance.scheme == "lumina" and isinstance(vocab.modalities[1].grammar, GridSpan) else 0
+        if state.open[0] == IMAGE and emitted >= sizes:
             pictures, bare = contexts(ids, vocab, guidance.scheme)
             u = last(bare)
             i = u if guidance.scheme == "lumina" else last(pictures)
@@ -109,15 +117,15 @@ def by_hand(vocab, prompt, config):
 
 
 def image(vocab, code=3):
-    codes = np.full((2, 2), code) if isinstance(vocab.image.grammar, GridSpan) else np.arange(4) + code
-    return vocab.image_span(codes).tolist()
+    codes = np.full((2, 2), code) if isinstance(vocab.modalities[1].grammar, GridSpan) else np.arange(4) + code
+    return vocab.modalities[1].span(codes).tolist()
 
 
 PROMPTS = {
     "words": lambda vocab: [vocab.bos, vocab.text.start + 5, vocab.text.start + 9],
     "words and a picture": lambda vocab: [vocab.bos, vocab.text.start + 5, *image(vocab), vocab.text.start + 2],
     "nothing": lambda vocab: [vocab.bos],
-    "a picture that has begun": lambda vocab: [vocab.bos, vocab.text.start + 1, vocab.begin_of_image],
+    "a picture that has begun": lambda vocab: [vocab.bos, vocab.text.start + 1, vocab.modalities[1].begin_marker],
 }
 
 
@@ -152,7 +160,7 @@ def test_guided_ids_are_those_of_contexts_run_anew(vocab, scheme, mode, images, 
     assert outputs[1].ids.tolist() == outputs[2].ids.tolist() == expected
     assert guided >= 3 or name == "nothing"  # which need not begin a picture
     if name == "a picture that has begun":
-        begun = np.append(prompt, vocab.begin_of_image)
+        begun = np.append(prompt, vocab.modalities[1].begin_marker)
         config = dataclasses.replace(config, max_tokens=config.max_tokens - 1)
         [output] = generate(weights, model_of(vocab), vocab, [begun], config)
         assert output.ids.tolist() == expected[1:]

@@ -17,7 +17,7 @@ from chameleon_jax.configs import (
     MeshConfig,
     SamplingConfig,
     TransformerConfig,
-    VocabConfig,
+    text_and_image,
 )
 from chameleon_jax.errors import CheckpointError, ConfigError
 from chameleon_jax.evaluation import likelihood
@@ -31,7 +31,7 @@ from chameleon_jax.parallel.mesh import DECODING, make_mesh, mesh_of
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.vocab import Vocab
 
-VOCAB = Vocab.from_config(VocabConfig(image_codes=50, reserved=4, text_tokens=300, codes_per_image=16))
+VOCAB = Vocab.from_config(text_and_image(image_codes=50, reserved=4, text_tokens=300, codes_per_image=16))
 MODEL = TransformerConfig(
     vocab_size=384, d_model=32, n_layers=2, n_heads=8, n_kv_heads=8, head_dim=8, d_ff=48, max_seq_len=64, compute_dtype="float32"
 )  # fmt: skip

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from chameleon_jax.configs import GenerationConfig, ImageConfig, VocabConfig, VQConfig
+from chameleon_jax.configs import GenerationConfig, ImageConfig, VQConfig, text_and_image
 from chameleon_jax.errors import GenerationError
 from chameleon_jax.generation.grammar import split_spans
 from chameleon_jax.generation.prompt import (
@@ -22,7 +22,9 @@ from chameleon_jax.generation.prompt import (
 from chameleon_jax.tokenizers import vqgan
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.text import train_bpe
-from chameleon_jax.vocab import ModalityId
+
+TEXT, IMAGE = 0, 1  # rows of the modality table
+
 
 VQ = VQConfig(
     resolution=8,
@@ -38,22 +40,20 @@ VQ = VQConfig(
 
 @pytest.fixture(scope="module")
 def bundle():
-    vocab = VocabConfig(image_codes=16, reserved=4, text_tokens=300, codes_per_image=VQ.codes_per_image)
+    vocab = text_and_image(image_codes=16, reserved=4, text_tokens=300, codes_per_image=VQ.codes_per_image)
     text = train_bpe(["a red heart on a white ground", "a blue heart"], vocab)
     codec = vqgan.Codec(params=vqgan.init(jax.random.key(0), VQ), config=VQ)
-    return TokenizerBundle(
-        vocab_config=text.vocab_config, image_config=ImageConfig(resolution=8), text=text, codec=codec
-    )
+    return TokenizerBundle.of_pictures(images=ImageConfig(resolution=8), text=text, vqgan=codec)
 
 
 @pytest.fixture(scope="module")
 def grid_bundle(bundle):
     """A grid unit is 2 codes or 8 pixels; sides go up to 4 units, images up to 16 codes."""
     sizes = {"image_span": "grid", "codes_per_image": 16, "max_grids": 4, "grid_unit": 2}
-    vocab = VocabConfig(image_codes=16, reserved=9, text_tokens=300, **sizes)
+    vocab = text_and_image(image_codes=16, reserved=9, text_tokens=300, **sizes)
     text = train_bpe(["a red heart on a white ground", "a blue heart"], vocab)
     images = ImageConfig(resolution=16, preprocessing="lumina", grid_pixels=8)
-    return TokenizerBundle(vocab_config=text.vocab_config, image_config=images, text=text, codec=bundle.codec)
+    return TokenizerBundle.of_pictures(images=images, text=text, vqgan=bundle.pictures.vqgan)
 
 
 PICTURES = list(np.random.default_rng(0).uniform(-1, 1, size=(2, 8, 8, 3)).astype(np.float32))
@@ -64,7 +64,7 @@ def _form(ids, bundle):
     parts = []
     for span in split_spans(ids, bundle.vocab):
         assert span.complete
-        parts.append("I" if span.modality == ModalityId.IMAGE else bundle.text.decode(span.content))
+        parts.append("I" if span.modality == IMAGE else bundle.text.decode(span.content))
     return parts
 
 
@@ -86,11 +86,9 @@ def test_pictures_stand_where_the_prompt_says_or_first(bundle, text, pictures, f
 
 
 def test_pictures_keep_their_order(bundle):
-    codes = bundle.encode_images(np.stack(PICTURES))
-    spans = [
-        s for s in split_spans(build_prompt("x", PICTURES, bundle), bundle.vocab) if s.modality == ModalityId.IMAGE
-    ]
-    assert [bundle.vocab.ids_to_codes(s.content).tolist() for s in spans] == codes.tolist()
+    codes = bundle.pictures.encode(np.stack(PICTURES))
+    spans = [s for s in split_spans(build_prompt("x", PICTURES, bundle), bundle.vocab) if s.modality == IMAGE]
+    assert [bundle.vocab.modalities[1].codes(s.content).tolist() for s in spans] == codes.tolist()
 
 
 @pytest.mark.parametrize("text, pictures", [("<image>", 2), ("<image> <image>", 1), ("<image> <image> <image>", 2)])
@@ -110,9 +108,14 @@ def test_text_never_becomes_a_special_id(bundle, text):
 def _written(ids, bundle):
     """The ids as a reader would write them down, whole images as I."""
     vocab, out = bundle.vocab, []
-    names = {vocab.bos: "[bos]", vocab.eos: "[eos]", vocab.end_of_turn: "[eot]", vocab.begin_of_image: "[boi]"}
+    names = {
+        vocab.bos: "[bos]",
+        vocab.eos: "[eos]",
+        vocab.end_of_turn: "[eot]",
+        vocab.modalities[1].begin_marker: "[boi]",
+    }
     for span in split_spans(ids, vocab):
-        if span.modality == ModalityId.IMAGE:
+        if span.modality == IMAGE:
             out.append("I" if span.complete else "?")
         else:
             out += [names[i] if i in names else bundle.text.decode(np.array([i])) for i in span.ids]
@@ -195,14 +198,14 @@ def test_pictures_of_several_sizes_stand_in_one_prompt_and_are_read_back(grid_bu
         np.random.default_rng(i).uniform(-1, 1, (8 * h, 8 * w, 3)) for i, (h, w) in enumerate([(1, 2), (3, 1), (1, 2)])
     ]
     ids = build_prompt("a <image><image> red <image>", [p.astype(np.float32) for p in pictures], grid_bundle)
-    spans = [s for s in split_spans(ids, grid_bundle.vocab) if s.modality == ModalityId.IMAGE]
+    spans = [s for s in split_spans(ids, grid_bundle.vocab) if s.modality == IMAGE]
     assert [(s.grid, s.complete) for s in spans] == [((2, 4), True), ((6, 2), True), ((2, 4), True)]
     parts = read_output(ids, grid_bundle)
     assert [type(p) for p in parts] == [TextOutput, ImageOutput, ImageOutput, TextOutput, ImageOutput]
     for part, picture in zip([p for p in parts if isinstance(p, ImageOutput)], pictures, strict=True):
-        codes = grid_bundle.encode_images(picture[None].astype(np.float32))
+        codes = grid_bundle.pictures.encode(picture[None].astype(np.float32))
         grid = picture.shape[0] // 4, picture.shape[1] // 4
-        np.testing.assert_allclose(part.pixels, grid_bundle.decode_images(codes, grid=grid)[0], atol=1e-5)
+        np.testing.assert_allclose(part.pixels, grid_bundle.pictures.decode(codes, grid=grid)[0], atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -226,9 +229,9 @@ def test_a_tokenizer_of_one_size_refuses_to_be_asked_for_another(bundle):
 
 @pytest.mark.parametrize("mode", ["image", "interleaved"])
 def test_pictures_that_nothing_can_decode_are_refused_before_they_are_drawn(bundle, mode):
-    halves = {name: part for name, part in bundle.codec.params.items() if "encoder" in name or "quant" in name}
+    halves = {name: part for name, part in bundle.pictures.vqgan.params.items() if "encoder" in name or "quant" in name}
     for codec in (None, vqgan.Codec(params=halves, config=VQ)):
-        blind = dataclasses.replace(bundle, codec=codec)
+        blind = dataclasses.replace(bundle, vqgan=codec)
         build_request("a heart", [], blind, GenerationConfig(mode="text"))
         with pytest.raises(GenerationError, match=f"mode '{mode}' .* no decoder"):
             build_request("a heart", [], blind, GenerationConfig(mode=mode))
@@ -243,8 +246,8 @@ def test_an_output_comes_back_as_words_and_pictures_in_order(bundle):
     ids = np.concatenate([build_prompt("a <image> heart", PICTURES[:1], bundle), [bundle.vocab.eos]])
     first, picture, last = read_output(ids, bundle)
     assert (first, last) == (TextOutput(text="a "), TextOutput(text=" heart"))
-    codes = bundle.encode_images(PICTURES[0][None])
-    np.testing.assert_allclose(picture.pixels, bundle.decode_images(codes)[0], atol=1e-5)
+    codes = bundle.pictures.encode(PICTURES[0][None])
+    np.testing.assert_allclose(picture.pixels, bundle.pictures.decode(codes)[0], atol=1e-5)
 
 
 def test_an_unfinished_picture_is_reported_not_lost(bundle):

@@ -9,7 +9,7 @@ import tokenizers
 from PIL import Image
 from tokenizers import processors
 
-from chameleon_jax.configs import ImageConfig, VocabConfig, VQConfig
+from chameleon_jax.configs import ImageConfig, VQConfig, text_and_image
 from chameleon_jax.generation.prompt import Turn, build_chat, build_prompt
 from chameleon_jax.tokenizers import vqgan
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
@@ -37,13 +37,12 @@ VQ = VQConfig(
 def bundle():
     text = train_bpe(
         ["what is this? a red heart, and another 12 hearts"] * 3,
-        VocabConfig(image_codes=16, reserved=6, text_tokens=300, codes_per_image=VQ.codes_per_image),
+        text_and_image(image_codes=16, reserved=6, text_tokens=300, codes_per_image=VQ.codes_per_image),
     )
-    return TokenizerBundle(
-        vocab_config=text.vocab_config,
-        image_config=ImageConfig(resolution=8, preprocessing="hf"),
+    return TokenizerBundle.of_pictures(
+        images=ImageConfig(resolution=8, preprocessing="hf"),
         text=text,
-        codec=vqgan.Codec(params=vqgan.init(jax.random.key(0), VQ), config=VQ),
+        vqgan=vqgan.Codec(params=vqgan.init(jax.random.key(0), VQ), config=VQ),
     )
 
 
@@ -52,7 +51,7 @@ def processor(bundle):
     """Theirs, around our pieces: the published form of the tokenizer file has `<image>` for the placeholder and adds `[bos]`."""
     vocab, content = bundle.vocab, json.loads(bundle.text.to_json())
     names = vocab.special_names()
-    turn, placeholder = names[vocab.end_of_turn], names[vocab.image_placeholder]
+    turn, placeholder = names[vocab.end_of_turn], names[vocab.placeholder]
     pieces = content["model"]["vocab"]
     pieces["<image>"] = pieces.pop(placeholder)
     backend = tokenizers.Tokenizer.from_str(json.dumps(content))
@@ -75,8 +74,8 @@ def theirs(processor, text, pictures, **settings):
 
 
 def without_codes(ids, bundle):
-    is_code = (ids >= bundle.vocab.image.start) & (ids < bundle.vocab.image.stop)
-    return np.where(is_code, bundle.vocab.image_placeholder, ids)
+    is_code = (ids >= bundle.vocab.modalities[1].start) & (ids < bundle.vocab.modalities[1].stop)
+    return np.where(is_code, bundle.vocab.placeholder, ids)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +83,7 @@ def without_codes(ids, bundle):
 )
 @pytest.mark.parametrize("form", ["completion", "chat"])
 def test_prompts_and_pixels_equal_those_of_the_port(bundle, processor, text, pictures, form):
-    pixels = [prepare(picture, bundle.image_config) for picture in PICTURES[:pictures]]
+    pixels = [prepare(picture, bundle.pictures.config) for picture in PICTURES[:pictures]]
     ids, values = theirs(processor, text, PICTURES[:pictures], return_for_text_completion=form == "completion")
     ours = (
         build_prompt(text, pixels, bundle)
@@ -100,9 +99,9 @@ def test_a_chat_of_turns_is_the_port_s_text_with_separators(bundle, processor):
     turn = processor.end_of_turn
     text = f"<image>what is this?{turn}a red heart{turn}and this? <image>"
     turns = [
-        Turn(role="user", text="<image>what is this?", images=[prepare(PICTURES[0], bundle.image_config)]),
+        Turn(role="user", text="<image>what is this?", images=[prepare(PICTURES[0], bundle.pictures.config)]),
         Turn(role="assistant", text="a red heart"),
-        Turn(role="user", text="and this? <image>", images=[prepare(PICTURES[1], bundle.image_config)]),
+        Turn(role="user", text="and this? <image>", images=[prepare(PICTURES[1], bundle.pictures.config)]),
     ]
     ids, _ = theirs(processor, text, PICTURES)
     np.testing.assert_array_equal(without_codes(build_chat(turns, bundle), bundle), ids)

@@ -63,19 +63,19 @@ def test_the_ids_of_a_release_are_those_of_its_tokenizer_file(name):
     known = RELEASES[name]
     vocab = Vocab.from_config(known.vocab)
     assert (vocab.size, vocab.bos, vocab.pad, vocab.eos) == (known.model.vocab_size, 0, 1, 2)
-    assert (vocab.end_of_image, vocab.begin_of_image, vocab.end_of_turn, vocab.image_placeholder) == (
+    assert (vocab.modalities[1].end_marker, vocab.modalities[1].begin_marker, vocab.end_of_turn, vocab.placeholder) == (
         8196,
         8197,
         8710,
         8711,
     )
-    assert (vocab.image.start, vocab.image.stop) == (4, 8196)
+    assert (vocab.modalities[1].start, vocab.modalities[1].stop) == (4, 8196)
     if "lumina" in name:
-        grammar = vocab.image.grammar
+        grammar = vocab.modalities[1].grammar
         assert (grammar.newline, grammar.size_base) == (8803, 8804)
         assert [grammar.length(side, side) for side in (32, 48, 64)] == [1060, 2356, 4164]
     else:
-        assert vocab.image.grammar.length == 1024
+        assert vocab.modalities[1].grammar.length == 1024
 
 
 @pytest.mark.parametrize("name", ["chameleon-7b", "chameleon-34b"])

@@ -35,7 +35,7 @@ def chat(**settings):
 def scripted(tiny):
     """Says "a red heart", a picture and " words", a few ids at a time, as far as it is let."""
     vocab, text = tiny.bundle.vocab, tiny.bundle.text
-    picture = vocab.image_span(list(range(16)))
+    picture = vocab.modalities[1].span(list(range(16)))
     return ScriptedEngine(
         tiny, [text.encode("a red heart"), picture[:9], picture[9:], text.encode(" words"), [vocab.eos]]
     )
@@ -281,7 +281,7 @@ def test_a_length_that_lies_is_refused_unread(server, scripted):
 
 def test_a_client_that_does_not_read_is_dropped(server, tiny):
     vocab = tiny.bundle.vocab
-    picture = vocab.image_span(list(range(16)))
+    picture = vocab.modalities[1].span(list(range(16)))
     engine = ScriptedEngine(tiny, [picture] * 40_000)
     engine.release(10**6)
     url = urlsplit(server(engine=engine, idle_seconds=0.5))

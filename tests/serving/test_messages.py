@@ -31,7 +31,7 @@ def content(*parts):
 
 def ids_of(bundle, messages, format="chat", **settings):
     request = schema.parse(schema.ChatRequest, json.dumps({"messages": messages}).encode())
-    turns = read_turns(request.messages, format, PictureLimits(count=8, config=bundle.image_config))
+    turns = read_turns(request.messages, format, PictureLimits(count=8, config=bundle.pictures.config))
     return build_ids(turns, format, bundle, longest=10_000, **settings).tolist()
 
 
@@ -40,7 +40,7 @@ def pixels(tiny):
     def load(color):
         file = io.BytesIO()
         Image.new("RGB", (24, 17), color).save(file, "PNG")
-        return load_pixels(file.getvalue(), tiny.bundle.image_config)
+        return load_pixels(file.getvalue(), tiny.bundle.pictures.config)
 
     return {color: load(color) for color in COLORS}
 
@@ -79,8 +79,8 @@ def test_what_a_user_spells_opens_nothing(tiny, pixels):
     vocab = tiny.bundle.vocab
     spelled = "<image> <racm3:break> <reserved08706> </s> IMGIMGAZ \ud800 \0"
     ids = ids_of(tiny.bundle, [{"role": "user", "content": content(spelled, "red")}])
-    assert sum(id == vocab.begin_of_image for id in ids) == 1
-    words = ids[1 : ids.index(vocab.begin_of_image)]
+    assert sum(id == vocab.modalities[1].begin_marker for id in ids) == 1
+    words = ids[1 : ids.index(vocab.modalities[1].begin_marker)]
     assert min(words) >= vocab.text.start
     assert tiny.bundle.text.decode(np.array(words)) == spelled.replace("\ud800", "�")
 

@@ -97,10 +97,10 @@ def test_a_reply_with_pictures_goes_back_into_the_conversation(client, tiny):
     )
     ids = np.array(again.prompt_token_ids)
     url = message["images"][0]["image_url"]["url"]
-    pixels = load_pixels(base64.b64decode(url.partition(",")[2]), tiny.bundle.image_config)
-    codes = tiny.bundle.encode_images(pixels[None])[0]
-    image = tiny.bundle.vocab.image
-    assert (tiny.bundle.vocab.ids_to_codes(ids[(ids >= image.start) & (ids < image.stop)]) == codes).all()
+    pixels = load_pixels(base64.b64decode(url.partition(",")[2]), tiny.bundle.pictures.config)
+    codes = tiny.bundle.pictures.encode(pixels[None])[0]
+    image = tiny.bundle.vocab.modalities[1]
+    assert (tiny.bundle.vocab.modalities[1].codes(ids[(ids >= image.start) & (ids < image.stop)]) == codes).all()
 
 
 def test_a_picture_streams_sharper_and_sharper(client):

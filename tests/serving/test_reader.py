@@ -56,7 +56,7 @@ def test_words_and_pictures_are_those_of_the_whole_output(tiny, grid, is_grid, s
     codes = [rng.integers(0, 16, shape) for shape in shapes]
     ids = [
         bundle.text.encode("ein größer"),
-        *[vocab.image_span(c) for c in codes],
+        *[vocab.modalities[1].span(c) for c in codes],
         bundle.text.encode(" 日本"),
         [vocab.eos],
     ]
@@ -74,7 +74,7 @@ def test_words_and_pictures_are_those_of_the_whole_output(tiny, grid, is_grid, s
 @pytest.mark.parametrize("is_grid", [False, True])
 def test_previews_come_every_few_codes(tiny, grid, is_grid):
     bundle = grid if is_grid else tiny.bundle
-    span = bundle.vocab.image_span(np.arange(16).reshape((4, 4) if is_grid else (16,)))
+    span = bundle.vocab.modalities[1].span(np.arange(16).reshape((4, 4) if is_grid else (16,)))
     out = read(Pieces(bundle), span, 3, partial_every=5)
     assert [(part.partial, len(part.codes), part.of) for part in out] == [
         (True, 5, 16),
@@ -87,8 +87,10 @@ def test_previews_come_every_few_codes(tiny, grid, is_grid):
 
 def test_a_picture_that_breaks_off_is_left_out_and_text_goes_on(tiny, pieces):
     vocab, text = tiny.bundle.vocab, tiny.bundle.text
-    cut = vocab.image_span(np.zeros(16, int))[:7]
-    ids = np.concatenate([cut, text.encode("red"), [vocab.image.start, vocab.end_of_image], text.encode(" heart")])
+    cut = vocab.modalities[1].span(np.zeros(16, int))[:7]
+    ids = np.concatenate(
+        [cut, text.encode("red"), [vocab.modalities[1].start, vocab.modalities[1].end_marker], text.encode(" heart")]
+    )
     out = read(pieces, ids, 2)
     assert words(out) == "red heart" and all(isinstance(part, TextPiece) for part in out)
     assert words(read(pieces, np.concatenate([text.encode("red"), cut]), 2)) == "red"
@@ -112,7 +114,9 @@ def test_ids_behind_a_stop_string_do_not_count(tiny, pieces):
 
 def test_a_token_view_names_what_an_id_is(grid):
     vocab = grid.vocab
-    shown = Pieces(grid).describe([vocab.bos, *vocab.image_span(np.ones((2, 2), int)), *grid.text.encode("é red")])
+    shown = Pieces(grid).describe(
+        [vocab.bos, *vocab.modalities[1].span(np.ones((2, 2), int)), *grid.text.encode("é red")]
+    )
     assert [(token["kind"], token["piece"]) for token in shown[:4]] == [
         ("marker", "[bos]"),
         ("marker", "[boi]"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from chameleon_jax import cli
-from chameleon_jax.configs import ImageConfig, VocabConfig, VQConfig
+from chameleon_jax.configs import ImageConfig, VQConfig, text_and_image
 from chameleon_jax.errors import TokenizerError
 from chameleon_jax.generation.reader import Pieces
 from chameleon_jax.tokenizers import vqgan
@@ -26,7 +26,7 @@ CODEC = VQConfig(
     codes=16,
     norm_groups=4,
 )
-SIZES = VocabConfig(image_codes=16, reserved=4, text_tokens=300, codes_per_image=16)
+SIZES = text_and_image(image_codes=16, reserved=4, text_tokens=300, codes_per_image=16)
 
 GRIDS = dataclasses.replace(SIZES, image_span="grid", codes_per_image=40, reserved=100)
 
@@ -39,13 +39,12 @@ def random_codec(config, seed):
     return vqgan.Codec(params=params, config=config)
 
 
-def make(codec=CODEC, sizes=SIZES, image=None, seed=0):
+def make(vqgan=CODEC, sizes=SIZES, image=None, seed=0):
     text = train_bpe(["the quick brown fox jumps over the lazy dog"] * 4, sizes)
-    return TokenizerBundle(
-        vocab_config=text.vocab_config,
-        image_config=image or ImageConfig(resolution=8),
+    return TokenizerBundle.of_pictures(
+        images=image or ImageConfig(resolution=8),
         text=text,
-        codec=random_codec(codec, seed),
+        vqgan=random_codec(codec, seed),
     )
 
 
@@ -63,23 +62,23 @@ def test_a_saved_bundle_loads_equal(bundle, pixels, tmp_path):
     bundle.save(tmp_path / "new" / "bundle")
     loaded = TokenizerBundle.load(tmp_path / "new" / "bundle")
     assert loaded.fingerprint() == bundle.fingerprint()
-    assert (loaded.vocab_config, loaded.image_config, loaded.vocab) == (
+    assert (loaded.vocab_config, loaded.pictures.config, loaded.vocab) == (
         bundle.vocab_config,
-        bundle.image_config,
+        bundle.pictures.config,
         bundle.vocab,
     )
     np.testing.assert_array_equal(loaded.text.encode("a lazy fox"), bundle.text.encode("a lazy fox"))
-    np.testing.assert_array_equal(loaded.encode_images(pixels), bundle.encode_images(pixels))
+    np.testing.assert_array_equal(loaded.pictures.encode(pixels), bundle.pictures.encode(pixels))
 
 
 def test_images_become_rows_of_codes_and_come_back_as_pixels(bundle, pixels):
-    codes = bundle.encode_images(pixels)
-    grid = np.asarray(jax.jit(vqgan.encode, static_argnums=2)(bundle.codec.params, pixels, CODEC))
+    codes = bundle.pictures.encode(pixels)
+    grid = np.asarray(jax.jit(vqgan.encode, static_argnums=2)(bundle.pictures.vqgan.params, pixels, CODEC))
     np.testing.assert_array_equal(codes, grid.reshape(3, 16))
     assert codes.dtype == np.int32 and codes.min() >= 0 and codes.max() < 16
-    decoded = bundle.decode_images(codes)
+    decoded = bundle.pictures.decode(codes)
     assert decoded.shape == (3, 8, 8, 3) and decoded.dtype == np.float32
-    one = np.asarray(jax.jit(vqgan.decode, static_argnums=2)(bundle.codec.params, grid[1:2], CODEC))
+    one = np.asarray(jax.jit(vqgan.decode, static_argnums=2)(bundle.pictures.vqgan.params, grid[1:2], CODEC))
     np.testing.assert_allclose(decoded[1:2], one, atol=1e-5)
 
 
@@ -94,7 +93,7 @@ def test_images_become_rows_of_codes_and_come_back_as_pixels(bundle, pixels):
 )
 def test_codes_that_do_not_fit_are_refused(bundle, codes, reason):
     with pytest.raises(TokenizerError, match=reason):
-        bundle.decode_images(codes)
+        bundle.pictures.decode(codes)
 
 
 def test_every_part_changes_the_fingerprint(bundle):
@@ -105,7 +104,7 @@ def test_every_part_changes_the_fingerprint(bundle):
         make(seed=1).fingerprint(),
         make(image=ImageConfig(resolution=8, max_pixels=10)).fingerprint(),
         dataclasses.replace(bundle, text=text, vocab_config=text.vocab_config).fingerprint(),
-        dataclasses.replace(bundle, codec=vqgan.Codec(params=bundle.codec.params, config=other)).fingerprint(),
+        dataclasses.replace(bundle, vqgan=vqgan.Codec(params=bundle.pictures.vqgan.params, config=other)).fingerprint(),
     }
     assert len(prints) == 5
     assert make().fingerprint() == bundle.fingerprint()
@@ -118,12 +117,12 @@ def without_decoder(codec):
 
 
 def test_a_bundle_without_a_codec_serves_text_and_says_how_to_get_one(bundle, pixels, tmp_path):
-    bare = dataclasses.replace(bundle, codec=None)
+    bare = dataclasses.replace(bundle, vqgan=None)
     bare.save(tmp_path)
     assert not list(tmp_path.glob("vqgan.*"))
     loaded = TokenizerBundle.load(tmp_path)
     assert loaded.codec is None and loaded.fingerprint() == bare.fingerprint() != bundle.fingerprint()
-    for call in (lambda: loaded.encode_images(pixels), lambda: loaded.decode_images(np.zeros((1, 16), np.int32))):
+    for call in (lambda: loaded.pictures.encode(pixels), lambda: loaded.pictures.decode(np.zeros((1, 16), np.int32))):
         with pytest.raises(TokenizerError, match=r"no image codec .* experiments\.convert \.\.\. --vqgan FILE$"):
             call()
 
@@ -131,18 +130,18 @@ def test_a_bundle_without_a_codec_serves_text_and_says_how_to_get_one(bundle, pi
 def test_a_bundle_without_a_codec_does_not_take_up_one_that_lies_there(bundle, tmp_path):
     bundle.save(tmp_path)
     with pytest.raises(TokenizerError, match=r"has a vqgan\.json that is not of this bundle"):
-        dataclasses.replace(bundle, codec=None).save(tmp_path)
+        dataclasses.replace(bundle, vqgan=None).save(tmp_path)
     assert TokenizerBundle.load(tmp_path).fingerprint() == bundle.fingerprint()
 
 
 def test_an_encoder_alone_reads_pictures_and_does_not_write_them(bundle, pixels, tmp_path):
-    dataclasses.replace(bundle, codec=without_decoder(bundle.codec)).save(tmp_path)
+    dataclasses.replace(bundle, vqgan=without_decoder(bundle.pictures.vqgan)).save(tmp_path)
     loaded = TokenizerBundle.load(tmp_path)
-    assert not loaded.codec.has_decoder and bundle.codec.has_decoder
-    codes = loaded.encode_images(pixels)
-    np.testing.assert_array_equal(codes, bundle.encode_images(pixels))
+    assert not loaded.codec.has_decoder and bundle.pictures.vqgan.has_decoder
+    codes = loaded.pictures.encode(pixels)
+    np.testing.assert_array_equal(codes, bundle.pictures.encode(pixels))
     with pytest.raises(TokenizerError, match=r"no decoder: .* --vqgan FILE"):
-        loaded.decode_images(codes)
+        loaded.pictures.decode(codes)
 
 
 def test_grids_are_encoded_and_decoded_at_their_own_size():
@@ -151,24 +150,24 @@ def test_grids_are_encoded_and_decoded_at_their_own_size():
         image=ImageConfig(resolution=16),  # not the codec's 8: that binds fixed spans only
     )
     wide = np.random.default_rng(0).uniform(-1, 1, (2, 8, 16, 3)).astype(np.float32)
-    codes = bundle.encode_images(wide)
-    rows = np.asarray(jax.jit(vqgan.encode, static_argnums=2)(bundle.codec.params, wide, CODEC))
+    codes = bundle.pictures.encode(wide)
+    rows = np.asarray(jax.jit(vqgan.encode, static_argnums=2)(bundle.pictures.vqgan.params, wide, CODEC))
     assert rows.shape == (2, 4, 8)
     np.testing.assert_array_equal(codes, rows.reshape(2, 32))
-    assert bundle.decode_images(codes, grid=(4, 8)).shape == wide.shape
+    assert bundle.pictures.decode(codes, grid=(4, 8)).shape == wide.shape
     with pytest.raises(TokenizerError, match="give the height and width"):
-        bundle.decode_images(codes)
+        bundle.pictures.decode(codes)
     with pytest.raises(TokenizerError, match=r"expected \(batch, 16\)"):
-        bundle.decode_images(codes, grid=(4, 4))
+        bundle.pictures.decode(codes, grid=(4, 4))
     with pytest.raises(TokenizerError, match="16x16 pixels have 64 codes, the vocabulary allows 40"):
-        bundle.encode_images(np.zeros((1, 16, 16, 3)))
+        bundle.pictures.encode(np.zeros((1, 16, 16, 3)))
     with pytest.raises(TokenizerError, match="multiples of 2"):
-        bundle.encode_images(np.zeros((1, 8, 7, 3)))
+        bundle.pictures.encode(np.zeros((1, 8, 7, 3)))
 
 
 def test_a_picture_of_another_size_is_refused_where_spans_are_fixed(bundle):
     with pytest.raises(TokenizerError, match="8x16 pixels, the codec wants 8 a side"):
-        bundle.encode_images(np.zeros((1, 8, 16, 3)))
+        bundle.pictures.encode(np.zeros((1, 8, 16, 3)))
 
 
 CONTRADICTIONS = {
@@ -181,8 +180,8 @@ CONTRADICTIONS = {
     ),
     "same size, other layout": (
         lambda: dataclasses.replace(
-            make(), text=train_bpe([], VocabConfig(image_codes=15, reserved=5, text_tokens=256, codes_per_image=16)),
-            vocab_config=VocabConfig(image_codes=16, reserved=4, text_tokens=256, codes_per_image=16),
+            make(), text=train_bpe([], text_and_image(image_codes=15, reserved=5, text_tokens=256, codes_per_image=16)),
+            vocab_config=text_and_image(image_codes=16, reserved=4, text_tokens=256, codes_per_image=16),
         ),
         "vocab.json and tokenizer.json differ",
     ),

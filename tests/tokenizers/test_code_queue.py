@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 
-from chameleon_jax.configs import ImageConfig, VocabConfig, VQConfig
+from chameleon_jax.configs import ImageConfig, VQConfig, text_and_image
 from chameleon_jax.tokenizers.code_queue import CodeQueue
 from chameleon_jax.vocab import Vocab
 
@@ -16,7 +16,7 @@ class Encoder:
     """Stands in for a bundle: the code of 4x4 pixels is their mean, and every call is remembered."""
 
     vocab = Vocab.from_config(
-        VocabConfig(
+        text_and_image(
             image_codes=256,
             reserved=9,
             text_tokens=256,
@@ -39,7 +39,7 @@ class Encoder:
 
 
 class Fixed(Encoder):
-    vocab = Vocab.from_config(VocabConfig(image_codes=256, reserved=9, text_tokens=256, codes_per_image=4))
+    vocab = Vocab.from_config(text_and_image(image_codes=256, reserved=9, text_tokens=256, codes_per_image=4))
     image_config = ImageConfig(resolution=8)
 
 
@@ -63,7 +63,7 @@ def test_codes_keep_order_and_shape_and_every_size_is_compiled_once(batch):
     assert len(codes) == 50
     for code, picture in zip(codes, given, strict=True):
         np.testing.assert_array_equal(code, expected(picture))
-        Encoder.vocab.image_span(code)
+        Encoder.vocab.modalities[1].span(code)
     assert set(encoder.calls) == {(batch, *size, 3) for size in SIZES}
 
 

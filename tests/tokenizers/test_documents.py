@@ -3,23 +3,23 @@
 import numpy as np
 import pytest
 
-from chameleon_jax.configs import VocabConfig
+from chameleon_jax.configs import text_and_image
 from chameleon_jax.errors import TokenizerError
 from chameleon_jax.tokenizers.documents import (
     Document,
-    ImageSegment,
+    Segment,
     Span,
-    TextSegment,
     assemble,
     order_pair,
     valid_text,
 )
-from chameleon_jax.vocab import ModalityId, Vocab
+from chameleon_jax.vocab import Vocab
 
-VOCAB = Vocab.from_config(VocabConfig(image_codes=10, reserved=4, text_tokens=256, codes_per_image=4))
+TEXT, IMAGE = 0, 1  # rows of the modality table
+
+VOCAB = Vocab.from_config(text_and_image(image_codes=10, reserved=4, text_tokens=256, codes_per_image=4))
 CODES = np.array([0, 9, 3, 3])
-IMAGE_IDS = [VOCAB.begin_of_image, 4, 13, 7, 7, VOCAB.end_of_image]
-TEXT, IMAGE = ModalityId.TEXT, ModalityId.IMAGE
+IMAGE_IDS = [VOCAB.modalities[1].begin_marker, 4, 13, 7, 7, VOCAB.modalities[1].end_marker]
 
 
 def text_ids(*offsets):
@@ -27,7 +27,7 @@ def text_ids(*offsets):
 
 
 def image(loss=True):
-    return ImageSegment(b"", "a.png", loss)
+    return Segment("image", b"", loss, reference="a.png")
 
 
 def document(*segments, name="d"):
@@ -35,7 +35,7 @@ def document(*segments, name="d"):
 
 
 def test_a_pair_is_wrapped_in_markers():
-    made = assemble(document(TextSegment("ab"), image()), [text_ids(1, 2)], [CODES], VOCAB)
+    made = assemble(document(Segment("text", "ab"), image()), [text_ids(1, 2)], [CODES], VOCAB)
     assert made.ids.tolist() == [VOCAB.bos, *text_ids(1, 2), *IMAGE_IDS, VOCAB.eos]
     assert made.ids.dtype == np.int32
     assert made.spans == (Span(TEXT, 3, True), Span(IMAGE, 6, True), Span(TEXT, 1, True))
@@ -43,7 +43,7 @@ def test_a_pair_is_wrapped_in_markers():
 
 def test_neighbouring_texts_of_one_role_make_one_span():
     made = assemble(
-        document(image(), TextSegment("a"), TextSegment(""), TextSegment("b")),
+        document(image(), Segment("text", "a"), Segment("text", ""), Segment("text", "b")),
         [text_ids(1), [], text_ids(2)],
         [CODES],
         VOCAB,
@@ -52,7 +52,7 @@ def test_neighbouring_texts_of_one_role_make_one_span():
 
 
 def test_roles_split_spans_and_turns_end():
-    question, answer = TextSegment("q", loss=False, ends_turn=True), TextSegment("a", ends_turn=True)
+    question, answer = Segment("text", "q", loss=False, ends_turn=True), Segment("text", "a", ends_turn=True)
     made = assemble(document(image(loss=False), question, answer), [text_ids(1), text_ids(2)], [CODES], VOCAB)
     turn = VOCAB.end_of_turn
     assert made.ids.tolist() == [VOCAB.bos, *IMAGE_IDS, *text_ids(1), turn, *text_ids(2), turn, VOCAB.eos]
@@ -80,7 +80,7 @@ def test_forty_images_and_random_roles_keep_every_invariant():
                 segments.append(image(loss))
                 codes.append(rng.integers(0, 10, 4))
             else:
-                segments.append(TextSegment("t", loss, bool(rng.integers(2))))
+                segments.append(Segment("text", "t", loss, bool(rng.integers(2))))
                 ids.append(text_ids(*rng.integers(0, 256, rng.integers(0, 5))))
         made = assemble(document(*segments), ids, codes, VOCAB)
         assert sum(span.length for span in made.spans) == len(made.ids)
@@ -90,18 +90,40 @@ def test_forty_images_and_random_roles_keep_every_invariant():
             part = made.ids[start : start + span.length]
             start += span.length
             if span.modality == IMAGE:
-                assert (part[0], part[-1], len(part)) == (VOCAB.begin_of_image, VOCAB.end_of_image, 6)
+                assert (part[0], part[-1], len(part)) == (
+                    VOCAB.modalities[1].begin_marker,
+                    VOCAB.modalities[1].end_marker,
+                    6,
+                )
             else:
-                assert np.all(VOCAB.modality_of(part) == TEXT) and VOCAB.begin_of_image not in part
+                assert np.all(VOCAB.modality_of(part) == TEXT) and VOCAB.modalities[1].begin_marker not in part
 
 
 def test_grids_of_several_sizes_keep_their_shape():
     sizes = {"image_span": "grid", "max_grids": 3, "grid_unit": 1, "codes_per_image": 6}
-    vocab = Vocab.from_config(VocabConfig(image_codes=10, reserved=8, text_tokens=256, **sizes))
-    grid, row_end = vocab.image.grammar, vocab.image.grammar.newline
+    vocab = Vocab.from_config(text_and_image(image_codes=10, reserved=8, text_tokens=256, **sizes))
+    grid, row_end = vocab.modalities[1].grammar, vocab.modalities[1].grammar.newline
     made = assemble(document(image(), image()), [], [np.array([[0, 9, 3]]), np.array([[1], [2]])], vocab)
-    wide = [vocab.begin_of_image, grid.size_base + 1, grid.size_base + 3, 4, 13, 7, row_end, vocab.end_of_image]
-    high = [vocab.begin_of_image, grid.size_base + 2, grid.size_base + 1, 5, row_end, 6, row_end, vocab.end_of_image]
+    wide = [
+        vocab.modalities[1].begin_marker,
+        grid.size_base + 1,
+        grid.size_base + 3,
+        4,
+        13,
+        7,
+        row_end,
+        vocab.modalities[1].end_marker,
+    ]
+    high = [
+        vocab.modalities[1].begin_marker,
+        grid.size_base + 2,
+        grid.size_base + 1,
+        5,
+        row_end,
+        6,
+        row_end,
+        vocab.modalities[1].end_marker,
+    ]
     assert made.ids.tolist() == [vocab.bos, *wide, *high, vocab.eos]
     assert made.spans == (Span(TEXT, 1, True), Span(IMAGE, 8, True), Span(IMAGE, 8, True), Span(TEXT, 1, True))
     with pytest.raises(TokenizerError, match="document d: an image has 3x3 = 9 codes, 6 are the most"):
@@ -123,12 +145,12 @@ WRONG = {
 def test_parts_that_do_not_fit_are_refused(case):
     make, reason = WRONG[case]
     with pytest.raises(TokenizerError, match=reason):
-        assemble(document(TextSegment("a"), image()), *make(), VOCAB)
+        assemble(document(Segment("text", "a"), image()), *make(), VOCAB)
 
 
 def test_the_coin_of_a_pair_depends_on_seed_and_id_alone():
     def image_first(number, seed, probability=0.5, reverse=False):
-        pair = (image(), TextSegment("a")) if reverse else (TextSegment("a"), image())
+        pair = (image(), Segment("text", "a")) if reverse else (Segment("text", "a"), image())
         return isinstance(order_pair(document(*pair, name=f"s/{number}"), seed, probability).segments[0], ImageSegment)
 
     first = [image_first(n, 0) for n in range(2000)]
@@ -143,9 +165,9 @@ def test_the_coin_of_a_pair_depends_on_seed_and_id_alone():
 def test_other_documents_keep_their_order():
     for segments in (
         (image(), image()),
-        (TextSegment("a"),),
-        (image(), TextSegment("a"), TextSegment("b")),
-        (image(), TextSegment("q", ends_turn=True)),
+        (Segment("text", "a"),),
+        (image(), Segment("text", "a"), Segment("text", "b")),
+        (image(), Segment("text", "q", ends_turn=True)),
         (),
     ):
         for probability in (0.0, 1.0):

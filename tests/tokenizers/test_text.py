@@ -7,12 +7,12 @@ import pytest
 import tokenizers
 from tokenizers import AddedToken
 
-from chameleon_jax.configs import VocabConfig
+from chameleon_jax.configs import text_and_image
 from chameleon_jax.errors import TokenizerError
 from chameleon_jax.tokenizers.text import TextTokenizer, train_bpe
 from chameleon_jax.vocab import Vocab
 
-SIZES = VocabConfig(image_codes=64, reserved=8, text_tokens=400, codes_per_image=16)
+SIZES = text_and_image(image_codes=64, reserved=8, text_tokens=400, codes_per_image=16)
 CORPUS = [
     "the quick brown fox jumps over the lazy dog, and the dog sleeps",
     "a picture of a grinning face with big eyes",
@@ -120,7 +120,7 @@ def test_digits_and_punctuation_stand_alone(tokenizer):
 
 def test_fewer_pieces_than_asked_lower_the_vocabulary():
     tokenizer = train_bpe(["ab"], SIZES)
-    assert tokenizer.vocab_config == VocabConfig(image_codes=64, reserved=8, text_tokens=257, codes_per_image=16)
+    assert tokenizer.vocab_config == text_and_image(image_codes=64, reserved=8, text_tokens=257, codes_per_image=16)
     bytes_only = train_bpe([], SIZES)
     assert bytes_only.vocab_config.text_tokens == 256
     assert bytes_only.decode(bytes_only.encode("héllo")) == "héllo"
@@ -141,7 +141,14 @@ def test_saved_and_loaded_tokenizers_are_equal(tokenizer, tmp_path):
 
 def test_special_ids_decode_to_nothing_and_foreign_ids_are_refused(tokenizer):
     vocab = Vocab.from_config(tokenizer.vocab_config)
-    ids = [vocab.bos, *tokenizer.encode("fox"), vocab.begin_of_image, vocab.image.start, vocab.end_of_image, vocab.eos]
+    ids = [
+        vocab.bos,
+        *tokenizer.encode("fox"),
+        vocab.modalities[1].begin_marker,
+        vocab.modalities[1].start,
+        vocab.modalities[1].end_marker,
+        vocab.eos,
+    ]
     assert tokenizer.decode(ids) == "fox"
     for bad in (-1, vocab.size):
         with pytest.raises(TokenizerError, match="leave the vocabulary"):
@@ -184,7 +191,7 @@ def test_a_file_in_the_released_layout_loads_without_its_added_tokens(tokenizer,
 
 
 def test_the_released_sizes_are_derived_from_names(tmp_path, tokenizer):
-    config = VocabConfig(text_tokens=256)
+    config = text_and_image(text_tokens=256)
     content = json.loads(tokenizer.to_json())
     bytes_alone = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     names = Vocab.from_config(config).special_names() + bytes_alone

@@ -21,7 +21,7 @@ from chameleon_jax.configs import (
     StoreConfig,
     TrainConfig,
     TransformerConfig,
-    VocabConfig,
+    text_and_image,
 )
 from chameleon_jax.data.loader import Loader
 from chameleon_jax.errors import CheckpointError, ConfigError
@@ -36,7 +36,7 @@ from chameleon_jax.training.loop import pretrain
 from chameleon_jax.training.pretraining import PretrainTask
 from chameleon_jax.training.task import Recipe
 
-SIZES = VocabConfig(image_codes=50, reserved=4, text_tokens=290, codes_per_image=16)
+SIZES = text_and_image(image_codes=50, reserved=4, text_tokens=290, codes_per_image=16)
 NAMES = tuple(f"<new{i}>" for i in range(16))
 ONE = MeshConfig(data=1, fsdp=1, tensor=1)
 
@@ -44,9 +44,7 @@ ONE = MeshConfig(data=1, fsdp=1, tensor=1)
 @pytest.fixture(scope="module")
 def bundle():
     text = train_bpe(["a red fox and a green frog in the red grass"] * 9, SIZES)
-    return TokenizerBundle(
-        vocab_config=text.vocab_config, image_config=ImageConfig(resolution=16), text=text, codec=None
-    )
+    return TokenizerBundle.of_pictures(images=ImageConfig(resolution=16), text=text, vqgan=None)
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +219,7 @@ def test_a_path_that_is_no_run_is_refused(config, bundle, tmp_path):
 
 
 def test_another_tokenizer_is_refused_with_both_fingerprints_unless_no_ids_are_taken(config, source, bundle):
-    other = dataclasses.replace(bundle, image_config=ImageConfig(resolution=32))
+    other = dataclasses.replace(bundle, images=ImageConfig(resolution=32))
     mesh = make_mesh(ONE, jax.devices()[:1])
     with pytest.raises(ConfigError, match=rf"{bundle.fingerprint()}.*{other.fingerprint()}"):
         load_initial(config, source, other, mesh)

@@ -10,21 +10,22 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from chameleon_jax.configs import SourceConfig
-from chameleon_jax.data.sources.files import SourceFile, image_root
+from chameleon_jax.configs import SourceConfig, VocabConfig
+from chameleon_jax.data.sources.files import SourceFile, media_root
 from chameleon_jax.data.sources.records import Record, Reject
-from chameleon_jax.data.sources.schemas import KNOWN_FIELDS, record_segments
+from chameleon_jax.data.sources.schemas import known_fields, record_segments
 from chameleon_jax.errors import DataError, did_you_mean
 from chameleon_jax.tokenizers.documents import Segment
 
 _BATCH_ROWS = 32
 
 
-def parquet_records(config: SourceConfig, files: list[SourceFile]) -> Iterator[Record | Reject]:
-    """One record a row; columns as the fields of a jsonl record, images as bytes, {"bytes", "path"} or a path."""
+def parquet_records(config: SourceConfig, files: list[SourceFile], vocab: VocabConfig) -> Iterator[Record | Reject]:
+    """One record a row; columns as the fields of a jsonl record, files as bytes, {"bytes", "path"} or a path."""
     import pyarrow
     import pyarrow.parquet
 
+    known = known_fields(vocab)
     for file in files:
         try:
             parquet = pyarrow.parquet.ParquetFile(file.path)
@@ -33,13 +34,13 @@ def parquet_records(config: SourceConfig, files: list[SourceFile]) -> Iterator[R
         except (pyarrow.ArrowException, OSError) as error:
             yield Reject(config.name, file.label, f"parquet file cannot be read: {_one_line(error)}")
             continue
-        columns = [c for c in parquet.schema_arrow.names if c in KNOWN_FIELDS]
+        columns = [c for c in parquet.schema_arrow.names if c in known]
         if not columns or not ids:
             found = ", ".join(parquet.schema_arrow.names[:12])
             reason = f"parquet file has no known column; found: {found}" if ids else "file has no records"
             yield Reject(config.name, file.label, reason)
             continue
-        root, index = image_root(config, file), 0
+        root, index = media_root(config, file), 0
         for group in range(parquet.num_row_groups):
             rows = _RowGroup(parquet, group, columns)
             for row in range(parquet.metadata.row_group(group).num_rows):
@@ -47,7 +48,7 @@ def parquet_records(config: SourceConfig, files: list[SourceFile]) -> Iterator[R
                     f"{file.label}/{index}",
                     ids[index],
                     splits[index],
-                    lambda rows=rows, row=row, root=root: record_segments(rows.row(row), root),
+                    lambda rows=rows, row=row, root=root: record_segments(rows.row(row), root, vocab),
                 )
                 index += 1
 
@@ -101,10 +102,10 @@ class TfdsSource:
     Raises DataError when it is unknown, not prepared, has no such split, or no feature that we read.
     """
 
-    def __init__(self, config: SourceConfig):
+    def __init__(self, config: SourceConfig, vocab: VocabConfig):
         import tensorflow_datasets as tfds
 
-        self._name = config.name
+        self._vocab = vocab
         where = f"source '{config.name}': TFDS data set '{config.path}'"
         try:
             is_folder = os.path.isdir(os.path.expanduser(config.path))
@@ -163,7 +164,7 @@ class TfdsSource:
             record["image"] = bytes(example["image"])
         if self._text:
             record["text"] = self._as_text(example[self._text])
-        return record_segments(record, "")
+        return record_segments(record, "", self._vocab)
 
     def _as_text(self, value: Any) -> Any:
         """The string of a text feature: a class label's name, the first of several captions."""

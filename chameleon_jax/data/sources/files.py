@@ -15,7 +15,7 @@ import os
 import zlib
 from collections.abc import Iterator
 
-from chameleon_jax.configs import SourceConfig
+from chameleon_jax.configs import SourceConfig, VocabConfig
 from chameleon_jax.data.sources.records import MAX_RECORD_BYTES, Record, Reject, brief
 from chameleon_jax.data.sources.schemas import record_segments
 from chameleon_jax.errors import DataError
@@ -62,15 +62,15 @@ def find_files(config: SourceConfig) -> list[SourceFile]:
     return sorted(files, key=lambda file: file.label)
 
 
-def image_root(config: SourceConfig, file: SourceFile) -> str:
-    """Folder below which a file's records name their images."""
-    return os.path.expanduser(config.image_dir) or os.path.dirname(file.path) or "."
+def media_root(config: SourceConfig, file: SourceFile) -> str:
+    """Folder below which a file's records name other files."""
+    return os.path.expanduser(config.media_dir) or os.path.dirname(file.path) or "."
 
 
-def json_records(config: SourceConfig, files: list[SourceFile]) -> Iterator[Record | Reject]:
+def json_records(config: SourceConfig, files: list[SourceFile], vocab: VocabConfig) -> Iterator[Record | Reject]:
     """Records of jsonl or jsonl.gz files, one a line; blank lines do not count."""
     for file in files:
-        root = image_root(config, file)
+        root = media_root(config, file)
         found = False
         for index, line in enumerate(_lines(file)):
             place = f"{file.label}/{index}"
@@ -79,7 +79,7 @@ def json_records(config: SourceConfig, files: list[SourceFile]) -> Iterator[Reco
                 yield Reject(config.name, place, line)
             elif line.strip():
                 found = True
-                yield _json_record(config, line, place, root)
+                yield _json_record(config, line, place, root, vocab)
         if not found:
             yield Reject(config.name, file.label, "file has no records")
 
@@ -115,7 +115,7 @@ def count_lines(files: list[SourceFile], limit: int = 1 << 30) -> int | None:
     return count
 
 
-def _json_record(config: SourceConfig, line: bytes, place: str, root: str) -> Record | Reject:
+def _json_record(config: SourceConfig, line: bytes, place: str, root: str, vocab: VocabConfig) -> Record | Reject:
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -127,8 +127,8 @@ def _json_record(config: SourceConfig, line: bytes, place: str, root: str) -> Re
     except (ValueError, RecursionError) as error:
         return Reject(config.name, place, f"line is not usable JSON: {error}")
     if not isinstance(record, dict):
-        return Record(place, None, None, lambda: record_segments(record, root))
-    return Record(place, record.get("id"), record.get("split"), lambda: record_segments(record, root))
+        return Record(place, None, None, lambda: record_segments(record, root, vocab))
+    return Record(place, record.get("id"), record.get("split"), lambda: record_segments(record, root, vocab))
 
 
 def _lines(file: SourceFile) -> Iterator[bytes | str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-from chameleon_jax.configs import SourceConfig
+from chameleon_jax.configs import SourceConfig, VocabConfig, text_and_image
 from chameleon_jax.data.sources import columns, files, tars
 from chameleon_jax.data.sources.records import Record, Reject, brief
 from chameleon_jax.errors import DataError, did_you_mean
@@ -14,16 +14,19 @@ from chameleon_jax.tokenizers.documents import Document, valid_text
 _MAX_ID_CHARACTERS = 512
 
 
-def read_documents(config: SourceConfig, start: int = 0) -> Iterator[Document | Reject]:
+def read_documents(
+    config: SourceConfig, start: int = 0, *, vocab: VocabConfig | None = None
+) -> Iterator[Document | Reject]:
     """Documents and rejects of a source, in an order that stays; the first `start` of them are passed over unloaded.
 
     Ids are `<source>/<id>` for records with an `id` of their own, else `<source>/<file>/<index>`, and unique in the source.
-    Records of another split than `config.split` do not count.
+    `vocab` names the modalities that fields of records fill, by default text and image. Records of another split than
+    `config.split` do not count.
 
     Raises DataError at once, before the first document, for a path that is missing, empty or not of this kind; and at the
     end when `config.split` matched no record at all.
     """
-    return _documents(config, _records(config), start)
+    return _documents(config, _records(config, vocab or text_and_image()), start)
 
 
 def estimate_records(config: SourceConfig) -> int | None:
@@ -32,27 +35,27 @@ def estimate_records(config: SourceConfig) -> int | None:
     Raises DataError as `read_documents` does.
     """
     if config.kind == "tfds":
-        return len(columns.TfdsSource(config))
+        return len(columns.TfdsSource(config, text_and_image()))
     found = files.find_files(config)
     if config.split or config.kind == "webdataset":
         return None
     return columns.count_rows(found) if config.kind == "parquet" else files.count_lines(found)
 
 
-def _records(config: SourceConfig) -> Iterator[Record | Reject]:
+def _records(config: SourceConfig, vocab: VocabConfig) -> Iterator[Record | Reject]:
     if config.kind == "tfds":
-        return columns.TfdsSource(config).records()
+        return columns.TfdsSource(config, vocab).records()
     found = files.find_files(config)
     if config.kind == "webdataset":
         if config.split:
             raise DataError(
                 f"source '{config.name}': tars have no splits; choose files by the path instead of split '{config.split}'"
             )
-        return tars.tar_records(config, found)
+        return tars.tar_records(config, found, vocab)
     if config.kind == "parquet":
-        return columns.parquet_records(config, found)
+        return columns.parquet_records(config, found, vocab)
     files.check_is_lines(found[0])
-    return files.json_records(config, found)
+    return files.json_records(config, found, vocab)
 
 
 def _documents(config: SourceConfig, records: Iterator[Record | Reject], start: int) -> Iterator[Document | Reject]:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from chameleon_jax.tokenizers.documents import Segment
 
-# One picture or one line larger than this is damage or an attack, not data.
-MAX_IMAGE_BYTES = 64 << 20
+# One file or one line larger than this is damage or an attack, not data.
+MAX_FILE_BYTES = 64 << 20
 MAX_RECORD_BYTES = 256 << 20
 
 

@@ -1,7 +1,7 @@
 """The field layouts of records, told apart by their fields, to ordered segments.
 
-The one idea: a parser is a pure function from a plain dict to a list of parts, and says what is wrong as a `DataError`. Fields
-that no schema knows are ignored. Sources: reference layouts of OBELICS, MMC4 and LLaVA as published with those data sets.
+A parser is a pure function from a plain dict to a list of parts, and says what is wrong as a `DataError`. Fields that no schema
+knows are ignored. Sources: reference layouts of OBELICS, MMC4 and LLaVA as published with those data sets.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from chameleon_jax.data.sources.pictures import image_segment
+from chameleon_jax.configs import ModalityConfig, VocabConfig
+from chameleon_jax.data.sources.media import load_file
 from chameleon_jax.data.sources.records import brief
 from chameleon_jax.errors import DataError
-from chameleon_jax.tokenizers.documents import Segment, TextSegment, valid_text
+from chameleon_jax.tokenizers.documents import Segment, valid_text
 
 _PLACEHOLDER = "<image>"
 _ROLES = {
@@ -26,38 +27,79 @@ _ROLES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class _ImageReference:
-    reference: object
+class _Text:
+    text: str
+    loss: bool = True
+    ends_turn: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Held:
+    """What a field holds, to be loaded: a reference to a file, or numbers. `field` is its name in the record."""
+
+    field: str
+    value: object
     loss: bool = True
 
 
-_Parts = list[TextSegment | _ImageReference]
+def _image(value: object, loss: bool = True) -> _Held:
+    return _Held("image", value, loss)
 
 
-def record_segments(record: object, image_dir: str) -> tuple[Segment, ...]:
-    """Segments of one record, with the bytes of its images.
+_Parts = list[_Text | _Held]
 
-    Raises DataError with the reason when the record fits no schema, contradicts itself, is empty, or an image cannot be loaded.
+
+def record_segments(record: object, root: str, vocab: VocabConfig) -> tuple[Segment, ...]:
+    """Segments of one record, with the bytes of its files, which lie below `root`.
+
+    Raises DataError with the reason when the record fits no schema, contradicts itself, is empty, or a file cannot be loaded.
     """
     if not isinstance(record, dict):
         raise DataError(f"record is {_kind(record)}, not an object")
-    parts = _parse(record)
-    images = sum(isinstance(part, _ImageReference) for part in parts)
-    if images == 0 and not any(part.text.strip() for part in parts):
+    parts = _parse(record, vocab)
+    if not any(isinstance(part, _Held) or part.text.strip() for part in parts):
         raise DataError("record has no text and no image")
-    loaded = [
-        image_segment(part.reference, image_dir, part.loss) if isinstance(part, _ImageReference) else part
-        for part in parts
-    ]
-    return tuple(loaded)
+    return tuple(_segment(part, root, vocab) for part in parts)
 
 
-def _parse(record: dict[str, Any]) -> _Parts:
+def known_fields(vocab: VocabConfig) -> tuple[str, ...]:
+    """Every top-level field that a schema or a reader looks at; columnar readers fetch no others."""
+    return (*_FIELDS, *(name for name in vocab.names if name not in _FIELDS))
+
+
+def _segment(part: _Text | _Held, root: str, vocab: VocabConfig) -> Segment:
+    if isinstance(part, _Text):
+        return Segment(vocab.text.name, part.text, part.loss, part.ends_turn)
+    row = _row(part.field, vocab)
+    if row is None:
+        raise DataError(f"record has the field '{part.field}', but the tokenizer has no modality of pictures")
+    if row.codec == "bpe":
+        return Segment(row.name, _text(part.value, part.field), part.loss)
+    if not row.codec:
+        return Segment(row.name, _numbers(part.value, part.field), part.loss)
+    data, reference = load_file(part.value, root, part.field)
+    return Segment(row.name, data, part.loss, reference=reference)
+
+
+def _row(field: str, vocab: VocabConfig) -> ModalityConfig | None:
+    """The modality of a field: that of its name; else of `text` and `image`, as public data sets write, the first of its kind."""
+    named = next((row for row in vocab.modalities if row.name == field), None)
+    return named or (vocab.text if field == "text" else vocab.of_codec("vqgan"))
+
+
+def _further(record: dict[str, Any], vocab: VocabConfig) -> list[str]:
+    """Fields of the record that are named after modalities and mean nothing else."""
+    return [name for name in vocab.names if name in record and name not in _PAIR_FIELDS]
+
+
+def _parse(record: dict[str, Any], vocab: VocabConfig) -> _Parts:
     for fields, parser in _SCHEMAS:
         if all(field in record for field in fields):
             return parser(record)
-    if any(field in record for field in _PAIR_FIELDS):
-        return _pair(record)
+    if "segments" in record:
+        return _segments(record, vocab)
+    if any(field in record for field in _PAIR_FIELDS) or _further(record, vocab):
+        return _pair(record, vocab)
     halves = [f"'{a}' without '{b}'" for (a, b) in (("texts", "images"), ("text_list", "image_info")) if a in record]
     halves += [f"'{b}' without '{a}'" for (a, b) in (("texts", "images"), ("text_list", "image_info")) if b in record]
     if halves:
@@ -68,19 +110,23 @@ def _parse(record: dict[str, Any]) -> _Parts:
     )
 
 
-def _segments(record: dict[str, Any]) -> _Parts:
-    """{"segments": [{"text": ...} | {"image": ...}, ...]}, each with an optional "loss"."""
+def _segments(record: dict[str, Any], vocab: VocabConfig) -> _Parts:
+    """{"segments": [{"text": ...} | {"image": ...} | {NAME OF A MODALITY: ...}, ...]}, each with an optional "loss"."""
     parts: _Parts = []
+    known = [name for name in dict.fromkeys(("text", "image", *vocab.names)) if _row(name, vocab)]
     for i, segment in enumerate(_list(record, "segments")):
-        if not isinstance(segment, dict) or (segment.get("text") is None) == (segment.get("image") is None):
-            raise DataError(f"segments[{i}] must be an object with either 'text' or 'image': {brief(segment)}")
+        named = [name for name in known if isinstance(segment, dict) and segment.get(name) is not None]
+        if len(named) != 1:
+            fields = " or ".join(f"'{name}'" for name in known)
+            raise DataError(f"segments[{i}] must be an object with either {fields}: {brief(segment)}")
         loss = True if segment.get("loss") is None else segment["loss"]
         if not isinstance(loss, bool):
             raise DataError(f"segments[{i}].loss must be true or false: {brief(loss)}")
-        if segment.get("text") is not None:
-            parts.append(TextSegment(_text(segment["text"], f"segments[{i}].text"), loss))
+        value = segment[named[0]]
+        if _row(named[0], vocab).codec == "bpe":
+            parts.append(_Text(_text(value, f"segments[{i}].{named[0]}"), loss))
         else:
-            parts.append(_ImageReference(segment["image"], loss))
+            parts.append(_Held(named[0], value, loss))
     return parts
 
 
@@ -93,31 +139,31 @@ def _obelics(record: dict[str, Any]) -> _Parts:
     for i, (text, image) in enumerate(zip(texts, images, strict=True)):
         if (text is None) == (image is None):
             raise DataError(f"place {i} has {'neither text nor image' if text is None else 'both text and image'}")
-        parts.append(_ImageReference(image) if text is None else TextSegment(_text(text, f"texts[{i}]")))
+        parts.append(_image(image) if text is None else _Text(_text(text, f"texts[{i}]")))
     return parts
 
 
 def _mmc4(record: dict[str, Any]) -> _Parts:
     """{"text_list": [str], "image_info": [{"image_name", "matched_text_index"}]}: an image goes before its sentence."""
     sentences = [_text(text, f"text_list[{i}]") for i, text in enumerate(_list(record, "text_list"))]
-    before: dict[int, list[_ImageReference]] = {}
+    before: dict[int, list[_Held]] = {}
     for i, info in enumerate(_list(record, "image_info")):
         if not isinstance(info, dict) or "image_name" not in info or "matched_text_index" not in info:
             raise DataError(f"image_info[{i}] must have 'image_name' and 'matched_text_index': {brief(info)}")
         index = info["matched_text_index"]
         if type(index) is not int or not 0 <= index < len(sentences):
             raise DataError(f"image_info[{i}].matched_text_index {brief(index)} is not in 0..{len(sentences) - 1}")
-        before.setdefault(index, []).append(_ImageReference(info["image_name"]))
+        before.setdefault(index, []).append(_image(info["image_name"]))
     parts: _Parts = []
     waiting: list[str] = []
     for i, sentence in enumerate(sentences):
         if i in before:
             if waiting:
-                parts.append(TextSegment(" ".join(waiting)))
+                parts.append(_Text(" ".join(waiting)))
             parts += before[i]
             waiting = []
         waiting.append(sentence)
-    return [*parts, TextSegment(" ".join(waiting))] if waiting else parts
+    return [*parts, _Text(" ".join(waiting))] if waiting else parts
 
 
 def _conversation(record: dict[str, Any]) -> _Parts:
@@ -135,20 +181,21 @@ def _conversation(record: dict[str, Any]) -> _Parts:
         pieces = _text(turn.get("value"), f"conversations[{i}].value").split(_PLACEHOLDER)
         for j, piece in enumerate(pieces):
             if j > 0:
-                parts.append(_ImageReference(images[used] if used < len(images) else None, loss))
+                parts.append(_image(images[used] if used < len(images) else None, loss))
                 used += 1
             if piece or j == len(pieces) - 1:
-                parts.append(TextSegment(piece, loss, ends_turn=j == len(pieces) - 1))
+                parts.append(_Text(piece, loss, ends_turn=j == len(pieces) - 1))
     if used != len(images):
         raise DataError(f"conversation has {used} {_PLACEHOLDER} placeholders for {len(images)} images")
     return parts
 
 
-def _pair(record: dict[str, Any]) -> _Parts:
-    """{"image": ref, "text" | "caption" | "captions": str}, either one alone allowed; of several captions the first is taken."""
-    parts: _Parts = []
-    if "image" in record:
-        parts.append(_ImageReference(record["image"]))
+def _pair(record: dict[str, Any], vocab: VocabConfig) -> _Parts:
+    """{"image": ref, "text" | "caption" | "captions": str, NAME OF A MODALITY: ...}, any one alone allowed.
+
+    Of several captions the first is taken.
+    """
+    parts: _Parts = [_Held("image", record["image"])] if "image" in record else []
     named = [field for field in _PAIR_FIELDS if field != "image" and field in record]
     if named:
         value = record[named[0]]
@@ -156,19 +203,19 @@ def _pair(record: dict[str, Any]) -> _Parts:
             if not value:
                 raise DataError(f"field '{named[0]}' is an empty list")
             value = value[0]
-        parts.append(TextSegment(_text(value, named[0])))
+        parts.append(_Text(_text(value, named[0])))
+    for name in _further(record, vocab):
+        parts.append(_Held(name, record[name]))
     return parts
 
 
 _PAIR_FIELDS = ("image", "caption", "text", "captions")
 _SCHEMAS: tuple[tuple[tuple[str, ...], Callable[[dict[str, Any]], _Parts]], ...] = (
-    (("segments",), _segments),
     (("conversations",), _conversation),
     (("texts", "images"), _obelics),
     (("text_list", "image_info"), _mmc4),
 )
-# Every top-level field that a schema or a reader looks at; columnar readers fetch no others.
-KNOWN_FIELDS = ("id", "split", "segments", "conversations", "texts", "images", "text_list", "image_info", *_PAIR_FIELDS)
+_FIELDS = ("id", "split", "segments", "conversations", "texts", "images", "text_list", "image_info", *_PAIR_FIELDS)
 
 
 def _list(record: dict[str, Any], field: str) -> list[Any]:
@@ -187,6 +234,12 @@ def _text(value: object, field: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"field '{field}' is {_kind(value)}, not a string")
     return valid_text(value)
+
+
+def _numbers(value: object, field: str) -> tuple[int, ...]:
+    if not isinstance(value, list | tuple) or not all(type(number) is int for number in value):
+        raise DataError(f"field '{field}' must be a list of whole numbers: {brief(value)}")
+    return tuple(value)
 
 
 def _kind(value: object) -> str:

@@ -13,9 +13,9 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 
-from chameleon_jax.configs import SourceConfig
+from chameleon_jax.configs import SourceConfig, VocabConfig
 from chameleon_jax.data.sources.files import SourceFile
-from chameleon_jax.data.sources.records import MAX_IMAGE_BYTES, Record, Reject, brief
+from chameleon_jax.data.sources.records import MAX_FILE_BYTES, Record, Reject, brief
 from chameleon_jax.data.sources.schemas import record_segments
 from chameleon_jax.errors import DataError
 from chameleon_jax.tokenizers.documents import Segment
@@ -33,7 +33,7 @@ class _Group:
     fault: str = ""
 
 
-def tar_records(config: SourceConfig, files: list[SourceFile]) -> Iterator[Record | Reject]:
+def tar_records(config: SourceConfig, files: list[SourceFile], vocab: VocabConfig) -> Iterator[Record | Reject]:
     """Records of tars (plain or compressed) in the order of their members."""
     for file in files:
         seen: set[str] = set()
@@ -42,7 +42,7 @@ def tar_records(config: SourceConfig, files: list[SourceFile]) -> Iterator[Recor
                 if group.key in seen and not group.fault:
                     group.fault = "key appears twice in the tar"
                 seen.add(group.key)
-                yield Record(f"{file.label}/{group.key}", None, None, lambda group=group: _load(group))
+                yield Record(f"{file.label}/{group.key}", None, None, lambda group=group: _load(group, vocab))
         except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError) as error:
             place = f"{file.label}/{len(seen)}"
             yield Reject(
@@ -93,8 +93,8 @@ def _add(group: _Group, tar: tarfile.TarFile, member: tarfile.TarInfo, extension
             group.unread.append(f"{'' if member.isreg() else 'link or device '}.{extension}")
     elif extension in group.members:
         group.fault = f"member .{extension} appears twice"
-    elif member.size > MAX_IMAGE_BYTES:
-        group.fault = f"member .{extension} of {member.size} bytes exceeds {MAX_IMAGE_BYTES}"
+    elif member.size > MAX_FILE_BYTES:
+        group.fault = f"member .{extension} of {member.size} bytes exceeds {MAX_FILE_BYTES}"
     else:
         data = tar.extractfile(member).read()
         if len(data) != member.size:
@@ -102,7 +102,7 @@ def _add(group: _Group, tar: tarfile.TarFile, member: tarfile.TarInfo, extension
         group.members[extension] = data
 
 
-def _load(group: _Group) -> tuple[Segment, ...]:
+def _load(group: _Group, vocab: VocabConfig) -> tuple[Segment, ...]:
     if group.fault:
         raise DataError(group.fault)
     images = [extension for extension in group.members if extension in _IMAGES]
@@ -115,7 +115,7 @@ def _load(group: _Group) -> tuple[Segment, ...]:
     if not texts and "json" not in group.members:
         raise DataError(f"no text member (.txt, .caption or .json){unread}")
     caption = group.members[texts[0]] if texts else _json_caption(group.members["json"])
-    return record_segments({"image": group.members[images[0]], "text": caption}, "")
+    return record_segments({"image": group.members[images[0]], "text": caption}, "", vocab)
 
 
 def _json_caption(data: bytes) -> object:
