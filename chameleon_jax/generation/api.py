@@ -84,9 +84,9 @@ class Generator:
         """Submit when there is room: where the queue is full, one of those before has to end first."""
         for stream in before:
             with contextlib.suppress(QueueFull):
-                return self.engine.submit(request)
+                return self.engine.stream(request)
             stream.result()
-        return self.engine.submit(request)
+        return self.engine.stream(request)
 
     def stream(
         self,
@@ -98,7 +98,7 @@ class Generator:
     ) -> Iterator[str | Picture]:
         """The answer as it comes. Leaving the iteration cancels the request. `partial_every` 0 gives whole pictures only."""
         ids, wanted = self._request(prompt, config, form)
-        stream = self.engine.submit(Request(prompt=ids, config=wanted))
+        stream = self.engine.stream(Request(prompt=ids, config=wanted))
         reader = OutputReader(self._pieces, partial_every=partial_every)
         try:
             for new in stream:

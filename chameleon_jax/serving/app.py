@@ -98,7 +98,7 @@ def _generating(service: Service, kind: type[schema.Settings], answer: Callable)
 
         async def _respond(self, request: schema.Settings, held: contextlib.ExitStack) -> ASGIApp:
             plan = await service.plan(request)
-            jobs = await service.start(plan)
+            jobs = service.start(plan)
             held.callback(jobs.cancel)  # whatever happens: a generator that nobody began would not
             return await answer(service, request, plan, service.updates(plan, jobs))
 

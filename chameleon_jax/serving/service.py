@@ -1,7 +1,7 @@
 """One model that is served: its parts, its threads, and the requests in hand.
 
-The one idea: the event loop only moves bytes. Pictures are decoded and prompts encoded on `workers`, pictures that come out on
-`painters`, ids on the engine's own threads.
+The event loop only moves bytes. Pictures are decoded and prompts encoded on `workers`, pictures that come out on `painters`, ids
+are made on the engine's thread. The number of threads is fixed, however many requests are open.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from jaxtyping import Int
 
 from chameleon_jax.configs import GenerationConfig, ServeConfig
 from chameleon_jax.errors import ChameleonError, did_you_mean
+from chameleon_jax.generation.engine import Engine
 from chameleon_jax.generation.reader import ImagePiece, OutputReader, Pieces, TextPiece, padded_codes
-from chameleon_jax.generation.requests import Engine, Generated, Request
+from chameleon_jax.generation.requests import Generated, Request
 from chameleon_jax.serving.errors import ApiError, bad_request, too_many
 from chameleon_jax.serving.jobs import Jobs
 from chameleon_jax.serving.messages import PictureLimits, build_ids, context_exceeded, read_turns
@@ -168,14 +169,14 @@ class Service:
 
     # From a plan to updates.
 
-    async def start(self, plan: Plan) -> Jobs:
-        """Submit the plan's requests. Raises ApiError 429 or 400."""
+    def start(self, plan: Plan) -> Jobs:
+        """Submit the plan's requests. Raises ApiError 429, 400 or 503."""
         requests = [
             Request(prompt=prompt, config=plan.config, row_id=choice)
             for prompt in plan.prompts
             for choice in range(plan.choices)
         ]
-        return await Jobs.start(self.engine, requests, self.config.request_seconds)
+        return Jobs(self.engine, requests, self.config.request_seconds)
 
     async def updates(self, plan: Plan, jobs: Jobs) -> AsyncIterator[Update]:
         """What comes of the jobs, choice by choice in order; leaving early cancels them."""

@@ -110,7 +110,7 @@ def test_an_engine_runs_on_the_mesh_of_its_weights_and_divides_its_cache(load):
     mesh = mesh_with({"tensor": 8})
     expected = generate(load(step=1).params, MODEL, VOCAB, PROMPTS, GREEDY)
     with Engine(load(mesh, step=1).params, MODEL, VOCAB, EngineConfig(slots=3, block=5), donate=True) as engine:
-        results = [stream.result() for stream in [engine.submit(Request(prompt=p, config=GREEDY)) for p in PROMPTS]]
+        results = [stream.result() for stream in [engine.stream(Request(prompt=p, config=GREEDY)) for p in PROMPTS]]
         keys = engine._scheduler._lanes.cache.layers[0].keys
     assert [r.ids.tolist() for r in results] == [e.ids.tolist() for e in expected]
     assert keys.sharding.shard_shape(keys.shape) == (3, 1, 64, 8)
