@@ -21,7 +21,7 @@ from chameleon_jax.configs import (
 )
 from chameleon_jax.errors import CheckpointError, ConfigError
 from chameleon_jax.evaluation import likelihood
-from chameleon_jax.generation import lanes, run, scheduler
+from chameleon_jax.generation import lanes, loading, scheduler
 from chameleon_jax.generation.engine import Engine, generate
 from chameleon_jax.generation.requests import Request
 from chameleon_jax.generation.weights import decoding_form
@@ -67,9 +67,9 @@ def workdir(weights, tmp_path_factory):
 
 @pytest.fixture
 def load(workdir, monkeypatch):
-    """run.load without a tokenizer, which this run has not."""
+    """load_run without a tokenizer, which this run has not."""
     monkeypatch.setattr(TokenizerBundle, "load", lambda folder: None)
-    return lambda *args, **kwargs: run.load(workdir, *args, **kwargs)
+    return lambda *args, **kwargs: loading.load_run(workdir, *args, **kwargs)
 
 
 @pytest.mark.parametrize("axes", MESHES, ids=str)
