@@ -109,15 +109,15 @@ def test_a_client_that_leaves_frees_its_slots(make_service, scripted, stream, re
 
 def test_a_client_that_leaves_before_it_is_submitted_leaves_nothing(make_service, scripted):
     service, (entered, go, made) = make_service(engine=scripted), (threading.Event() for _ in range(3))
-    plan = service._plan
+    prepare = service._prepare
 
     def slow(request):
         entered.set()
         go.wait(20)
-        plan(request)
+        prepare(request)
         made.set()
 
-    service._plan = slow
+    service._prepare = slow
 
     async def run():
         request = Asgi(create_app(service), chat(stream=True))
