@@ -146,10 +146,10 @@ class Engine:
         exception in `on_end` has no further effect.
         """
         job = Scheduler.job(self._shapes, request, self._context)
-        if len(job.contexts) > self._scheduler.lanes:
+        if len(job.contexts) > self._scheduler.lane_count:
             raise GenerationError(
-                f"guidance of the prompt needs {len(job.contexts)} slots, the engine has {self._scheduler.lanes}: give it more, or "
-                "leave guidance out"
+                f"guidance of the prompt needs {len(job.contexts)} slots, the engine has {self._scheduler.lane_count}: give it "
+                "more, or leave guidance out"
             )
         handle = RequestHandle(job, on_ids, on_end)
         job.on_ids, job.on_end = functools.partial(self._pass_ids, handle), handle._pass_end
@@ -177,7 +177,7 @@ class Engine:
             while self._recent and self._recent[0][0] < now - _RATE_SECONDS:
                 self._recent.popleft()
             return EngineStats(
-                slots=self._scheduler.lanes,
+                slots=self._scheduler.lane_count,
                 running=self._scheduler.running,
                 queued=len(self._new) + self._scheduler.queued,
                 requests=self._requests,

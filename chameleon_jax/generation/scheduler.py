@@ -52,7 +52,7 @@ class Scheduler:
         self._weights, self._shapes, self._block = weights, shapes, block
         self._lanes = lanes.empty(shapes, _idle_rows(count, slots, shapes))
         self._slots, self._free = slots, list(range(count))[::-1]
-        self._count = count
+        self.lane_count = count
         self._queue: collections.deque[Job] = collections.deque()
         self._running: dict[int, Job] = {}  # by leader's lane
         self._sent: tuple[Progress, dict[int, Job]] | None = None
@@ -73,10 +73,6 @@ class Scheduler:
     @property
     def cache_bytes(self) -> int:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self._lanes.cache))
-
-    @property
-    def lanes(self) -> int:
-        return self._count
 
     @staticmethod
     def job(shapes: Shapes, request: Request, context: int, where: str = "the prompt") -> Job:
@@ -116,7 +112,7 @@ class Scheduler:
             self._end(job, "cancelled")
         stopped = [lane for lane, job in self._running.items() if job.cancelled]
         if stopped:
-            mask = np.zeros(self._count, bool)
+            mask = np.zeros(self.lane_count, bool)
             mask[stopped] = True
             self._lanes = lanes.stop(self._lanes, mask)
 
@@ -141,7 +137,7 @@ class Scheduler:
 
     def _admit(self, rows: list[tuple[int, Role, np.ndarray, Job]], size: int, width: int) -> None:
         # Rows that fill up the group go into no lane.
-        rows = [*rows, *[(self._count, *rows[0][1:])] * (size - len(rows))]
+        rows = [*rows, *[(self.lane_count, *rows[0][1:])] * (size - len(rows))]
         places = np.array([row[0] for row in rows], np.int32)
         self._lanes = lanes.admit(self._weights, self._lanes, places, self._rows(rows), self._shapes, width)
 
