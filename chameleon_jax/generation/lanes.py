@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from chameleon_jax.configs import TransformerConfig
 from chameleon_jax.generation import grammar
 from chameleon_jax.generation.grammar import OUTSIDE, FinishReason, GrammarState
-from chameleon_jax.generation.sampling import Settings, sample, seen_ids
+from chameleon_jax.generation.sampling import SamplingArrays, sample, seen_ids
 from chameleon_jax.models import kv_cache, transformer
 from chameleon_jax.models.kv_cache import KVCache
 from chameleon_jax.models.transformer import Params
@@ -60,7 +60,7 @@ class Rows:
     guided_from: Int[Array, "N"]
     kept: Int[Array, "N"]
     grammar: GrammarState
-    settings: Settings
+    settings: SamplingArrays
     seen: Bool[Array, "N V"]
     keys: Key[Array, "N"]
     finite: Bool[Array, "N"]
@@ -269,7 +269,7 @@ def make_rows(
     seeds: Int[np.ndarray, "b"],
     row_ids: Int[np.ndarray, "b"],
     grammar_state: GrammarState,
-    settings: Settings,
+    settings: SamplingArrays,
     **fields: np.ndarray,
 ) -> Rows:
     """Rows of `b` contexts, all ids but the last to be fed by `admit`; `fields` are the other fields of `Rows`.

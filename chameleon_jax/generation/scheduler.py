@@ -20,7 +20,7 @@ from chameleon_jax.generation.checks import Checked, check_grid, check_prompt
 from chameleon_jax.generation.grammar import OUTSIDE, FinishReason
 from chameleon_jax.generation.lanes import Progress, Role, Rows, Shapes
 from chameleon_jax.generation.requests import Generated, Request
-from chameleon_jax.generation.sampling import Settings
+from chameleon_jax.generation.sampling import SamplingArrays
 from chameleon_jax.models.transformer import Params
 from chameleon_jax.parallel.mesh import DECODING, batch_shards
 from chameleon_jax.vocab import GridSpan, ModalityId
@@ -171,7 +171,7 @@ class Scheduler:
                 np.array([job.checked.opened for job in jobs], np.int32),
                 np.array([job.checked.grid for job in jobs], np.int32),
             ),
-            settings=Settings.of(configs),
+            settings=SamplingArrays.of(configs),
             seeds=np.array([config.seed for config in configs]),
             row_ids=np.array([job.request.row_id for job in jobs]),
         )
@@ -254,7 +254,7 @@ def _idle_rows(count: int, slots: int, shapes: Shapes) -> Rows:
         guided_from=none,
         kept=none,
         grammar_state=grammar.start(shapes.vocab, [config] * count, none, np.full(count, OUTSIDE), None),
-        settings=Settings.of([config] * count),
+        settings=SamplingArrays.of([config] * count),
         seeds=none,
         row_ids=none,
     )
