@@ -70,7 +70,7 @@ def ours(args) -> list[float]:
     with Engine(weights, model, vocab, EngineConfig(slots=args.batch, block=32, weights=args.weights)) as engine:
         for _ in range(args.repeats + 1):
             started = time.perf_counter()
-            streams = [engine.submit(Request(prompt=prompt, config=config)) for prompt in prompts]
+            streams = [engine.stream(Request(prompt=prompt, config=config)) for prompt in prompts]
             produced = sum(len(stream.result().ids) for stream in streams)
             # An output may end early by itself: count what came.
             seconds.append((time.perf_counter() - started) * args.tokens * args.batch / produced)
@@ -201,7 +201,7 @@ def accelerator(args) -> None:
         with Engine(weights, model, vocab, EngineConfig(slots=2 * batch, block=64)) as engine:
             for name in ("compile", "measure"):
                 started = time.perf_counter()
-                streams = [engine.submit(Request(prompt=prompt, config=config, row_id=i)) for i in range(batch)]
+                streams = [engine.stream(Request(prompt=prompt, config=config, row_id=i)) for i in range(batch)]
                 produced = sum(len(stream.result().ids) for stream in streams)
                 seconds = time.perf_counter() - started
                 if name == "measure":

@@ -17,10 +17,10 @@ from chameleon_jax.configs import CaptionEvalConfig
 
 def main(config: CaptionEvalConfig, args) -> None:
     from chameleon_jax.evaluation import captions, samples
-    from chameleon_jax.generation import run
+    from chameleon_jax.generation.loading import load_run
     from chameleon_jax.parallel.mesh import make_mesh
 
-    loaded = run.load(args.workdir, make_mesh(args.mesh) if args.mesh else None)
+    loaded = load_run(args.workdir, make_mesh(args.mesh) if args.mesh else None)
     data = captions.read_captioned(config.source, loaded.bundle, config.pictures)
     model = (loaded.params, loaded.model, loaded.bundle, data)
     choice = captions.choose_captions(*model, choices=config.choices, seed=config.seed)

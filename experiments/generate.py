@@ -70,8 +70,8 @@ def _with_flags(config: GenerationConfig, args) -> GenerationConfig:
 
 
 def main(config: GenerationConfig, args) -> None:
-    from chameleon_jax.generation import run as run_lib
     from chameleon_jax.generation.engine import generate
+    from chameleon_jax.generation.loading import load_run
     from chameleon_jax.generation.output_files import make_folder, read_file, write_output
     from chameleon_jax.generation.prompt import build_request, read_output
     from chameleon_jax.parallel.mesh import make_mesh
@@ -81,7 +81,7 @@ def main(config: GenerationConfig, args) -> None:
         raise GenerationError(f"--count is {args.count}; ask for at least 1 output")
     folder, config = Path(args.out), _with_flags(config, args)
     make_folder(folder)
-    run = run_lib.load(args.workdir, make_mesh(args.mesh) if args.mesh else None)
+    run = load_run(args.workdir, make_mesh(args.mesh) if args.mesh else None)
     pictures = [load_pixels(read_file(name), run.bundle.image_config) for name in args.image]
     form = {"format": args.format, "image_size": args.image_size}
     prompt, config = build_request(args.prompt, pictures, run.bundle, config, **form)

@@ -69,10 +69,10 @@ def main(args) -> None:
 
     print("\n[6/6] captions of held-out digits, and digits drawn from captions", flush=True)
     from chameleon_jax.demo import judge
-    from chameleon_jax.generation import run
+    from chameleon_jax.generation.loading import load_run
 
     model, tokenizer = root / "model", root / "tokenizer"
-    loaded = run.load(model)
+    loaded = load_run(model)
     subtitle = (
         f"{loaded.step:,} steps on 1,437 captioned digits and moved copies of them; every picture is 16 codes in the same "
         "stream as its words"

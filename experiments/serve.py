@@ -48,10 +48,10 @@ def main(config: ServeConfig, args) -> None:
     check_access(config, api_key, args.insecure)
     sock = bind(config)  # before the model is loaded, which may take minutes
 
-    from chameleon_jax.generation import run as run_lib
+    from chameleon_jax.generation.loading import load_run
     from chameleon_jax.parallel.mesh import make_mesh
 
-    run = run_lib.load(args.workdir, make_mesh(args.mesh) if args.mesh else None)
+    run = load_run(args.workdir, make_mesh(args.mesh) if args.mesh else None)
     name = config.model_name or default_name(Path(args.workdir))
     engine = start_engine(run, config)
     slots, cache = config.engine.slots, engine.stats().cache_bytes / 1e9

@@ -20,7 +20,7 @@ from chameleon_jax.convert import vqgan as codec_names
 from chameleon_jax.convert.hf import HFWeights
 from chameleon_jax.convert.layout import Parameter
 from chameleon_jax.convert.meta import MetaWeights
-from chameleon_jax.convert.run import RunWeights
+from chameleon_jax.convert.native import NativeWeights
 from chameleon_jax.convert.source import WeightSource
 from chameleon_jax.convert.tensor_files import TensorFile, open_tensors
 from chameleon_jax.errors import ConvertError
@@ -73,7 +73,7 @@ def open_release(path: Path, options: Options) -> OpenedRelease:
     """
     folder = _sniff(path)
     if (folder / CHECKPOINTS).is_dir():
-        run = RunWeights(folder)
+        run = NativeWeights(folder)
         weights: WeightSource = run
         bundle, codec = run.bundle, run.codec
         if options.norm_order not in (None, run.config.norm_order):

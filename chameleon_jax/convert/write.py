@@ -17,7 +17,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from chameleon_jax.convert import hf, hf_files, meta, run, source
+from chameleon_jax.convert import hf, hf_files, meta, native, source
 from chameleon_jax.convert import vqgan as codec_names
 from chameleon_jax.convert.release import OpenedRelease
 from chameleon_jax.errors import ConvertError
@@ -121,7 +121,7 @@ def _check_room(output: Path, size: int, codec: Codec | None) -> None:
 
 
 def _write_run(opened: OpenedRelease, folder: Path, on_bytes: Callable[[int], None]) -> None:
-    run.write_weights(opened.weights, folder, {"converted_from": opened.weights.flavour}, on_bytes)
+    native.write_weights(opened.weights, folder, {"converted_from": opened.weights.flavour}, on_bytes)
     if opened.bundle is not None:
         opened.bundle.save(folder / TOKENIZER)
     elif opened.codec is not None:  # a later --tokenizer completes the bundle

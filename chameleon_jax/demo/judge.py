@@ -15,7 +15,7 @@ from chameleon_jax.configs import GuidanceConfig
 from chameleon_jax.demo import digits
 from chameleon_jax.evaluation import page, samples
 from chameleon_jax.generation.engine import MOST_LANES
-from chameleon_jax.generation.run import Run
+from chameleon_jax.generation.loading import Run
 from chameleon_jax.tokenizers.images import to_image
 
 DRAWN_OF_EACH = 40  # pictures generated of each digit

@@ -17,10 +17,10 @@ from PIL import Image
 from chameleon_jax.configs import EngineConfig, GenerationConfig
 from chameleon_jax.errors import GenerationError
 from chameleon_jax.generation.engine import Engine, EngineStream
+from chameleon_jax.generation.loading import Run
 from chameleon_jax.generation.prompt import PLACEHOLDER, ImageOutput, build_request, read_output
 from chameleon_jax.generation.reader import ImagePiece, OutputReader, Pieces, padded_codes
 from chameleon_jax.generation.requests import QueueFull, Request
-from chameleon_jax.generation.run import Run
 from chameleon_jax.tokenizers.images import flatten, prepare, to_image
 
 Segment = str | Image.Image
@@ -42,7 +42,7 @@ class Picture:
 
 
 class Generator:
-    """A run (`generation.run.load`) behind an engine. A context manager; `close` frees the engine's thread.
+    """A run (`generation.loading.load_run`) behind an engine. A context manager; `close` frees the engine's thread.
 
     The run's weights are copied; `donate` them if the run is not used elsewhere.
 
@@ -84,9 +84,9 @@ class Generator:
         """Submit when there is room: where the queue is full, one of those before has to end first."""
         for stream in before:
             with contextlib.suppress(QueueFull):
-                return self.engine.submit(request)
+                return self.engine.stream(request)
             stream.result()
-        return self.engine.submit(request)
+        return self.engine.stream(request)
 
     def stream(
         self,
@@ -98,7 +98,7 @@ class Generator:
     ) -> Iterator[str | Picture]:
         """The answer as it comes. Leaving the iteration cancels the request. `partial_every` 0 gives whole pictures only."""
         ids, wanted = self._request(prompt, config, form)
-        stream = self.engine.submit(Request(prompt=ids, config=wanted))
+        stream = self.engine.stream(Request(prompt=ids, config=wanted))
         reader = OutputReader(self._pieces, partial_every=partial_every)
         try:
             for new in stream:

@@ -1,17 +1,18 @@
 """Prompts in, ids out: all at once (`generate`), or as a service that takes requests from any thread (`Engine`).
 
-The one idea: both are the same scheduler over the same compiled functions. `generate` steps it to the end in the caller's
-thread, an engine has a thread for it; a request gets the same ids either way, whatever runs beside it.
+Both are the same scheduler over the same compiled functions. `generate` steps it to the end in the caller's thread, an engine has
+a thread for it; a request gets the same ids either way, whatever runs beside it.
 """
 
 from __future__ import annotations
 
 import collections
 import functools
+import logging
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from jax.sharding import Mesh
@@ -31,6 +32,11 @@ BLOCK = 64  # ids a request between two looks of the host, where nobody waits fo
 MOST_LANES = 512  # that `generate` runs at a time
 SLOT_STEP = 64  # slots of a lane are rounded up to it: few shapes, few compilations
 _RATE_SECONDS = 5.0  # over which an engine's rate is told
+
+OnIds = Callable[[Int[np.ndarray, "n"]], object]
+OnEnd = Callable[[Generated | GenerationError], object]
+
+_log = logging.getLogger(__name__)
 
 
 def generate(
@@ -128,17 +134,25 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def submit(self, request: Request) -> EngineStream:
-        """Check and queue a request. Raises GenerationError for one that cannot be served, QueueFull for one too many."""
+    def submit(self, request: Request, on_ids: OnIds, on_end: OnEnd) -> RequestHandle:
+        """Check and queue a request. Raises GenerationError for one that cannot be served, QueueFull for one too many.
+
+        `on_ids` is called with every piece of new ids, then `on_end` once: with the whole output, or with a GenerationError if the
+        engine failed or the model gave no numbers. Both are called from the engine's thread, perhaps before `submit` has returned.
+        All requests wait while a callback runs, so it must not block; it may submit, cancel and ask for `stats`, but not close.
+
+        What a callback raises, of whatever kind, is logged and concerns its own request alone: after an exception in `on_ids` the
+        request is cancelled, gets no more ids, and `on_end` is called with a GenerationError whose cause is that exception; an
+        exception in `on_end` has no further effect.
+        """
         job = Scheduler.job(self._shapes, request, self._context)
-        if len(job.contexts) > self._scheduler.lanes:
+        if len(job.contexts) > self._scheduler.lane_count:
             raise GenerationError(
-                f"guidance of the prompt needs {len(job.contexts)} slots, the engine has {self._scheduler.lanes}: give it more, or "
-                "leave guidance out"
+                f"guidance of the prompt needs {len(job.contexts)} slots, the engine has {self._scheduler.lane_count}: give it "
+                "more, or leave guidance out"
             )
-        stream = EngineStream(job)
-        job.on_end = stream.end
-        job.on_ids = functools.partial(self._counted, stream)
+        handle = RequestHandle(job, on_ids, on_end)
+        job.on_ids, job.on_end = functools.partial(self._pass_ids, handle), handle._pass_end
         with self._changed:
             if self._failed is not None:
                 raise EngineStopped(f"the engine has failed: {self._failed}")
@@ -150,7 +164,11 @@ class Engine:
             self._new.append(job)
             self._requests += 1
             self._changed.notify()
-        return stream
+        return handle
+
+    def stream(self, request: Request) -> EngineStream:
+        """Submit a request and read its ids as an iterator. Raises as `submit` does."""
+        return EngineStream(self, request)
 
     def stats(self) -> EngineStats:
         """What runs and waits now."""
@@ -159,7 +177,7 @@ class Engine:
             while self._recent and self._recent[0][0] < now - _RATE_SECONDS:
                 self._recent.popleft()
             return EngineStats(
-                slots=self._scheduler.lanes,
+                slots=self._scheduler.lane_count,
                 running=self._scheduler.running,
                 queued=len(self._new) + self._scheduler.queued,
                 requests=self._requests,
@@ -182,11 +200,11 @@ class Engine:
     def __exit__(self, *exception: object) -> None:
         self.close(drain=exception[0] is None)
 
-    def _counted(self, stream: EngineStream, ids: np.ndarray) -> None:
+    def _pass_ids(self, handle: RequestHandle, ids: np.ndarray) -> None:
         with self._changed:
             self._tokens += len(ids)
             self._recent.append((time.monotonic(), len(ids)))
-        stream.put(ids)
+        handle._pass_ids(ids)
 
     def _run(self) -> None:
         jobs: list[Job] = []
@@ -213,20 +231,52 @@ class Engine:
             with self._changed:
                 self._failed = f"{type(error).__name__}: {error}"
                 jobs += self._new
-            for job in jobs:
-                if not job.ended:
-                    job.on_end(EngineStopped(f"the engine has failed: {self._failed}"))
+            for job in jobs:  # those whose end was told already ignore it
+                job.on_end(EngineStopped(f"the engine has failed: {self._failed}"))
             raise
 
 
-class EngineStream:
-    """A request on its way; see `requests.Stream`."""
+class RequestHandle:
+    """A request that an engine has taken, with its callbacks."""
 
-    def __init__(self, job: Job):
-        self._job = job
+    def __init__(self, job: Job, on_ids: OnIds, on_end: OnEnd):
+        self._job, self._on_ids, self._on_end = job, on_ids, on_end
+        self._failure: GenerationError | None = None
+        self._is_told = False
+
+    def cancel(self) -> None:
+        """From any thread: stop when the blocks under way are done, and free the slots. No effect after the end."""
+        self._job.cancelled = True
+
+    def _pass_ids(self, ids: np.ndarray) -> None:
+        if self._failure is not None:
+            return
+        try:
+            self._on_ids(ids)
+        except BaseException as error:  # not even an exit or a cancellation of the caller's may end the engine's thread
+            _log.exception("a request is cancelled: its on_ids failed")
+            self._failure = GenerationError(f"on_ids of the request failed: {type(error).__name__}: {error}")
+            self._failure.__cause__ = error
+            self.cancel()
+
+    def _pass_end(self, result: Generated | GenerationError) -> None:
+        if self._is_told:
+            return
+        self._is_told = True
+        try:
+            self._on_end(self._failure or result)
+        except BaseException:  # as above
+            _log.exception("on_end of a request failed")
+
+
+class EngineStream:
+    """A request as an iterator of pieces of new ids, as they come; it ends when the request has. For one reader."""
+
+    def __init__(self, engine: Engine, request: Request):
         self._pieces: queue.SimpleQueue[np.ndarray | None] = queue.SimpleQueue()
         self._ended = threading.Event()
         self._result: Generated | GenerationError | None = None
+        self._handle = engine.submit(request, self._pieces.put, self._end)
 
     def __iter__(self) -> Iterator[Int[np.ndarray, "n"]]:
         while (piece := self._pieces.get()) is not None:
@@ -234,8 +284,8 @@ class EngineStream:
         self._pieces.put(None)  # for a reader that asks again
 
     def cancel(self) -> None:
-        """Stop when the blocks under way are done. Iteration ends then; no error if it has ended already."""
-        self._job.cancelled = True
+        """Stop when the blocks under way are done. Iteration ends then; no effect after the end."""
+        self._handle.cancel()
 
     def result(self) -> Generated:
         """Wait for the end. Raises GenerationError if the engine failed or the model gave no numbers."""
@@ -244,10 +294,7 @@ class EngineStream:
             raise self._result
         return self._result
 
-    def put(self, ids: np.ndarray) -> None:
-        self._pieces.put(ids)
-
-    def end(self, result: Generated | GenerationError) -> None:
+    def _end(self, result: Generated | GenerationError) -> None:
         self._result = result
         self._ended.set()
         self._pieces.put(None)

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from chameleon_jax.configs import TransformerConfig
 from chameleon_jax.generation import grammar
 from chameleon_jax.generation.grammar import OUTSIDE, FinishReason, GrammarState
-from chameleon_jax.generation.sampling import Settings, sample, seen_ids
+from chameleon_jax.generation.sampling import SamplingArrays, sample, seen_ids
 from chameleon_jax.models import kv_cache, transformer
 from chameleon_jax.models.kv_cache import KVCache
 from chameleon_jax.models.transformer import Params
@@ -60,14 +60,14 @@ class Rows:
     sizes_unguided: Bool[Array, "N"]
     kept: Int[Array, "N"]
     grammar: GrammarState
-    settings: Settings
+    settings: SamplingArrays
     seen: Bool[Array, "N V"]
     keys: Key[Array, "N"]
     finite: Bool[Array, "N"]
 
 
 @flax.struct.dataclass
-class Lanes:
+class LaneState:
     """All lanes of an engine."""
 
     cache: KVCache
@@ -93,24 +93,26 @@ class Shapes:
     vocab: Vocab
 
 
-def empty(shapes: Shapes, rows: Rows) -> Lanes:
+def empty(shapes: Shapes, rows: Rows) -> LaneState:
     """Lanes with nothing in them; `rows` (see `scheduler.idle_rows`) gives their number and slots."""
     lanes, slots = rows.ids.shape
     # Copies: what is donated later must not be memory that NumPy, or another leaf, holds as well.
     rows = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), rows)
     cache = jax.jit(kv_cache.create, static_argnums=(0, 1, 2, 3))(shapes.model, lanes, slots, DECODING)
-    return _placed(Lanes(cache=cache, rows=rows))
+    return _placed(LaneState(cache=cache, rows=rows))
 
 
-def _placed(lanes: Lanes) -> Lanes:
+def _placed(lanes: LaneState) -> LaneState:
     """Lanes divided over the mesh in use, always in one way: every function takes and gives them so, and is compiled once."""
     cache = jax.tree.map(lambda leaf: constrain(leaf, "B K S H", DECODING), lanes.cache)
     rows = jax.tree.map(lambda leaf: constrain(leaf, " ".join("B" + "." * (leaf.ndim - 1)), DECODING), lanes.rows)
-    return Lanes(cache=cache, rows=rows)
+    return LaneState(cache=cache, rows=rows)
 
 
 @functools.partial(jax.jit, static_argnames=("shapes", "width"), donate_argnames=("lanes",))
-def admit(weights: Params, lanes: Lanes, places: Int[Array, "b"], rows: Rows, shapes: Shapes, width: int) -> Lanes:
+def admit(
+    weights: Params, lanes: LaneState, places: Int[Array, "b"], rows: Rows, shapes: Shapes, width: int
+) -> LaneState:
     """Put `rows` into lanes `places` (one beyond the last is dropped), keys and values of all their ids but the last.
 
     `width` is how many ids are run, at least the longest row less one.
@@ -129,11 +131,13 @@ def admit(weights: Params, lanes: Lanes, places: Int[Array, "b"], rows: Rows, sh
     def put_cache(whole: Array, part: Array) -> Array:
         return whole.at[places, :, :width].set(part, mode="drop")
 
-    return _placed(Lanes(cache=jax.tree.map(put_cache, lanes.cache, filled), rows=jax.tree.map(put, lanes.rows, rows)))
+    return _placed(
+        LaneState(cache=jax.tree.map(put_cache, lanes.cache, filled), rows=jax.tree.map(put, lanes.rows, rows))
+    )
 
 
 @functools.partial(jax.jit, donate_argnames=("lanes",))
-def stop(lanes: Lanes, stopped: Bool[Array, "N"]) -> Lanes:
+def stop(lanes: LaneState, stopped: Bool[Array, "N"]) -> LaneState:
     """Let the marked leaders write no more."""
     state = lanes.rows.grammar
     finish = jnp.where(stopped, jnp.int32(FinishReason.LENGTH), state.finish)
@@ -141,17 +145,19 @@ def stop(lanes: Lanes, stopped: Bool[Array, "N"]) -> Lanes:
 
 
 @functools.partial(jax.jit, static_argnames=("shapes", "steps", "visible"), donate_argnames=("lanes",))
-def run_block(weights: Params, lanes: Lanes, shapes: Shapes, steps: int, visible: int) -> tuple[Lanes, Progress]:
+def run_block(
+    weights: Params, lanes: LaneState, shapes: Shapes, steps: int, visible: int
+) -> tuple[LaneState, Progress]:
     """Up to `steps` more ids for every running leader, without a word to the host; stops early when none runs.
 
     No lane may come to slot `visible`: the caches behind it are not looked at.
     """
 
-    def unfinished(carry: tuple[Array, Lanes]) -> Bool[Array, ""]:
+    def unfinished(carry: tuple[Array, LaneState]) -> Bool[Array, ""]:
         step, lanes = carry
         return (step < steps) & jnp.any(_running(lanes.rows))
 
-    def step_on(carry: tuple[Array, Lanes]) -> tuple[Array, Lanes]:
+    def step_on(carry: tuple[Array, LaneState]) -> tuple[Array, LaneState]:
         step, lanes = carry
         return step + 1, _placed(_step(weights, lanes, shapes, visible))
 
@@ -173,7 +179,7 @@ def _running(rows: Rows) -> Bool[Array, "N"]:
     return (rows.grammar.finish == FinishReason.RUNNING) & (rows.role == Role.LEADER)
 
 
-def _step(weights: Params, lanes: Lanes, shapes: Shapes, visible: int) -> Lanes:
+def _step(weights: Params, lanes: LaneState, shapes: Shapes, visible: int) -> LaneState:
     """Every lane that has an id for the model feeds it; every leader that has fed all draws the next."""
     rows = lanes.rows
     lane = jnp.arange(rows.length.shape[0])
@@ -211,7 +217,7 @@ def _step(weights: Params, lanes: Lanes, shapes: Shapes, visible: int) -> Lanes:
     moved = moved.replace(finish=jnp.where(finite, moved.finish, jnp.int32(FinishReason.LENGTH)))
     rows = rows.replace(fed=rows.fed + feeds, grammar=moved, finite=finite)
     rows = _take(rows, token, draws, was_open=state.open, vocab=shapes.vocab)
-    return Lanes(cache=out.cache, rows=rows)
+    return LaneState(cache=out.cache, rows=rows)
 
 
 def _guided(logits: Float[Array, "N V"], rows: Rows, draws: Bool[Array, "N"], vocab: Vocab) -> Float[Array, "N V"]:
@@ -269,7 +275,7 @@ def make_rows(
     seeds: Int[np.ndarray, "b"],
     row_ids: Int[np.ndarray, "b"],
     grammar_state: GrammarState,
-    settings: Settings,
+    settings: SamplingArrays,
     **fields: np.ndarray,
 ) -> Rows:
     """Rows of `b` contexts, all ids but the last to be fed by `admit`; `fields` are the other fields of `Rows`.

@@ -1,20 +1,17 @@
-"""What goes into the engine and what comes back: a request, a stream of ids while it runs, and how it ended.
-
-The one idea: callers speak to an `Engine` in ids and from any thread; words and pictures are `generation.prompt`'s business.
+"""What goes into an engine and what comes back: a request, and how it ended. All in ids: words and pictures are the business of
+`generation.prompt`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int
 
-from chameleon_jax.configs import GenerationConfig, TransformerConfig
+from chameleon_jax.configs import GenerationConfig
 from chameleon_jax.errors import GenerationError
-from chameleon_jax.vocab import Vocab
 
 
 class QueueFull(GenerationError):
@@ -61,30 +58,3 @@ class EngineStats:
     tokens_per_second: float
     cache_bytes: int
     failed: str | None = None  # why the engine has ended, if by itself; it takes no more requests
-
-
-class Stream(Protocol):
-    """A request on its way. Iterating gives pieces of new ids as they come and ends when the request has; one reader only."""
-
-    def __iter__(self) -> Iterator[Int[np.ndarray, "n"]]: ...
-
-    def cancel(self) -> None:
-        """Stop as soon as the block under way is done, and free the slot. Iteration ends; no error if it has ended already."""
-
-    def result(self) -> Generated:
-        """Wait for the end. Raises GenerationError if the engine failed."""
-
-
-class Engine(Protocol):
-    """Takes requests from any thread and runs them together."""
-
-    model: TransformerConfig
-    vocab: Vocab
-
-    def submit(self, request: Request) -> Stream:
-        """Check and queue a request. Raises GenerationError at once for one that cannot be served, QueueFull for one too many."""
-
-    def stats(self) -> EngineStats: ...
-
-    def close(self, drain: bool = True) -> None:
-        """Take no more requests; finish those that run and wait (`drain`) or cancel them."""

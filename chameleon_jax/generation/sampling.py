@@ -19,7 +19,7 @@ from chameleon_jax.vocab import Vocab
 
 
 @flax.struct.dataclass
-class Settings:
+class SamplingArrays:
     """SamplingConfig as arrays: one element a row for a draw, or `[B M]`, one a row and modality, for a whole request."""
 
     temperature: Float[Array, "*B"]
@@ -28,7 +28,7 @@ class Settings:
     repetition_penalty: Float[Array, "*B"]
 
     @classmethod
-    def of(cls, configs: Sequence[GenerationConfig], vocab: Vocab) -> Settings:
+    def of(cls, configs: Sequence[GenerationConfig], vocab: Vocab) -> SamplingArrays:
         """`[B M]` in NumPy: row b as `configs[b]` says for each modality, else as the table does."""
 
         def stack(name: str, dtype: type) -> np.ndarray:
@@ -42,7 +42,7 @@ class Settings:
             repetition_penalty=stack("repetition_penalty", np.float32),
         )
 
-    def at(self, modality: Int[Array, "B"]) -> Settings:
+    def at(self, modality: Int[Array, "B"]) -> SamplingArrays:
         """`[B]`: of `[B M]`, each row's settings for its modality."""
         return jax.tree.map(lambda values: values[jnp.arange(len(modality)), modality], self)
 
@@ -57,7 +57,7 @@ def seen_ids(ids: Int[Array, "B S"], lengths: Int[Array, "B"], vocab_size: int) 
 def sample(
     logits: Float[Array, "B V"],
     mask: Bool[Array, "B V"],
-    settings: Settings,
+    settings: SamplingArrays,
     seen: Bool[Array, "B V"],
     keys: Key[Array, "B"],
 ) -> Int[Array, "B"]:
@@ -97,7 +97,7 @@ def _where_needed(rows: Bool[Array, "B"], compute: Callable[[], Array], otherwis
     return jax.lax.cond(jnp.any(rows), compute, lambda: otherwise)
 
 
-def _penalised(logits: Float[Array, "B V"], seen: Bool[Array, "B V"], settings: Settings) -> Float[Array, "B V"]:
+def _penalised(logits: Float[Array, "B V"], seen: Bool[Array, "B V"], settings: SamplingArrays) -> Float[Array, "B V"]:
     """Seen ids made less likely (Keskar et al. 2019, CTRL, section 4.1; negative logits multiplied, as transformers does)."""
     penalty = settings.repetition_penalty[:, None]
     penalised = jnp.where(logits < 0, logits * penalty, logits / penalty)

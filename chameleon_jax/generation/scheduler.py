@@ -20,7 +20,7 @@ from chameleon_jax.generation.checks import Checked, check_names, check_prompt
 from chameleon_jax.generation.grammar import OUTSIDE, FinishReason
 from chameleon_jax.generation.lanes import Progress, Role, Rows, Shapes
 from chameleon_jax.generation.requests import Generated, Request
-from chameleon_jax.generation.sampling import Settings
+from chameleon_jax.generation.sampling import SamplingArrays
 from chameleon_jax.models.transformer import Params
 from chameleon_jax.parallel.mesh import DECODING, batch_shards
 from chameleon_jax.vocab import TEXT, Vocab
@@ -52,7 +52,7 @@ class Scheduler:
         self._weights, self._shapes, self._block = weights, shapes, block
         self._lanes = lanes.empty(shapes, _idle_rows(count, slots, shapes))
         self._slots, self._free = slots, list(range(count))[::-1]
-        self._count = count
+        self.lane_count = count
         self._queue: collections.deque[Job] = collections.deque()
         self._running: dict[int, Job] = {}  # by leader's lane
         self._sent: tuple[Progress, dict[int, Job]] | None = None
@@ -73,10 +73,6 @@ class Scheduler:
     @property
     def cache_bytes(self) -> int:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self._lanes.cache))
-
-    @property
-    def lanes(self) -> int:
-        return self._count
 
     @staticmethod
     def job(shapes: Shapes, request: Request, context: int, where: str = "the prompt") -> Job:
@@ -116,7 +112,7 @@ class Scheduler:
             self._end(job, "cancelled")
         stopped = [lane for lane, job in self._running.items() if job.cancelled]
         if stopped:
-            mask = np.zeros(self._count, bool)
+            mask = np.zeros(self.lane_count, bool)
             mask[stopped] = True
             self._lanes = lanes.stop(self._lanes, mask)
 
@@ -141,7 +137,7 @@ class Scheduler:
 
     def _admit(self, rows: list[tuple[int, Role, np.ndarray, Job]], size: int, width: int) -> None:
         # Rows that fill up the group go into no lane.
-        rows = [*rows, *[(self._count, *rows[0][1:])] * (size - len(rows))]
+        rows = [*rows, *[(self.lane_count, *rows[0][1:])] * (size - len(rows))]
         places = np.array([row[0] for row in rows], np.int32)
         self._lanes = lanes.admit(self._weights, self._lanes, places, self._rows(rows), self._shapes, width)
 
@@ -175,7 +171,7 @@ class Scheduler:
                 np.array([job.checked.opened for job in jobs], np.int32),
                 np.array([job.checked.grid for job in jobs], np.int32),
             ),
-            settings=Settings.of(configs, self._shapes.vocab),
+            settings=SamplingArrays.of(configs, self._shapes.vocab),
             seeds=np.array([config.seed for config in configs]),
             row_ids=np.array([job.request.row_id for job in jobs]),
         )
@@ -257,7 +253,7 @@ def _idle_rows(count: int, slots: int, shapes: Shapes) -> Rows:
         sizes_unguided=np.zeros(count, bool),
         kept=none,
         grammar_state=grammar.start(shapes.vocab, [config] * count, none, np.full(count, OUTSIDE), None),
-        settings=Settings.of([config] * count, shapes.vocab),
+        settings=SamplingArrays.of([config] * count, shapes.vocab),
         seeds=none,
         row_ids=none,
     )

@@ -26,7 +26,7 @@ from chameleon_jax.serving.replies import (
     completion_delta,
     event,
 )
-from chameleon_jax.serving.service import Plan, Service
+from chameleon_jax.serving.service import PreparedRequest, Service
 from chameleon_jax.serving.settings import can_draw, token_limit
 from chameleon_jax.serving.streams import EventStream, until_gone
 from chameleon_jax.tokenizers.images import grid_sizes
@@ -83,7 +83,7 @@ def _add_generation(app: FastAPI, service: Service) -> None:
         app.add_route(path, _generating(service, kind, answer), methods=["POST"])
 
 
-def _generating(service: Service, kind: type[schema.Settings], answer: Callable) -> ASGIApp:
+def _generating(service: Service, kind: type[schema.RequestFields], answer: Callable) -> ASGIApp:
     """A route that holds a place from before the body is read until the answer is out."""
 
     class Route:
@@ -96,26 +96,30 @@ def _generating(service: Service, kind: type[schema.Settings], answer: Callable)
                     response = await until_gone(receive, self._respond(request, held))
                     await response(scope, receive, send)
 
-        async def _respond(self, request: schema.Settings, held: contextlib.ExitStack) -> ASGIApp:
-            plan = await service.plan(request)
-            jobs = await service.start(plan)
+        async def _respond(self, request: schema.RequestFields, held: contextlib.ExitStack) -> ASGIApp:
+            prepared = await service.prepare(request)
+            jobs = service.start(prepared)
             held.callback(jobs.cancel)  # whatever happens: a generator that nobody began would not
-            return await answer(service, request, plan, service.updates(plan, jobs))
+            return await answer(service, request, prepared, service.updates(prepared, jobs))
 
     return Route()
 
 
 def _answer_text(kind: str) -> Callable:
-    async def answer(service: Service, request: schema.Settings, plan: Plan, updates: AsyncIterator[Update]) -> ASGIApp:
-        envelope = Envelope(kind=kind, model=service.model_name, seed=plan.config.seed)
+    async def answer(
+        service: Service, request: schema.RequestFields, prepared: PreparedRequest, updates: AsyncIterator[Update]
+    ) -> ASGIApp:
+        envelope = Envelope(kind=kind, model=service.model_name, seed=prepared.config.seed)
         is_chat, with_ids = kind == "chat.completion", bool(request.return_token_ids)
-        prompt_ids = {"prompt_token_ids": plan.prompts[0].tolist()} if with_ids and len(plan.prompts) == 1 else {}
+        prompt_ids = (
+            {"prompt_token_ids": prepared.prompts[0].tolist()} if with_ids and len(prepared.prompts) == 1 else {}
+        )
         if request.stream:
-            return EventStream(_events(envelope, request, plan, updates, prompt_ids))
-        choices = [Choice(i) for i in range(len(plan.prompts) * plan.choices)]
+            return EventStream(_events(envelope, request, prepared, updates, prompt_ids))
+        choices = [Choice(i) for i in range(len(prepared.prompts) * prepared.choices)]
         await _collect(updates, choices)
         written = [choice.chat(with_ids) if is_chat else choice.completion(with_ids) for choice in choices]
-        return JSONResponse(envelope.whole(written, plan.usage) | prompt_ids)
+        return JSONResponse(envelope.whole(written, prepared.usage) | prompt_ids)
 
     return answer
 
@@ -131,14 +135,18 @@ async def _collect(updates: AsyncIterator[Update], choices: list[Choice]) -> Non
 
 
 async def _events(
-    envelope: Envelope, request: schema.Settings, plan: Plan, updates: AsyncIterator[Update], prompt_ids: dict
+    envelope: Envelope,
+    request: schema.RequestFields,
+    prepared: PreparedRequest,
+    updates: AsyncIterator[Update],
+    prompt_ids: dict,
 ) -> AsyncIterator[bytes]:
     is_chat, with_ids = envelope.kind == "chat.completion", bool(request.return_token_ids)
     options = request.stream_options
     try:
         if is_chat:
             first = {"delta": {"role": "assistant", "content": ""}, "finish_reason": None, "logprobs": None}
-            choices = [{"index": i, **first} for i in range(plan.choices)]
+            choices = [{"index": i, **first} for i in range(prepared.choices)]
             yield event(envelope.chunk(choices) | prompt_ids)
             prompt_ids = {}
         async for update in updates:
@@ -146,33 +154,33 @@ async def _events(
             yield event(envelope.chunk([choice]) | prompt_ids)
             prompt_ids = {}
         if options and options.include_usage:
-            yield event(envelope.chunk([]) | {"usage": plan.usage.to_dict()})
+            yield event(envelope.chunk([]) | {"usage": prepared.usage.to_dict()})
     finally:
         await updates.aclose()
 
 
 async def _answer_images(
-    service: Service, request: schema.ImagesRequest, plan: Plan, updates: AsyncIterator[Update]
+    service: Service, request: schema.ImagesRequest, prepared: PreparedRequest, updates: AsyncIterator[Update]
 ) -> ASGIApp:
-    envelope = Envelope(kind="images", model=service.model_name, seed=plan.config.seed)
+    envelope = Envelope(kind="images", model=service.model_name, seed=prepared.config.seed)
     if request.stream:
-        return EventStream(_image_events(envelope, request, plan, updates))
-    choices = [Choice(i) for i in range(plan.choices)]
+        return EventStream(_image_events(envelope, request, prepared, updates))
+    choices = [Choice(i) for i in range(prepared.choices)]
     await _collect(updates, choices)
     drawn = [picture for choice in choices for picture in choice.pictures]
     is_url = request.response_format == "url"
     data = [{"url": picture.url} if is_url else {"b64_json": picture.base64} for picture in drawn]
     reply = {"created": envelope.created, "data": data, "output_format": "png", "seed": envelope.seed}
-    return JSONResponse(reply | {"usage": _image_usage(plan)})
+    return JSONResponse(reply | {"usage": _image_usage(prepared)})
 
 
 async def _image_events(
-    envelope: Envelope, request: schema.ImagesRequest, plan: Plan, updates: AsyncIterator[Update]
+    envelope: Envelope, request: schema.ImagesRequest, prepared: PreparedRequest, updates: AsyncIterator[Update]
 ) -> AsyncIterator[bytes]:
     """OpenAI's events of the Images API."""
     common = {"created_at": envelope.created, "size": request.size or "auto", "output_format": "png"}
     common |= {"quality": "auto", "background": "opaque", "seed": envelope.seed}
-    previews = [0] * plan.choices
+    previews = [0] * prepared.choices
     try:
         async for update in updates:
             if (picture := update.picture) is None:
@@ -183,14 +191,14 @@ async def _image_events(
                 content["partial_image_index"] = previews[update.choice]
                 previews[update.choice] += 1
             else:
-                kind, content["usage"] = "image_generation.completed", _image_usage(plan)
+                kind, content["usage"] = "image_generation.completed", _image_usage(prepared)
             yield event({"type": kind, **common, **content}, kind)
     finally:
         await updates.aclose()
 
 
-def _image_usage(plan: Plan) -> dict:
-    usage = plan.usage.to_dict()
+def _image_usage(prepared: PreparedRequest) -> dict:
+    usage = prepared.usage.to_dict()
     renamed = {"input_tokens": usage["prompt_tokens"], "output_tokens": usage["completion_tokens"]}
     return renamed | {
         "total_tokens": usage["total_tokens"],

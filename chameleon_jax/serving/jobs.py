@@ -1,57 +1,53 @@
-"""From the engine's threads to the event loop: submit requests, await their ids, and give up.
+"""From the engine to the event loop: submit requests, await their ids, and give up.
 
-The one idea: an engine's stream is read by a thread of its own, which hands pieces to the loop. Whoever stops reading, at the end,
-by an error or by cancellation, cancels what still runs, so that no slot is kept by a request that nobody waits for.
+The engine's thread hands each piece to the loop and goes on; no thread waits for a request. A piece then waits in a queue for its
+reader, who may be as slow as its client: the queue needs no limit of its own, for an output has no more ids than its slot. Whoever
+stops reading, at the end, by an error or by cancellation, cancels what still runs, so that no slot is kept by a request that nobody
+waits for.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
+import functools
 from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
 
-from chameleon_jax.errors import ChameleonError
-from chameleon_jax.generation.requests import Engine, EngineStopped, Generated, QueueFull, Request, Stream
+from chameleon_jax.errors import ChameleonError, GenerationError
+from chameleon_jax.generation.engine import Engine, RequestHandle
+from chameleon_jax.generation.requests import EngineStopped, Generated, QueueFull, Request
 from chameleon_jax.serving.errors import ApiError, bad_request, too_many
 
 
 class Jobs:
-    """A few requests of one client. Iterating gives (number of the request, new ids), and at its end (number, Generated)."""
+    """A few requests of one client, all submitted or none, to be done in `seconds`. For use in the event loop alone.
 
-    def __init__(self, streams: Sequence[Stream], deadline: float):
-        self._streams, self._deadline = streams, deadline
+    Raises ApiError: 429 when the queue is full, 400 for a request that cannot be served, 503 when the engine has stopped.
+    """
+
+    def __init__(self, engine: Engine, requests: Sequence[Request], seconds: float):
         self._loop = asyncio.get_running_loop()
+        self._deadline = self._loop.time() + seconds
         self._failure: ApiError | None = None
-        self._queue: asyncio.Queue[tuple[int, np.ndarray | Generated | BaseException]] = asyncio.Queue()
-        for i, stream in enumerate(streams):
-            threading.Thread(target=self._pump, args=(i, stream), name="stream", daemon=True).start()
-
-    @classmethod
-    async def start(cls, engine: Engine, requests: Sequence[Request], seconds: float) -> Jobs:
-        """Submit all or none, to be done in `seconds`.
-
-        Raises ApiError: 429 when the queue is full, 400 for a request that cannot be served.
-        """
-        loop = asyncio.get_running_loop()
-        submitted = loop.run_in_executor(None, _submit, engine, requests)
+        self._queue: asyncio.Queue[tuple[int, np.ndarray | Generated | Exception]] = asyncio.Queue()
+        self._handles: list[RequestHandle] = []
         try:
-            streams = await asyncio.shield(submitted)
-        except asyncio.CancelledError:  # the client left, while a thread that cannot be stopped is submitting
-            submitted.add_done_callback(lambda done: done.exception() or _cancel(done.result()))
+            for number, request in enumerate(requests):
+                post = functools.partial(self._post, number)
+                self._handles.append(engine.submit(request, on_ids=post, on_end=post))
+        except Exception as error:
+            self.cancel()
+            if isinstance(error, ChameleonError):
+                raise _refusal(error) from None
             raise
-        except QueueFull as error:
-            raise too_many(str(error), error.retry_after) from None
-        except EngineStopped as error:
-            raise ApiError(503, str(error), code="engine_stopped") from None
-        except ChameleonError as error:
-            raise bad_request(str(error)) from None
-        return cls(streams, loop.time() + seconds)
 
     async def pieces(self) -> AsyncIterator[tuple[int, np.ndarray | Generated]]:
-        """Until all have ended. Raises ApiError when time is up, GenerationError when the engine failed."""
-        left = len(self._streams)
+        """(number of the request, new ids), and at its end (number, Generated), until all have ended.
+
+        Raises ApiError when time is up, GenerationError when the engine failed.
+        """
+        left = len(self._handles)
         while left:
             if self._failure is not None:  # told before what a slow reader has left waiting
                 raise self._failure
@@ -61,7 +57,7 @@ class Jobs:
                     number, item = await self._queue.get()
             except TimeoutError:
                 raise ApiError(408, "the request took too long and was stopped", code="timeout") from None
-            if isinstance(item, BaseException):
+            if isinstance(item, Exception):
                 raise item
             left -= isinstance(item, Generated)
             yield number, item
@@ -73,34 +69,17 @@ class Jobs:
 
     def cancel(self, number: int | None = None) -> None:
         """Free the slot of one request, or of all; nothing happens to those that have ended."""
-        _cancel(self._streams if number is None else [self._streams[number]])
+        for handle in self._handles if number is None else [self._handles[number]]:
+            handle.cancel()
 
-    def _pump(self, number: int, stream: Stream) -> None:
-        try:
-            for ids in stream:
-                self._post(number, np.asarray(ids))
-            self._post(number, stream.result())
-        except Exception as error:  # the loop's side tells it
-            self._post(number, error)
-
-    def _post(self, number: int, item: np.ndarray | Generated | Exception) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, (number, item))
-        except RuntimeError:  # the loop is closed: the server is gone
-            self._streams[number].cancel()
+    def _post(self, number: int, item: np.ndarray | Generated | GenerationError) -> None:
+        """In the engine's thread. Raises RuntimeError when the loop is closed; the engine then cancels the request."""
+        self._loop.call_soon_threadsafe(self._queue.put_nowait, (number, item))
 
 
-def _submit(engine: Engine, requests: Sequence[Request]) -> list[Stream]:
-    streams: list[Stream] = []
-    try:
-        for request in requests:
-            streams.append(engine.submit(request))
-    except BaseException:
-        _cancel(streams)
-        raise
-    return streams
-
-
-def _cancel(streams: Sequence[Stream]) -> None:
-    for stream in streams:
-        stream.cancel()
+def _refusal(error: ChameleonError) -> ApiError:
+    if isinstance(error, QueueFull):
+        return too_many(str(error), error.retry_after)
+    if isinstance(error, EngineStopped):
+        return ApiError(503, str(error), code="engine_stopped")
+    return bad_request(str(error))

@@ -13,7 +13,7 @@ KEEP_ALIVE = b": waiting\n\n"  # a comment, which clients skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Picture:
+class EncodedPicture:
     """A PNG in base64, of a whole picture or of one that is being drawn."""
 
     index: int
@@ -38,7 +38,7 @@ class Update:
 
     choice: int
     text: str = ""
-    picture: Picture | None = None
+    picture: EncodedPicture | None = None
     ids: tuple[int, ...] = ()
     finish_reason: str | None = None
 
@@ -67,7 +67,7 @@ class Choice:
 
     def __init__(self, index: int):
         self.index, self.ids, self.finish_reason = index, [], None
-        self._parts: list[str | Picture] = []
+        self._parts: list[str | EncodedPicture] = []
 
     def add(self, update: Update) -> None:
         self.ids += update.ids
@@ -84,8 +84,8 @@ class Choice:
         return "".join(part for part in self._parts if isinstance(part, str))
 
     @property
-    def pictures(self) -> list[Picture]:
-        return [part for part in self._parts if isinstance(part, Picture)]
+    def pictures(self) -> list[EncodedPicture]:
+        return [part for part in self._parts if isinstance(part, EncodedPicture)]
 
     def _content(self) -> list[dict[str, Any]]:
         return [

@@ -101,7 +101,7 @@ class ResponseFormat(Strict):
     type: Literal["text"]
 
 
-class Settings(Strict):
+class RequestFields(Strict):
     """What all requests that generate share. Extensions of ours stand last."""
 
     model: str | None = None
@@ -140,7 +140,7 @@ class Settings(Strict):
         return [value] if isinstance(value, str) else value
 
 
-class ChatRequest(Settings):
+class ChatRequest(RequestFields):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
@@ -163,7 +163,7 @@ class ChatRequest(Settings):
         return self
 
 
-class CompletionRequest(Settings):
+class CompletionRequest(RequestFields):
     """`POST /v1/completions`: raw continuation, of one text or of several."""
 
     prompt: Annotated[list[Text], Field(min_length=1)]
@@ -178,7 +178,7 @@ class CompletionRequest(Settings):
         return [value] if isinstance(value, str) else value
 
 
-class ImagesRequest(Settings):
+class ImagesRequest(RequestFields):
     """`POST /v1/images/generations`: `n` pictures of a text."""
 
     prompt: Text

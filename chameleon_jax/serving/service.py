@@ -1,7 +1,7 @@
 """One model that is served: its parts, its threads, and the requests in hand.
 
-The one idea: the event loop only moves bytes. Pictures are decoded and prompts encoded on `workers`, pictures that come out on
-`painters`, ids on the engine's own threads.
+The event loop only moves bytes. Pictures are decoded and prompts encoded on `workers`, pictures that come out on `painters`, ids
+are made on the engine's thread. The number of threads is fixed, however many requests are open.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from jaxtyping import Int
 
 from chameleon_jax.configs import GenerationConfig, ServeConfig
 from chameleon_jax.errors import ChameleonError, did_you_mean
+from chameleon_jax.generation.engine import Engine
 from chameleon_jax.generation.reader import ImagePiece, OutputReader, Pieces, TextPiece, padded_codes
-from chameleon_jax.generation.requests import Engine, Generated, Request
+from chameleon_jax.generation.requests import Generated, Request
 from chameleon_jax.serving.errors import ApiError, bad_request, too_many
 from chameleon_jax.serving.jobs import Jobs
 from chameleon_jax.serving.messages import PictureLimits, build_ids, context_exceeded, read_turns
 from chameleon_jax.serving.metrics import Metrics
-from chameleon_jax.serving.replies import Picture, Update, Usage
-from chameleon_jax.serving.schema import ChatRequest, CompletionRequest, ImagesRequest, Settings
+from chameleon_jax.serving.replies import EncodedPicture, Update, Usage
+from chameleon_jax.serving.schema import ChatRequest, CompletionRequest, ImagesRequest, RequestFields
 from chameleon_jax.serving.settings import choose_format, generation_config, parse_size
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.images import to_image
@@ -41,7 +42,7 @@ T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class PreparedRequest:
     """What is to be generated: `choices` outputs of each prompt."""
 
     prompts: list[Int[np.ndarray, "n"]]
@@ -107,22 +108,22 @@ class Service:
         for pool in (self._workers, self._painters):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    # From a request to a plan.
+    # From the fields of a request to a prepared one.
 
     def check_model(self, name: str | None) -> None:
         if name is not None and name != self.model_name:
             hint = did_you_mean(name, [self.model_name]) or f": this server has '{self.model_name}'"
             raise ApiError(404, f"the model '{name[:100]}' does not exist{hint}", param="model", code="model_not_found")
 
-    async def plan(self, request: Settings) -> Plan:
+    async def prepare(self, request: RequestFields) -> PreparedRequest:
         """Raises ApiError for what cannot be served."""
         self.check_model(request.model)
         try:
-            return await self.on_worker(self._plan, request)
+            return await self.on_worker(self._prepare, request)
         except ChameleonError as error:
             raise bad_request(str(error)) from None
 
-    def _plan(self, request: Settings) -> Plan:
+    def _prepare(self, request: RequestFields) -> PreparedRequest:
         size = self._image_size(request)
         config = generation_config(request, self.config, self.context, self.bundle, size)
         count, choices = len(request.prompt) if isinstance(request, CompletionRequest) else 1, request.n or 1
@@ -137,7 +138,7 @@ class Service:
             previews = request.partial_images or 0 if request.stream else 0
             codes = int(np.prod(config.image_grid)) if config.image_grid else self.bundle.vocab_config.codes_per_image
             every = -(-codes // (previews + 1)) if previews else 0
-        return Plan(
+        return PreparedRequest(
             prompts=prompts,
             config=config,
             choices=choices,
@@ -146,13 +147,13 @@ class Service:
             usage=Usage(prompt=sum(map(len, prompts))),
         )
 
-    def _image_size(self, request: Settings) -> tuple[int, int] | None:
+    def _image_size(self, request: RequestFields) -> tuple[int, int] | None:
         asked = request.image_size
         if isinstance(request, ImagesRequest) and request.size != "auto":
             asked = request.size or asked
         return parse_size(asked) if asked else None
 
-    def _prompts(self, request: Settings, size: tuple[int, int] | None) -> list[Int[np.ndarray, "n"]]:
+    def _prompts(self, request: RequestFields, size: tuple[int, int] | None) -> list[Int[np.ndarray, "n"]]:
         format = choose_format(request, self.config)
         if isinstance(request, ChatRequest):
             conversations = [read_turns(request.messages, format, self._pictures)]
@@ -166,22 +167,22 @@ class Service:
     async def on_worker(self, function: Callable[..., T], *args: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._workers, function, *args)
 
-    # From a plan to updates.
+    # From a prepared request to updates.
 
-    async def start(self, plan: Plan) -> Jobs:
-        """Submit the plan's requests. Raises ApiError 429 or 400."""
+    def start(self, prepared: PreparedRequest) -> Jobs:
+        """Submit a request of the engine for each output. Raises ApiError 429, 400 or 503."""
         requests = [
-            Request(prompt=prompt, config=plan.config, row_id=choice)
-            for prompt in plan.prompts
-            for choice in range(plan.choices)
+            Request(prompt=prompt, config=prepared.config, row_id=choice)
+            for prompt in prepared.prompts
+            for choice in range(prepared.choices)
         ]
-        return await Jobs.start(self.engine, requests, self.config.request_seconds)
+        return Jobs(self.engine, requests, self.config.request_seconds)
 
-    async def updates(self, plan: Plan, jobs: Jobs) -> AsyncIterator[Update]:
+    async def updates(self, prepared: PreparedRequest, jobs: Jobs) -> AsyncIterator[Update]:
         """What comes of the jobs, choice by choice in order; leaving early cancels them."""
         readers = [
-            OutputReader(self.pieces, stop=plan.stop, partial_every=plan.partial_every)
-            for _ in range(len(plan.prompts) * plan.choices)
+            OutputReader(self.pieces, stop=prepared.stop, partial_every=prepared.partial_every)
+            for _ in range(len(prepared.prompts) * prepared.choices)
         ]
         ended: set[int] = set()
         self._open.add(jobs)
@@ -199,8 +200,8 @@ class Service:
                 parts = reader.finish() if is_end else reader.feed(item)
                 ids = () if is_end else tuple(map(int, item[: sum(reader.tokens.values()) - read]))
                 # Told with each picture, so counted before it is.
-                plan.usage.text = sum(reader.tokens["text"] for reader in readers)
-                plan.usage.image = sum(reader.tokens["image"] for reader in readers)
+                prepared.usage.text = sum(reader.tokens["text"] for reader in readers)
+                prepared.usage.image = sum(reader.tokens["image"] for reader in readers)
                 async for update in self._write(number, parts):
                     yield dataclasses.replace(update, ids=ids)
                     ids = ()
@@ -227,12 +228,14 @@ class Service:
                 self.metrics.pictures.inc(not part.partial)
                 yield Update(choice=choice, picture=picture)
 
-    def _paint(self, piece: ImagePiece) -> Picture:
+    def _paint(self, piece: ImagePiece) -> EncodedPicture:
         pixels = self.bundle.decode_images(padded_codes(piece)[None], grid=piece.grid)[0]
         file = io.BytesIO()
         to_image(pixels).save(file, "PNG", compress_level=1 if piece.partial else 6)
         encoded = base64.b64encode(file.getvalue()).decode("ascii")
-        return Picture(index=piece.index, base64=encoded, codes=len(piece.codes), of=piece.of, partial=piece.partial)
+        return EncodedPicture(
+            index=piece.index, base64=encoded, codes=len(piece.codes), of=piece.of, partial=piece.partial
+        )
 
 
 def _reason(item: np.ndarray | Generated, stopped: bool) -> str:

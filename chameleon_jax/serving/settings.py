@@ -10,7 +10,7 @@ from chameleon_jax.configs import GenerationConfig, GuidanceConfig, SamplingConf
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.generation.prompt import image_grid
 from chameleon_jax.serving.errors import bad_request
-from chameleon_jax.serving.schema import ChatRequest, CompletionRequest, ImagesRequest, Settings
+from chameleon_jax.serving.schema import ChatRequest, CompletionRequest, ImagesRequest, RequestFields
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 
 Mode = Literal["text", "image", "interleaved", "unrestricted"]
@@ -18,7 +18,7 @@ Mode = Literal["text", "image", "interleaved", "unrestricted"]
 _SEEDS = 2**31  # an engine takes seeds below it
 
 
-def choose_mode(request: Settings) -> Mode:
+def choose_mode(request: RequestFields) -> Mode:
     """`mode`, or what `modalities` ask for; text where neither does, as clients of text models expect."""
     if isinstance(request, ImagesRequest):
         return "image"
@@ -28,7 +28,7 @@ def choose_mode(request: Settings) -> Mode:
     return "interleaved" if len(asked) == 2 else asked.pop()
 
 
-def choose_format(request: Settings, serve: ServeConfig) -> str:
+def choose_format(request: RequestFields, serve: ServeConfig) -> str:
     """How words become a prompt: as asked, else as the server does, but raw for continuations."""
     return request.format or ("completion" if isinstance(request, CompletionRequest) else serve.format)
 
@@ -49,7 +49,7 @@ def token_limit(serve: ServeConfig, context: int) -> int:
 
 
 def generation_config(
-    request: Settings, serve: ServeConfig, context: int, bundle: TokenizerBundle, size: tuple[int, int] | None
+    request: RequestFields, serve: ServeConfig, context: int, bundle: TokenizerBundle, size: tuple[int, int] | None
 ) -> GenerationConfig:
     """How an engine with slots of `context` ids continues this request. `size` is (width, height) in pixels of all pictures.
 
@@ -108,7 +108,7 @@ def _sampling(
     return dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
 
 
-def _guidance(base: GuidanceConfig | None, request: Settings, format: str) -> GuidanceConfig | None:
+def _guidance(base: GuidanceConfig | None, request: RequestFields, format: str) -> GuidanceConfig | None:
     given = {"text": request.guidance_text, "image": request.guidance_image}
     given = {name: value for name, value in given.items() if value is not None}
     if not given:

@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 from chameleon_jax.configs import GenerationConfig
 from chameleon_jax.errors import TokenizerError
 from chameleon_jax.evaluation.inspection import print_path
-from chameleon_jax.generation import run as run_lib
 from chameleon_jax.generation.engine import generate
+from chameleon_jax.generation.loading import load_run
 from chameleon_jax.generation.prompt import build_prompt, build_request, read_output
 from chameleon_jax.models import transformer
 
@@ -53,7 +53,7 @@ def test_a_release_of_meta_becomes_a_workdir_that_computes_and_generates(
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "dropped" in done.stdout and "rope.freqs and 3 more" in done.stdout and "loss.logvar" in done.stdout
-    run = run_lib.load(tmp_path / "run")
+    run = load_run(tmp_path / "run")
     expected = meta_reference.forward(sizes, shards, torch.from_numpy(TOKENS)).numpy()
     np.testing.assert_allclose(logits_of(run), expected, atol=2e-4)
 
@@ -83,9 +83,9 @@ def test_every_layout_leads_back_to_the_same_model(tmp_path, release_tree, conve
         places = (f"--source={tmp_path / source}", f"--output={tmp_path / str(number)}")
         code, _, err = convert(*places, f"--to={layout}", *flags)
         assert code == 0, err
-    first = run_lib.load(tmp_path / "0")
-    assert_same_run(first, run_lib.load(tmp_path / "3"))
-    assert_same_run(first, run_lib.load(tmp_path / "4"))
+    first = load_run(tmp_path / "0")
+    assert_same_run(first, load_run(tmp_path / "3"))
+    assert_same_run(first, load_run(tmp_path / "4"))
 
     folder = tmp_path / "1"
     assert len(list(folder.glob("model-*.safetensors"))) > 1
@@ -116,13 +116,13 @@ def test_hugging_faces_codec_has_no_decoder_until_one_is_given(tmp_path, release
     save_file({k: v for k, v in load_file(file).items() if "decoder" not in k}, file)
     code, out, _ = convert(f"--source={tmp_path / 'hf'}", f"--output={tmp_path / 'half'}")
     assert code == 0 and "no decoder: pictures can be read, not written; give --vqgan" in out
-    half = run_lib.load(tmp_path / "half")
+    half = load_run(tmp_path / "half")
     assert half.bundle.pictures.encode(np.zeros((1, 16, 16, 3), np.float32)).shape == (1, 16)
     with pytest.raises(TokenizerError, match="no decoder"):
         half.bundle.pictures.decode(np.zeros((1, 16), int))
     vqgan = release_tree / "tokenizer" / "vqgan.ckpt"
     assert convert(f"--source={tmp_path / 'hf'}", f"--output={tmp_path / 'whole'}", f"--vqgan={vqgan}")[0] == 0
-    assert_same_run(run_lib.load(tmp_path / "whole"), run_lib.load(tmp_path / "run"))
+    assert_same_run(load_run(tmp_path / "whole"), load_run(tmp_path / "run"))
 
 
 def test_lumina_has_no_codec_of_its_own_and_draws_pictures_of_any_size(tmp_path, release_tree, convert):
@@ -139,9 +139,9 @@ def test_lumina_has_no_codec_of_its_own_and_draws_pictures_of_any_size(tmp_path,
     codec = release_tree / "tokenizer" / "vqgan.ckpt"
     flags = (f"--vqgan={codec}", "--resolution=64", f"--output={tmp_path / 'lumina'}")
     assert convert(f"--source={tmp_path / 'hf'}", *flags)[0] == 0
-    run = run_lib.load(tmp_path / "lumina")
+    run = load_run(tmp_path / "lumina")
     assert (run.bundle.vocab_config.image_span, run.bundle.pictures.config.resolution) == ("grid", 64)
-    np.testing.assert_array_equal(logits_of(run), logits_of(run_lib.load(tmp_path / "run")))
+    np.testing.assert_array_equal(logits_of(run), logits_of(load_run(tmp_path / "run")))
     config = GenerationConfig(mode="image", max_images=1)
     prompt, config = build_request("a red fox", [], run.bundle, config, format="lumina", image_size=(24, 16))
     [output] = generate(run.params, run.model, run.bundle.vocab, [prompt], config)
@@ -150,7 +150,7 @@ def test_lumina_has_no_codec_of_its_own_and_draws_pictures_of_any_size(tmp_path,
     # and out again, as the same flavour
     assert convert(f"--source={tmp_path / 'lumina'}", f"--output={tmp_path / 'out'}", "--to=hf")[0] == 0
     assert convert(f"--source={tmp_path / 'out'}", f"--output={tmp_path / 'back'}", "--resolution=64")[0] == 0
-    assert_same_run(run, run_lib.load(tmp_path / "back"))
+    assert_same_run(run, load_run(tmp_path / "back"))
 
 
 def test_a_workdir_without_a_codec_still_writes_words(tmp_path, release_tree, convert):
@@ -158,7 +158,7 @@ def test_a_workdir_without_a_codec_still_writes_words(tmp_path, release_tree, co
         (release_tree / "tokenizer" / name).unlink()
     code, out, _ = convert(f"--source={release_tree / 'models' / '30b'}", f"--output={tmp_path / 'run'}")
     assert code == 0 and "no image codec found" in out
-    run = run_lib.load(tmp_path / "run")
+    run = load_run(tmp_path / "run")
     assert run.bundle.pictures.vqgan is None
     prompt = build_prompt("a red fox", [], run.bundle)
     [output] = generate(run.params, run.model, run.bundle.vocab, [prompt], GenerationConfig(mode="text", max_tokens=4))
@@ -171,7 +171,7 @@ def test_the_codec_is_left_out_on_request(tmp_path, release_tree, convert, capsy
     assert convert(f"--source={tmp_path / 'run'}", f"--output={tmp_path / 'hf'}", *flags)[0] == 0
     assert not [key for key in load_file(tmp_path / "hf" / "model.safetensors") if "vqmodel" in key]
     assert convert(f"--source={tmp_path / 'hf'}", f"--output={tmp_path / 'back'}")[0] == 0
-    back = run_lib.load(tmp_path / "back").bundle
+    back = load_run(tmp_path / "back").bundle
     assert back.codec is None and back.vocab_config.codes_per_image == 16
     print_path(str(tmp_path / "back" / "tokenizer"), verify=False)
     assert "neither read nor written" in capsys.readouterr().out
@@ -181,7 +181,7 @@ def test_paths_may_be_relative(tmp_path, release_tree, convert, monkeypatch):
     monkeypatch.chdir(release_tree / "models" / "30b")
     code, out, _ = convert("--source=.", "--output=../../../run/")
     assert code == 0 and "no image codec" not in out and "no text tokenizer" not in out
-    assert run_lib.load(tmp_path / "run").bundle.pictures.vqgan.has_decoder
+    assert load_run(tmp_path / "run").bundle.pictures.vqgan.has_decoder
 
 
 def test_a_tokenizer_may_come_later(tmp_path, release_tree, convert):
@@ -193,7 +193,7 @@ def test_a_tokenizer_may_come_later(tmp_path, release_tree, convert):
     assert code == 0 and "no text tokenizer found: give --tokenizer" in out
     flags = (f"--tokenizer={tmp_path / 'words.json'}", f"--output={tmp_path / 'whole'}")
     assert convert(f"--source={tmp_path / 'half'}", *flags)[0] == 0
-    assert_same_run(run_lib.load(tmp_path / "run"), run_lib.load(tmp_path / "whole"))
+    assert_same_run(load_run(tmp_path / "run"), load_run(tmp_path / "whole"))
 
 
 def test_the_text_tokenizer_comes_back_from_hugging_face_as_it_was(tmp_path, release_tree, convert):
@@ -253,12 +253,12 @@ def test_a_conversion_that_is_stopped_leaves_nothing_and_can_be_run_again(tmp_pa
 def test_dtype_rounds_and_says_so(tmp_path, release_tree, convert):
     code, out, _ = convert(f"--source={release_tree}", f"--output={tmp_path / 'run'}", "--dtype=bfloat16")
     assert code == 0 and "rounded from float32 to bfloat16" in out
-    run = run_lib.load(tmp_path / "run")
+    run = load_run(tmp_path / "run")
     assert {leaf.dtype.name for leaf in jax.tree.leaves(run.params)} == {"bfloat16"}
     assert (run.model.param_dtype, run.model.compute_dtype) == ("bfloat16", "bfloat16")
 
 
 def test_numerics_of_a_release_are_asked_for_by_name(tmp_path, release_tree, convert):
     assert convert(f"--source={release_tree}", f"--output={tmp_path / 'run'}", "--numerics=hf")[0] == 0
-    numerics = run_lib.load(tmp_path / "run").model.numerics
+    numerics = load_run(tmp_path / "run").model.numerics
     assert numerics.round_logits and numerics.round_norms and numerics.masked_ids == (4, 20)

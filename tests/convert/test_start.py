@@ -9,7 +9,7 @@ import pytest
 
 from chameleon_jax.configs import DataConfig, InitConfig, MeshConfig, PretrainConfig, StoreConfig, TrainConfig
 from chameleon_jax.data.loader import Loader
-from chameleon_jax.generation import run as run_lib
+from chameleon_jax.generation.loading import load_run
 from chameleon_jax.models import transformer
 from chameleon_jax.training import losses
 from chameleon_jax.training.loop import pretrain
@@ -22,7 +22,7 @@ NAMES = tuple(f"<new{i}>" for i in range(16))
 @pytest.mark.parametrize("names", [(), NAMES], ids=["same tokenizer", "16 new ids"])
 def test_training_starts_from_a_converted_release(release_tree, convert, build_store, tmp_path, names):
     assert convert("--source", release_tree / "models" / "30b", "--output", tmp_path / "release")[0] == 0
-    release = run_lib.load(tmp_path / "release")
+    release = load_run(tmp_path / "release")
     bundle = release.bundle.with_added(names)
     made = build_store(
         tmp_path / "store", count=20, vocab_config=bundle.vocab_config, bundle_fingerprint=bundle.fingerprint()

@@ -11,10 +11,10 @@ from safetensors.numpy import load_file, save_file
 
 from chameleon_jax.checkpoints.manifest import nest
 from chameleon_jax.checkpoints.restore import restore_subtree
-from chameleon_jax.convert import hf, layout, meta, run
+from chameleon_jax.convert import hf, layout, meta, native
 from chameleon_jax.convert.hf import HFWeights
 from chameleon_jax.convert.meta import MetaWeights
-from chameleon_jax.convert.run import RunWeights
+from chameleon_jax.convert.native import NativeWeights
 from chameleon_jax.models import transformer
 
 torch = pytest.importorskip("torch")
@@ -88,8 +88,8 @@ def test_every_layout_comes_back_bit_for_bit_from_every_other(tmp_path, swin, ra
     sizes = meta_reference.Sizes(swin=swin)
     shards = meta_reference.random_shards(sizes, ranks, getattr(torch, dtype))
     first = MetaWeights(meta_reference.write(tmp_path / "meta", sizes, shards))
-    run.write_weights(first, tmp_path / "run", {})
-    ours = RunWeights(tmp_path / "run")
+    native.write_weights(first, tmp_path / "run", {})
+    ours = NativeWeights(tmp_path / "run")
     theirs = HFWeights(write_hf(ours, tmp_path / "hf"))
     (tmp_path / "again").mkdir()
     meta.write_weights(theirs, tmp_path / "again", ranks)

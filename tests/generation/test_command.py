@@ -9,7 +9,7 @@ from PIL import Image
 
 from chameleon_jax.configs import GenerationConfig
 from chameleon_jax.errors import ChameleonError, GenerationError
-from chameleon_jax.generation import engine, run
+from chameleon_jax.generation import engine, loading
 from chameleon_jax.generation.output_files import write_output
 from chameleon_jax.generation.prompt import ImageOutput, TextOutput
 from experiments import generate
@@ -25,7 +25,7 @@ def loaded():
 @pytest.fixture
 def command(loaded, monkeypatch, tmp_path):
     """command(*flags) -> prompts that the engine was given; files go to tmp_path/out."""
-    monkeypatch.setattr(run, "load", lambda workdir, mesh: loaded)
+    monkeypatch.setattr(loading, "load_run", lambda workdir, mesh: loaded)
     prompts, generate_ids = [], engine.generate
 
     def spy(params, model, vocab, given, config, donate):
@@ -101,7 +101,7 @@ def test_a_broken_picture_is_left_out(tmp_path):
 
 def test_the_mesh_of_the_flag_is_what_the_run_is_loaded_to(command, loaded, monkeypatch):
     meshes = []
-    monkeypatch.setattr(run, "load", lambda workdir, mesh: meshes.append(mesh) or loaded)
+    monkeypatch.setattr(loading, "load_run", lambda workdir, mesh: meshes.append(mesh) or loaded)
     for flags in ([], ["--mesh=data=2,tensor=-1"]):
         command("--prompt=words", "--mode=text", "--max_tokens=2", *flags)
     assert meshes[0] is None

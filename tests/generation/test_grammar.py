@@ -11,7 +11,7 @@ import pytest
 from chameleon_jax.configs import GenerationConfig, SamplingConfig, text_and_image
 from chameleon_jax.generation import grammar
 from chameleon_jax.generation.grammar import OUTSIDE, FinishReason, split_spans
-from chameleon_jax.generation.sampling import Settings, sample
+from chameleon_jax.generation.sampling import SamplingArrays, sample
 from chameleon_jax.vocab import FixedSpan, Modality, Vocab
 
 TEXT, IMAGE = 0, 1  # rows of the modality table
@@ -340,7 +340,7 @@ def test_thousands_of_mixed_rows_from_random_logits_never_leave_the_grammar(voca
             np.array([row.opened for row in rows]),
             np.array([row.said for row in rows]),
         )
-        state, tokens = _write(state, Settings.of([row.config for row in rows]), jax.random.key(batch), vocab)
+        state, tokens = _write(state, SamplingArrays.of([row.config for row in rows]), jax.random.key(batch), vocab)
         counts = [row.remaining - int(left) for row, left in zip(rows, state.remaining, strict=True)]
         for row, ids, count, why in zip(rows, tokens.tolist(), counts, state.finish.tolist(), strict=True):
             images += _check(vocab, row, ids[:count], why)

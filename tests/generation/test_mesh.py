@@ -21,7 +21,7 @@ from chameleon_jax.configs import (
 )
 from chameleon_jax.errors import CheckpointError, ConfigError
 from chameleon_jax.evaluation import likelihood
-from chameleon_jax.generation import lanes, run, scheduler
+from chameleon_jax.generation import lanes, loading, scheduler
 from chameleon_jax.generation.engine import Engine, generate
 from chameleon_jax.generation.requests import Request
 from chameleon_jax.generation.weights import decoding_form
@@ -67,9 +67,9 @@ def workdir(weights, tmp_path_factory):
 
 @pytest.fixture
 def load(workdir, monkeypatch):
-    """run.load without a tokenizer, which this run has not."""
+    """load_run without a tokenizer, which this run has not."""
     monkeypatch.setattr(TokenizerBundle, "load", lambda folder: None)
-    return lambda *args, **kwargs: run.load(workdir, *args, **kwargs)
+    return lambda *args, **kwargs: loading.load_run(workdir, *args, **kwargs)
 
 
 @pytest.mark.parametrize("axes", MESHES, ids=str)
@@ -110,7 +110,7 @@ def test_an_engine_runs_on_the_mesh_of_its_weights_and_divides_its_cache(load):
     mesh = mesh_with({"tensor": 8})
     expected = generate(load(step=1).params, MODEL, VOCAB, PROMPTS, GREEDY)
     with Engine(load(mesh, step=1).params, MODEL, VOCAB, EngineConfig(slots=3, block=5), donate=True) as engine:
-        results = [stream.result() for stream in [engine.submit(Request(prompt=p, config=GREEDY)) for p in PROMPTS]]
+        results = [stream.result() for stream in [engine.stream(Request(prompt=p, config=GREEDY)) for p in PROMPTS]]
         keys = engine._scheduler._lanes.cache.layers[0].keys
     assert [r.ids.tolist() for r in results] == [e.ids.tolist() for e in expected]
     assert keys.sharding.shard_shape(keys.shape) == (3, 1, 64, 8)

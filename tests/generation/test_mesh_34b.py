@@ -33,7 +33,7 @@ def compiled(layers, dtype):
     with jax.set_mesh(MESH):
         idle = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, scheduler._idle_rows(SLOTS, CONTEXT, shapes)))
         cache = jax.eval_shape(lambda: kv_cache.create(model, SLOTS, CONTEXT, DECODING))
-        state = lanes.Lanes(
+        state = lanes.LaneState(
             cache=jax.tree.map(lambda leaf: placed(leaf, "B K S H"), cache),
             rows=jax.tree.map(lambda leaf: placed(leaf, " ".join("B" + "." * (leaf.ndim - 1))), idle),
         )

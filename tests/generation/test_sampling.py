@@ -8,7 +8,7 @@ import pytest
 from chameleon_jax.configs import SAMPLING_PRESETS, GenerationConfig, GuidanceConfig, SamplingConfig
 from chameleon_jax.errors import ConfigError
 from chameleon_jax.generation import sampling
-from chameleon_jax.generation.sampling import Settings
+from chameleon_jax.generation.sampling import SamplingArrays
 
 sample_jit = jax.jit(sampling.sample)
 top_k_mask = jax.jit(sampling.top_k_mask)
@@ -18,7 +18,7 @@ top_p_mask = jax.jit(sampling.top_p_mask)
 def sample(logits, mask, temperature, top_p, keys, top_k=0, repetition_penalty=1.0, seen=None):
     """Settings are numbers, or arrays of one a row."""
     rows = np.zeros(len(logits))
-    settings = Settings(
+    settings = SamplingArrays(
         temperature=jnp.asarray(rows + temperature, jnp.float32),
         top_p=jnp.asarray(rows + top_p, jnp.float32),
         top_k=jnp.asarray(rows + top_k, jnp.int32),
@@ -312,7 +312,7 @@ def test_top_p_keeps_as_many_as_transformers_on_its_boundary(probabilities, p):
 def test_settings_are_picked_by_row_and_modality():
     greedy, wide = SamplingConfig(temperature=0.0), SamplingConfig(temperature=2.0, top_p=1.0, top_k=7)
     configs = [GenerationConfig(text=greedy, image=wide), GenerationConfig(text=wide, image=greedy)]
-    settings = Settings.of(configs).at(jnp.asarray([1, 1]))
+    settings = SamplingArrays.of(configs).at(jnp.asarray([1, 1]))
     assert settings.temperature.tolist() == [2.0, 0.0] and settings.top_k.tolist() == [7, 0]
 
 

@@ -1,5 +1,6 @@
 """The engine as a service: requests from threads, slots used again, cancelling, failing, closing."""
 
+import asyncio
 import threading
 
 import jax
@@ -43,19 +44,98 @@ def engine():
 @pytest.fixture(scope="module")
 def alone(engine):
     """What each request gives with the engine to itself."""
-    return [engine.submit(request).result() for request in MIXED]
+    return [engine.stream(request).result() for request in MIXED]
 
 
 def test_what_streams_is_what_results(engine):
-    stream = engine.submit(MIXED[2])
+    stream = engine.stream(MIXED[2])
     pieces = list(stream)
     assert len(pieces) > 1 and all(1 <= len(piece) <= CONFIG.block for piece in pieces)
     assert np.concatenate(pieces).tolist() == stream.result().ids.tolist()
     assert list(stream) == []
 
 
+class Caller:
+    """Callbacks that keep what they are told, and raise `error` at ids and at the end if it is given."""
+
+    def __init__(self, error=None):
+        self.error, self.pieces, self.ends, self.threads = error, [], [], set()
+        self.ended = threading.Event()
+
+    def on_ids(self, ids):
+        assert not self.ends
+        self.pieces.append(ids)
+        self.threads.add(threading.current_thread().name)
+        if self.error:
+            raise self.error
+
+    def on_end(self, result):
+        self.ends.append(result)
+        self.threads.add(threading.current_thread().name)
+        self.ended.set()
+        if self.error:
+            raise self.error
+
+    def submit(self, engine, request):
+        self.handle = engine.submit(request, self.on_ids, self.on_end)
+        return self
+
+
+def test_callbacks_get_every_id_and_one_end_from_the_engines_thread(engine, alone):
+    callers = [Caller().submit(engine, request) for request in MIXED]
+    for caller, expected in zip(callers, alone, strict=True):
+        assert caller.ended.wait(60)
+        [end] = caller.ends
+        assert np.concatenate(caller.pieces).tolist() == end.ids.tolist() == expected.ids.tolist()
+        assert end.finish_reason == expected.finish_reason and caller.threads == {"engine"}
+        caller.handle.cancel()  # no effect after the end
+    assert all(len(caller.ends) == 1 for caller in callers)
+
+
+def test_a_handle_cancels(engine):
+    def cancel_at_once(ids):
+        pieces.append(ids)
+        handles[0].cancel()
+
+    pieces, handles, ended = [], [], threading.Event()
+    results = []
+    long = request(99, mode="text", max_tokens=40)
+    waiting = [Caller().submit(engine, long) for _ in range(CONFIG.slots + 1)]  # until the handle is there
+    handles.append(engine.submit(long, cancel_at_once, lambda result: (results.append(result), ended.set())))
+    assert ended.wait(60) and all(caller.ended.wait(60) for caller in waiting)
+    assert results[0].finish_reason == "cancelled" and len(results[0].ids) < 40
+    assert np.concatenate(pieces).tolist() == results[0].ids.tolist()
+
+
+@pytest.mark.parametrize("error", [ValueError("no loop"), SystemExit(3), asyncio.CancelledError()], ids=type)
+def test_callbacks_that_fail_cost_their_own_request_alone(engine, alone, error, caplog):
+    failing = [Caller(error).submit(engine, request) for request in MIXED[:6]]
+    streams = [engine.stream(request) for request in MIXED]
+    assert [stream.result().ids.tolist() for stream in streams] == [a.ids.tolist() for a in alone]
+    for caller in failing:
+        assert caller.ended.wait(60) and len(caller.pieces) == len(caller.ends) == 1
+        [told] = caller.ends
+        assert isinstance(told, GenerationError) and told.__cause__ is error
+        assert str(told).startswith(f"on_ids of the request failed: {type(error).__name__}")
+    assert caplog.text.count("a request is cancelled: its on_ids failed") == 6
+    assert caplog.text.count("on_end of a request failed") == 6
+    stats = engine.stats()
+    assert (stats.failed, stats.running, stats.queued) == (None, 0, 0)
+
+
+def test_a_callback_may_submit_the_next_request(engine, alone):
+    def submit_second(result):
+        chained.append(Caller().submit(engine, MIXED[1]))
+        submitted.set()
+
+    chained, submitted = [], threading.Event()
+    engine.submit(MIXED[0], lambda ids: None, submit_second)
+    assert submitted.wait(60) and chained[0].ended.wait(60)
+    assert chained[0].ends[0].ids.tolist() == alone[1].ids.tolist()
+
+
 def test_requests_together_in_slots_used_again_get_what_they_get_alone(engine, alone):
-    streams = [engine.submit(request) for request in MIXED]
+    streams = [engine.stream(request) for request in MIXED]
     results = [stream.result() for stream in streams]
     assert [r.ids.tolist() for r in results] == [a.ids.tolist() for a in alone]
     assert [r.finish_reason for r in results] == [a.finish_reason for a in alone]
@@ -66,8 +146,8 @@ def test_requests_together_in_slots_used_again_get_what_they_get_alone(engine, a
 
 def test_cancelling_in_the_middle_leaves_the_others_as_they_are(engine, alone):
     long = request(99, mode="text", max_tokens=40)
-    first = [engine.submit(long) for _ in range(3)]
-    streams = [engine.submit(request) for request in MIXED]
+    first = [engine.stream(long) for _ in range(3)]
+    streams = [engine.stream(request) for request in MIXED]
     for stream in first:
         next(iter(stream))
         stream.cancel()
@@ -82,7 +162,7 @@ def test_many_threads_may_submit(engine, alone):
     found = {}
 
     def ask(i):
-        found[i] = engine.submit(MIXED[i % 12]).result().ids.tolist()
+        found[i] = engine.stream(MIXED[i % 12]).result().ids.tolist()
 
     threads = [threading.Thread(target=ask, args=(i,)) for i in range(24)]
     for thread in threads:
@@ -100,48 +180,52 @@ def test_a_service_gives_the_ids_of_a_batch(engine, alone):
 
 def test_a_queue_has_an_end():
     with Engine(weights_of(VOCAB), MODEL, VOCAB, EngineConfig(slots=1, block=1, max_queued=2)) as small:
-        streams = [small.submit(request(1, mode="text", max_tokens=40))]
+        streams = [small.stream(request(1, mode="text", max_tokens=40))]
         with pytest.raises(QueueFull, match="requests wait already; 2 are the most") as refused:
             for _ in range(8):
-                streams.append(small.submit(request(2, mode="text")))
+                streams.append(small.stream(request(2, mode="text")))
         assert refused.value.retry_after > 0
         assert all(len(stream.result().ids) for stream in streams)
 
 
 def test_bad_requests_are_refused_at_once_and_cost_nothing(engine, alone):
     with pytest.raises(GenerationError, match="the prompt is empty"):
-        engine.submit(Request(prompt=np.array([], int), config=GenerationConfig()))
+        engine.stream(Request(prompt=np.array([], int), config=GenerationConfig()))
     with pytest.raises(GenerationError, match=f"context of {CONTEXT} leaves no room"):
-        engine.submit(Request(prompt=np.full(CONTEXT, VOCAB.bos), config=GenerationConfig()))
-    assert engine.submit(MIXED[0]).result().ids.tolist() == alone[0].ids.tolist()
+        engine.stream(Request(prompt=np.full(CONTEXT, VOCAB.bos), config=GenerationConfig()))
+    assert engine.stream(MIXED[0]).result().ids.tolist() == alone[0].ids.tolist()
     with (
         Engine(weights_of(VOCAB), MODEL, VOCAB, EngineConfig(slots=2)) as small,
         pytest.raises(GenerationError, match="needs 3 slots, the engine has 2"),
     ):
-        small.submit(request(guided=True))
+        small.stream(request(guided=True))
 
 
 @pytest.mark.parametrize("drain", [True, False])
 def test_closing_drains_or_stops(drain):
     service = Engine(weights_of(VOCAB), MODEL, VOCAB, EngineConfig(slots=1, block=1, max_queued=9))
-    streams = [service.submit(request(i, mode="text", max_tokens=30)) for i in range(3)]
+    streams = [service.stream(request(i, mode="text", max_tokens=30)) for i in range(3)]
     next(iter(streams[0]))
     service.close(drain=drain)
     reasons = [stream.result().finish_reason for stream in streams]
     assert reasons == [r if drain else "cancelled" for r in reasons] and ("cancelled" not in reasons) == drain
     with pytest.raises(GenerationError, match="closing"):
-        service.submit(request())
+        service.stream(request())
 
 
 def test_a_failing_engine_tells_everybody(monkeypatch):
-    service = Engine(weights_of(VOCAB), MODEL, VOCAB, EngineConfig(slots=1, block=2))
-    monkeypatch.setattr(lanes, "run_block", lambda *args: 1 / 0)
+    service, submitted = Engine(weights_of(VOCAB), MODEL, VOCAB, EngineConfig(slots=1, block=2)), threading.Event()
+    monkeypatch.setattr(lanes, "run_block", lambda *args: submitted.wait(60) and 1 / 0)
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
-    stream = service.submit(request())
+    callers = [Caller(error).submit(service, request()) for error in (None, ValueError("as I end"), None)]
+    stream = service.stream(request())
+    submitted.set()
     with pytest.raises(GenerationError, match="the engine has failed: ZeroDivisionError"):
         stream.result()
+    told = [str(end) for caller in callers for end in caller.ends]
+    assert told == ["the engine has failed: ZeroDivisionError: division by zero"] * 3
     with pytest.raises(GenerationError, match="the engine has failed"):
-        service.submit(request())
+        service.stream(request())
 
 
 def test_a_block_asks_the_host_for_nothing():
@@ -164,7 +248,7 @@ def test_a_block_is_compiled_once_a_bucket_and_a_prefill_twice(engine):
     lanes.run_block.clear_cache()
     with Engine(weights_of(VOCAB), MODEL, VOCAB, CONFIG) as fresh:
         for asked in [*MIXED, *MIXED]:
-            fresh.submit(asked)
+            fresh.stream(asked)
     buckets = {32, CONTEXT}
     assert lanes.admit._cache_size() <= 2 * len(buckets)
     assert lanes.run_block._cache_size() <= len(buckets)
@@ -180,7 +264,7 @@ def test_four_devices_give_the_same(alone):
     prompts = [asked.prompt for asked in MIXED[:3]]
     expected = generate(weights_of(VOCAB), MODEL, VOCAB, prompts, config)
     with Engine(weights_of(VOCAB), MODEL, VOCAB, EngineConfig(slots=6, block=5), mesh=mesh) as service:
-        streams = [service.submit(Request(prompt=prompt, config=config)) for prompt in prompts]
+        streams = [service.stream(Request(prompt=prompt, config=config)) for prompt in prompts]
         results = [stream.result() for stream in streams]
     assert [r.ids.tolist() for r in results] == [e.ids.tolist() for e in expected]
 
@@ -202,7 +286,7 @@ def test_eight_bits_are_near_and_a_quarter():
             error = np.abs(np.asarray(leaf.values) * scale - np.asarray(wide[path]))
             assert (error <= scale / 2 * 1.0001).all()
     with Engine(weights, MODEL, VOCAB, EngineConfig(slots=2, weights="int8")) as service:
-        output = service.submit(request(mode="image")).result()
+        output = service.stream(request(mode="image")).result()
     assert output.finish_reason == "images" and len(output.ids) == 12
 
 
@@ -230,8 +314,8 @@ def test_an_engine_that_fails_says_so():
 
     service._scheduler.step = fail
     with pytest.raises(GenerationError, match="the engine has failed: RuntimeError: out of memory"):
-        service.submit(MIXED[0]).result()
+        service.stream(MIXED[0]).result()
     service._thread.join()
     assert service.stats().failed == "RuntimeError: out of memory"
     with pytest.raises(GenerationError, match="out of memory"):
-        service.submit(MIXED[0])
+        service.stream(MIXED[0])

@@ -61,12 +61,12 @@ class KeptOpen:
 
 @pytest.fixture
 def make_service(tiny, engine):
-    """make_service(**settings) -> Service over the shared engine; `engine` and `bundle` may be given."""
+    """make_service(**settings) -> Service over the shared engine; `engine`, `bundle` and the base `config` may be given."""
 
     shared = KeptOpen(engine)
 
-    def make(*, engine=shared, bundle=tiny.bundle, **settings):
-        config = dataclasses.replace(SERVE, **settings)
+    def make(*, engine=shared, bundle=tiny.bundle, config=SERVE, **settings):
+        config = dataclasses.replace(config, **settings)
         return Service(engine=engine, bundle=bundle, config=config, model_name="tiny")
 
     return make
@@ -122,55 +122,59 @@ def wait_until(holds, seconds=20):
 
 
 class ScriptedEngine:
-    """An engine that says what a test lets it say: `release` lets every stream hand out one more piece."""
+    """An engine that says what a test lets it say: `release` lets every request have one more piece. Callbacks come from the
+    thread that releases, submits or cancels."""
 
     def __init__(self, run, pieces, finish_reason="eos"):
         self.model, self.vocab = run.model, run.bundle.vocab
         self.pieces, self.finish_reason = [np.asarray(piece, np.int32) for piece in pieces], finish_reason
-        self.streams, self.released, self.changed = [], 0, threading.Condition()
+        self.requests, self.released, self.lock, self.error = [], 0, threading.RLock(), None
 
     def release(self, count=1):
-        with self.changed:
+        with self.lock:
             self.released += count
-            self.changed.notify_all()
+            for request in self.requests:
+                request.go_on()
 
-    def submit(self, request):
-        self.streams.append(ScriptedStream(self))
-        return self.streams[-1]
+    def submit(self, request, on_ids, on_end):
+        with self.lock:
+            self.requests.append(ScriptedRequest(self, on_ids, on_end))
+            self.requests[-1].go_on()
+            return self.requests[-1]
 
     def stats(self):
-        running = sum(not stream.ended for stream in self.streams)
+        running = sum(not request.ended for request in self.requests)
         return EngineStats(
             slots=4, running=running, queued=0, requests=0, tokens=0, tokens_per_second=0.0, cache_bytes=0
         )
 
     def close(self, drain=True):
-        for stream in self.streams:
-            stream.cancel()
+        for request in self.requests:
+            request.cancel()
 
 
-class ScriptedStream:
-    def __init__(self, engine):
-        self.engine, self.ended, self.cancelled, self.said = engine, False, False, []
+class ScriptedRequest:
+    def __init__(self, engine, on_ids, on_end):
+        self.engine, self.on_ids, self.on_end = engine, on_ids, on_end
+        self.ended, self.cancelled, self.said = False, False, []
 
-    def __iter__(self):
-        for i, piece in enumerate(self.engine.pieces):
-            with self.engine.changed:
-                self.engine.changed.wait_for(lambda i=i: self.engine.released > i or self.cancelled)
-            if self.cancelled:
-                break
-            self.said.append(piece)
-            yield piece
-        self.ended = True
+    def go_on(self):
+        """Say what is released, and the end when everything is said or the request is cancelled."""
+        pieces, reason = self.engine.pieces, self.engine.finish_reason
+        while not (self.ended or self.cancelled) and len(self.said) < min(self.engine.released, len(pieces)):
+            self.said.append(pieces[len(self.said)])
+            self.on_ids(self.said[-1])
+        if not self.ended and (self.cancelled or len(self.said) == len(pieces)):
+            self.ended = True
+            ids = np.concatenate([np.zeros(0, np.int32), *self.said])
+            self.on_end(
+                self.engine.error or Generated(ids=ids, finish_reason="cancelled" if self.cancelled else reason)
+            )
 
     def cancel(self):
-        with self.engine.changed:
+        with self.engine.lock:
             self.cancelled = True
-            self.engine.changed.notify_all()
-
-    def result(self):
-        reason = "cancelled" if self.cancelled else self.engine.finish_reason
-        return Generated(ids=np.concatenate([np.zeros(0, np.int32), *self.said]), finish_reason=reason)
+            self.go_on()
 
 
 PROGRAM = page_driver.find_browser()

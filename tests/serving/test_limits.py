@@ -11,18 +11,17 @@ import time
 from urllib.parse import urlsplit
 
 import httpx
-import numpy as np
 import pytest
 
 from chameleon_jax.configs import EngineConfig
 from chameleon_jax.errors import GenerationError
 from chameleon_jax.generation.engine import Engine
-from chameleon_jax.generation.requests import Generated, QueueFull
+from chameleon_jax.generation.requests import QueueFull
 from chameleon_jax.serving import streams
 from chameleon_jax.serving.app import create_app
 from chameleon_jax.serving.errors import ApiError
 from chameleon_jax.serving.jobs import Jobs
-from tests.serving.conftest import ScriptedEngine, wait_until
+from tests.serving.conftest import SERVE, ScriptedEngine, wait_until
 
 CHAT = "/v1/chat/completions"
 
@@ -49,10 +48,12 @@ def lines(response):
 
 
 class Asgi:
-    """One request to the application without a network: what is sent piles up, and the test says when the client leaves."""
+    """One request to the application without a network: the test says when the client takes the answer and when it leaves."""
 
-    def __init__(self, app, body, path=CHAT):
-        self.sent, self._left = [], asyncio.Event()
+    def __init__(self, app, body, path=CHAT, is_reading=True):
+        self.sent, self.reads, self._left = [], asyncio.Event(), asyncio.Event()
+        if is_reading:
+            self.reads.set()
         self._incoming = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
         headers = [(b"content-type", b"application/json"), (b"host", b"localhost")]
         scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "headers": headers}
@@ -66,6 +67,7 @@ class Asgi:
         return {"type": "http.disconnect"}
 
     async def _send(self, message):
+        await self.reads.wait()
         self.sent.append(message)
 
     async def leave(self):
@@ -91,12 +93,12 @@ def test_a_client_that_leaves_frees_its_slots(make_service, scripted, stream, re
 
     async def run():
         request = Asgi(create_app(service), chat(stream=stream, n=2, mode="interleaved"))
-        await until(lambda: len(scripted.streams) == 2)
+        await until(lambda: len(scripted.requests) == 2)
         scripted.release(released)
         if stream and released:
             await until(lambda: "a red heart" in request.text)
         await request.leave()
-        await until(lambda: all(stream.cancelled and stream.ended for stream in scripted.streams))
+        await until(lambda: all(request.cancelled and request.ended for request in scripted.requests))
         return request
 
     request = asyncio.run(run())
@@ -106,24 +108,26 @@ def test_a_client_that_leaves_frees_its_slots(make_service, scripted, stream, re
 
 
 def test_a_client_that_leaves_before_it_is_submitted_leaves_nothing(make_service, scripted):
-    service, entered, go = make_service(engine=scripted), threading.Event(), threading.Event()
-    submit = scripted.submit
+    service, (entered, go, made) = make_service(engine=scripted), (threading.Event() for _ in range(3))
+    prepare = service._prepare
 
     def slow(request):
         entered.set()
         go.wait(20)
-        return submit(request)
+        prepare(request)
+        made.set()
 
-    scripted.submit = slow
+    service._prepare = slow
 
     async def run():
         request = Asgi(create_app(service), chat(stream=True))
         await until(entered.is_set)
         await request.leave()
         go.set()
-        await until(lambda: scripted.streams and scripted.streams[0].cancelled)
+        await until(made.is_set)
 
     asyncio.run(run())
+    assert scripted.requests == [] and service._in_hand == 0
 
 
 def test_a_dropped_connection_frees_the_slot_of_a_real_engine(server, tiny):
@@ -198,15 +202,15 @@ def test_more_than_fit_are_told_when_to_come_back(server, scripted):
 def test_a_full_engine_takes_all_choices_or_none(server, scripted):
     submit = scripted.submit
 
-    def two(request):
-        if len(scripted.streams) == 2:
+    def two(*args, **callbacks):
+        if len(scripted.requests) == 2:
             raise QueueFull("2 requests wait already", 4.6)
-        return submit(request)
+        return submit(*args, **callbacks)
 
     scripted.submit = two
     response = httpx.post(server(engine=scripted) + CHAT, json=chat(n=3), timeout=20)
     assert response.status_code == 429 and response.headers["retry-after"] == "5"
-    assert len(scripted.streams) == 2 and all(stream.cancelled for stream in scripted.streams)
+    assert len(scripted.requests) == 2 and all(request.cancelled for request in scripted.requests)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -215,20 +219,12 @@ def test_a_request_that_takes_too_long_is_stopped(server, scripted, stream):
     response = httpx.post(url + CHAT, json=chat(stream=stream), timeout=20)
     assert response.status_code == (200 if stream else 408)
     assert '"code":"timeout"' in response.text
-    wait_until(lambda: all(stream.ended for stream in scripted.streams))
+    wait_until(lambda: all(request.ended for request in scripted.requests))
 
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_an_engine_that_fails_is_a_server_error(server, scripted, stream):
-    def fail():
-        raise GenerationError("the model gave logits that are not finite")
-
-    def submit(request, submit=scripted.submit):
-        made = submit(request)
-        made.result = fail
-        return made
-
-    scripted.submit = submit
+    scripted.error = GenerationError("the model gave logits that are not finite")
     scripted.release(9)
     response = httpx.post(server(engine=scripted) + CHAT, json=chat(stream=stream), timeout=20)
     assert response.status_code == (200 if stream else 500)
@@ -291,7 +287,7 @@ def test_a_client_that_does_not_read_is_dropped(server, tiny):
         sock.connect((url.hostname, url.port))
         head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         sock.sendall(head.encode() + body)
-        wait_until(lambda: engine.streams and engine.streams[0].cancelled, seconds=60)
+        wait_until(lambda: engine.requests and engine.requests[0].cancelled, seconds=60)
         wait_until(lambda: server.service._in_hand == 0)
     assert server.service.metrics.disconnects._value.get() == 1
 
@@ -303,7 +299,7 @@ def test_strangers_need_the_key(server, scripted):
         for wrong in ("Bearer wrong", "Bearer", "Basic secret", "secret", "Bearer secret2", "Bearer sécret"):
             response = httpx.get(url + path, headers={"authorization": wrong.encode()})
             assert response.status_code == 401 and response.json()["error"]["code"] == "invalid_api_key"
-    assert httpx.post(url + CHAT, json=chat()).status_code == 401 and not scripted.streams
+    assert httpx.post(url + CHAT, json=chat()).status_code == 401 and not scripted.requests
     assert httpx.get(url + "/health").status_code == httpx.get(url + "/").status_code == 200
     assert httpx.get(url + "/v1/models", headers={"authorization": "Bearer secret"}).status_code == 200
 
@@ -364,24 +360,75 @@ def test_a_failed_engine_is_not_healthy(server, engine, monkeypatch):
     assert (answer.status_code, answer.json()["status"]) == (503, "failed")
 
 
-class Backlog:
-    """A stream whose ids are all there at once."""
+def test_open_requests_take_no_threads(server, tiny, monkeypatch):
+    """Forty wait and stream in the threads of eight, and all are answered."""
+    config = EngineConfig(slots=4, max_queued=40, block=2)
+    body = chat(stream=True, max_tokens=12, mode="unrestricted")
+    with Engine(tiny.params, tiny.model, tiny.bundle.vocab, config) as engine, contextlib.ExitStack() as at_end:
+        url = server(engine=engine, config=dataclasses.replace(SERVE, engine=config))
+        go, step, of_eight, more = threading.Event(), engine._scheduler.step, set(), set()
+        at_end.callback(go.set)
+        monkeypatch.setattr(engine._scheduler, "step", lambda: go.wait(60) and step())
 
-    def __iter__(self):
-        return iter([np.array([1], np.int32)] * 5)
+        async def run():
+            async def ask(seed):
+                async with client.stream("POST", url + CHAT, json=body | {"seed": seed}) as response:
+                    async for line in response.aiter_lines():
+                        last = line or last
+                        more.update(set(threading.enumerate()) - of_eight if go.is_set() else ())
+                return last
 
-    def cancel(self):
-        pass
+            async def ask_all(seeds):
+                asked = [asyncio.ensure_future(ask(seed)) for seed in seeds]
+                await until(lambda: engine.stats().running + engine.stats().queued == seeds.stop)
+                return asked
 
-    def result(self):
-        return Generated(ids=np.ones(5, np.int32), finish_reason="eos")
+            async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=None)) as client:
+                answers = await ask_all(range(8))
+                of_eight.update(threading.enumerate())
+                answers += await ask_all(range(8, 40))
+                assert server.service._in_hand == 40 and set(threading.enumerate()) <= of_eight
+                go.set()
+                assert await asyncio.gather(*answers) == ["data: [DONE]"] * 40
+                assert not more
+
+        asyncio.run(run())
+
+
+def test_a_client_that_reads_slowly_holds_up_nobody(make_service, engine):
+    """Its answer waits for it, whole; its slots and the other clients do not."""
+    body = chat(stream=True, max_tokens=60, seed=3, n=4, return_token_ids=True)
+
+    async def run():
+        app, before = create_app(make_service()), engine.stats().requests
+        slow = Asgi(app, body, is_reading=False)
+        await until(lambda: engine.stats().requests == before + 4)
+        quick = Asgi(app, body)
+        await asyncio.wait_for(quick.task, 60)
+        await until(lambda: engine.stats().running == engine.stats().queued == 0)
+        assert not slow.sent and not slow.task.done()
+        slow.reads.set()
+        await asyncio.wait_for(slow.task, 60)
+        return choices(slow), choices(quick)
+
+    def choices(request):
+        """Ids and end of each choice; how the events of several interleave depends on when blocks end."""
+        found = {i: [] for i in range(4)}
+        for line in request.text.splitlines():
+            for choice in json.loads(line[6:])["choices"] if line.startswith("data: {") else []:
+                found[choice["index"]] += [*choice["delta"].get("token_ids", []), choice["finish_reason"]]
+        return {i: [item for item in items if item is not None] for i, items in found.items()}
+
+    slow, quick = asyncio.run(run())
+    assert slow == quick and all(items[-1] in ("stop", "length") for items in slow.values())
 
 
 @pytest.mark.parametrize("how", ["late", "failed"])
-def test_a_reader_that_lags_behind_hears_of_the_end_at_once(how):
+def test_a_reader_that_lags_behind_hears_of_the_end_at_once(scripted, how):
+    scripted.release(9)  # all is there at once
+
     async def read():
-        loop = asyncio.get_running_loop()
-        jobs = Jobs([Backlog()], loop.time() + (0.3 if how == "late" else 60))
+        jobs = Jobs(scripted, [None], 0.3 if how == "late" else 60)
         pieces = jobs.pieces()
         await anext(pieces)
         if how == "late":

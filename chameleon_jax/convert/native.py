@@ -22,7 +22,7 @@ from chameleon_jax.workdir import CHECKPOINTS, TOKENIZER
 _PART = "params"
 
 
-class RunWeights:
+class NativeWeights:
     """The newest checkpoint of a workdir that verifies, as a `WeightSource`.
 
     `bundle` is its tokenizer, None without one; `codec` its image codec, which may be there alone.

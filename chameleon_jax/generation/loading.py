@@ -27,7 +27,7 @@ class Run:
     step: int
 
 
-def load(workdir: str | Path, mesh: Mesh | None = None, step: int | None = None) -> Run:
+def load_run(workdir: str | Path, mesh: Mesh | None = None, step: int | None = None) -> Run:
     """Load the workdir of `experiments.pretrain` or `experiments.convert`: `step`, or the newest that verifies.
 
     On a mesh every device reads its own part of each parameter; what then runs on these parameters runs on that mesh. Without one
