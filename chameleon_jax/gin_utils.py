@@ -28,7 +28,9 @@ def configurables() -> dict[str, Callable[..., Config]]:
     """What a gin file can bind, by name: every config class, and the functions that make one."""
 
     def makes_config(found: object) -> bool:
-        return (inspect.isclass(found) and issubclass(found, Config) and found is not Config) or inspect.isfunction(found)
+        return (inspect.isclass(found) and issubclass(found, Config) and found is not Config) or inspect.isfunction(
+            found
+        )
 
     return dict(inspect.getmembers(configs, makes_config))
 

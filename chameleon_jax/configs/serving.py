@@ -19,10 +19,10 @@ class ServeConfig(Config):
     format: Literal["completion", "chat", "lumina"] = "chat"  # of prompts that do not name theirs
     generation: GenerationConfig = dataclasses.field(default_factory=GenerationConfig)
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
-    partial_every: int = 0  # image codes between two previews of a streamed picture; 0 = an eighth of a picture
+    partial_every: int = 0  # codes between two previews of a streamed span; 0 = an eighth of the longest
 
     max_body_bytes: int = 20_000_000
-    max_images: int = 8  # pictures of a prompt
+    max_media: int = 8  # pictures and other data of a prompt
     max_pixels: int = 50_000_000  # of each of them
     max_choices: int = 8  # `n`
     max_tokens: int = 0  # of an output; 0 = the context
@@ -36,7 +36,7 @@ class ServeConfig(Config):
         self.require(0 <= self.port <= 65535, f"port must be in 0..65535, got {self.port}")
         for name in ("max_body_bytes", "max_pixels", "max_choices"):
             self.require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("partial_every", "max_images", "max_tokens", "max_stop"):
+        for name in ("partial_every", "max_media", "max_tokens", "max_stop"):
             self.require(getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}")
         for name in ("request_seconds", "body_seconds", "idle_seconds", "drain_seconds"):
             self.require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")

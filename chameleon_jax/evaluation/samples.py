@@ -12,8 +12,8 @@ from chameleon_jax.configs import GenerationConfig, GuidanceConfig, SamplingConf
 from chameleon_jax.evaluation import page
 from chameleon_jax.evaluation.captions import Captioned
 from chameleon_jax.generation.engine import generate
-from chameleon_jax.generation.prompt import SpanOutput, TextOutput, encode_turns, read_output
 from chameleon_jax.generation.loading import Run
+from chameleon_jax.generation.prompt import SpanOutput, TextOutput, encode_turns, read_output
 from chameleon_jax.tokenizers.images import to_image
 from chameleon_jax.vocab import FixedSpan, Modality
 

@@ -1,7 +1,7 @@
-"""A loaded model that takes words and pictures and gives words and pictures: the engine for Python programs and notebooks.
+"""A loaded model that takes words and data and gives words and data: the engine for Python programs and notebooks.
 
-The one idea: a prompt and an answer are ordered lists of strings and PIL pictures; ids stay inside. A stream gives text as its
-characters become whole and pictures as their codes come.
+A prompt and an answer are ordered lists: strings, PIL pictures, and of any other modality a `Segment` in and a `SpanOutput`
+out; ids stay inside. A stream gives text as its characters become whole and spans as their codes come.
 """
 
 from __future__ import annotations
@@ -18,27 +18,30 @@ from chameleon_jax.configs import EngineConfig, GenerationConfig
 from chameleon_jax.errors import GenerationError
 from chameleon_jax.generation.engine import Engine, EngineStream
 from chameleon_jax.generation.loading import Run
-from chameleon_jax.generation.prompt import PLACEHOLDER, ImageOutput, build_request, read_output
-from chameleon_jax.generation.reader import ImagePiece, OutputReader, Pieces, padded_codes
+from chameleon_jax.generation.prompt import Part, SpanOutput, TextOutput, build_request, read_output
+from chameleon_jax.generation.reader import OutputReader, Pieces, SpanPiece
 from chameleon_jax.generation.requests import QueueFull, Request
-from chameleon_jax.tokenizers.images import flatten, prepare, to_image
+from chameleon_jax.tokenizers.documents import Segment
+from chameleon_jax.tokenizers.images import to_image
+from chameleon_jax.tokenizers.pictures import PictureCodec
 
-Segment = str | Image.Image
+Given = str | Image.Image | Segment
+Answer = str | Image.Image | SpanOutput
 _PLAIN, _ENGINE = GenerationConfig(), EngineConfig()
-PARTIAL_EVERY = 128  # codes between two looks at a picture under way
+PARTIAL_EVERY = 128  # codes between two looks at a span under way
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A picture of a stream. While it is under way `codes` of `of` have come, and the first stands in place of the others."""
+class StreamedSpan:
+    """A span of a stream. While it is under way `done` of `of` codes have come, and the first stands in place of the others."""
 
-    image: Image.Image
-    codes: int
+    data: Image.Image | SpanOutput
+    done: int
     of: int
 
     @property
     def partial(self) -> bool:
-        return self.codes < self.of
+        return self.done < self.of
 
 
 class Generator:
@@ -56,26 +59,26 @@ class Generator:
 
     def generate(
         self,
-        prompt: Sequence[Segment],
+        prompt: Sequence[Given],
         config: GenerationConfig = _PLAIN,
         **form: object,
-    ) -> list[Segment]:
+    ) -> list[Answer]:
         """The answer to one prompt, in order. Raises GenerationError for a prompt that cannot be served."""
         return self.generate_batch([prompt], config, **form)[0]
 
     def generate_batch(
         self,
-        prompts: Sequence[Sequence[Segment]],
+        prompts: Sequence[Sequence[Given]],
         config: GenerationConfig = _PLAIN,
         **form: object,
-    ) -> list[list[Segment]]:
+    ) -> list[list[Answer]]:
         """The answers to several prompts, which run together, as many as the engine takes; equal prompts draw apart."""
         asked = [self._request(prompt, config, form) for prompt in prompts]
         streams: list[EngineStream] = []
         try:
             for i, (ids, wanted) in enumerate(asked):
                 streams.append(self._submit(Request(prompt=ids, config=wanted, row_id=i), streams))
-            return [self._segments(stream.result().ids) for stream in streams]
+            return [self._answers(stream.result().ids) for stream in streams]
         finally:
             for stream in streams:
                 stream.cancel()  # nothing if it has ended
@@ -90,13 +93,13 @@ class Generator:
 
     def stream(
         self,
-        prompt: Sequence[Segment],
+        prompt: Sequence[Given],
         config: GenerationConfig = _PLAIN,
         *,
         partial_every: int = PARTIAL_EVERY,
         **form: object,
-    ) -> Iterator[str | Picture]:
-        """The answer as it comes. Leaving the iteration cancels the request. `partial_every` 0 gives whole pictures only."""
+    ) -> Iterator[str | StreamedSpan]:
+        """The answer as it comes. Leaving the iteration cancels the request. `partial_every` 0 gives whole spans only."""
         ids, wanted = self._request(prompt, config, form)
         stream = self.engine.stream(Request(prompt=ids, config=wanted))
         reader = OutputReader(self._pieces, partial_every=partial_every)
@@ -119,30 +122,39 @@ class Generator:
         self.engine.close(drain=exception[0] is None)
 
     def _request(
-        self, prompt: Sequence[Segment], config: GenerationConfig, form: dict[str, object]
+        self, prompt: Sequence[Given], config: GenerationConfig, form: dict[str, object]
     ) -> tuple[np.ndarray, GenerationConfig]:
         if isinstance(prompt, str):
             raise GenerationError("a prompt is a list of strings and pictures: write [text]")
-        pictures = [
-            prepare(flatten(segment, self.bundle.image_config), self.bundle.image_config)
-            for segment in prompt
-            if not isinstance(segment, str)
-        ]
-        if pictures and any(PLACEHOLDER in segment for segment in prompt if isinstance(segment, str)):
-            raise GenerationError(f"a text holds {PLACEHOLDER}: put the picture itself into the list")
-        text = "".join(segment if isinstance(segment, str) else PLACEHOLDER for segment in prompt)
-        return build_request(text, pictures, self.bundle, config, **form)
+        return build_request([self._part(given) for given in prompt], self.bundle, config, **form)
 
-    def _segments(self, ids: np.ndarray) -> list[Segment]:
+    def _part(self, given: Given) -> Part:
+        if not isinstance(given, Image.Image):
+            return given
+        name, codec = self.bundle.of_kind(PictureCodec.kind)
+        if codec is None:
+            raise GenerationError("this model has no pictures")
+        return Segment(name, codec.prepare(given))
+
+    def _answers(self, ids: np.ndarray) -> list[Answer]:
         parts = read_output(ids, self.bundle)
         return [
-            to_image(part.pixels) if isinstance(part, ImageOutput) else part.text
+            part.text if isinstance(part, TextOutput) else _picture(part)
             for part in parts
-            if not (isinstance(part, ImageOutput) and part.pixels is None)  # the length ended it: no picture
+            if isinstance(part, TextOutput) or part.codes is not None  # else the length ended it
         ]
 
-    def _shown(self, piece: object) -> str | Picture:
-        if not isinstance(piece, ImagePiece):
+    def _shown(self, piece: object) -> str | StreamedSpan:
+        if not isinstance(piece, SpanPiece):
             return piece.text
-        [pixels] = self.bundle.decode_images(padded_codes(piece)[None], grid=piece.grid)
-        return Picture(image=to_image(pixels), codes=len(piece.codes), of=piece.of)
+        codec = self.bundle.codecs.get(piece.modality)
+        codes = piece.codes if codec else piece.codes[: piece.done]
+        item = codec.decode(codes[None])[0] if codec else None
+        data = SpanOutput(modality=piece.modality, codes=codes, item=item)
+        return StreamedSpan(data=_picture(data), done=piece.done, of=piece.of)
+
+
+def _picture(output: SpanOutput) -> Image.Image | SpanOutput:
+    """A picture as PIL has it, any other span as it is."""
+    is_picture = isinstance(output.item, np.ndarray) and output.item.ndim == 3 and output.item.shape[-1] == 3
+    return to_image(output.item) if is_picture else output

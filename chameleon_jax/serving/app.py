@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import ASGIApp
 
+from chameleon_jax.configs import MAX_SPANS, ModalityConfig
 from chameleon_jax.errors import ChameleonError, did_you_mean
 from chameleon_jax.serving import schema
 from chameleon_jax.serving.errors import ApiError, bad_request
@@ -27,18 +28,19 @@ from chameleon_jax.serving.replies import (
     event,
 )
 from chameleon_jax.serving.service import PreparedRequest, Service
-from chameleon_jax.serving.settings import can_draw, token_limit
+from chameleon_jax.serving.settings import can_write, default_sampling, token_limit
 from chameleon_jax.serving.streams import EventStream, until_gone
+from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.images import grid_sizes
-from chameleon_jax.vocab import GridSpan
+from chameleon_jax.tokenizers.pictures import PictureCodec
 
 PAGE = Path(__file__).parent / "page"
 
 # The page is whole in itself: whatever a model writes into it can neither load nor send anything elsewhere.
 _PAGE_HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'"
+        "default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; object-src 'none'; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'"
     ),
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
@@ -167,7 +169,7 @@ async def _answer_images(
         return EventStream(_image_events(envelope, request, prepared, updates))
     choices = [Choice(i) for i in range(prepared.choices)]
     await _collect(updates, choices)
-    drawn = [picture for choice in choices for picture in choice.pictures]
+    drawn = [picture for choice in choices for picture in choice.spans]
     is_url = request.response_format == "url"
     data = [{"url": picture.url} if is_url else {"b64_json": picture.base64} for picture in drawn]
     reply = {"created": envelope.created, "data": data, "output_format": "png", "seed": envelope.seed}
@@ -183,9 +185,9 @@ async def _image_events(
     previews = [0] * prepared.choices
     try:
         async for update in updates:
-            if (picture := update.picture) is None:
+            if (picture := update.span) is None:
                 continue
-            content = {"b64_json": picture.base64, "index": update.choice, "codes": picture.codes, "of": picture.of}
+            content = {"b64_json": picture.base64, "index": update.choice, "done": picture.done, "of": picture.of}
             if picture.partial:
                 kind = "image_generation.partial_image"
                 content["partial_image_index"] = previews[update.choice]
@@ -250,22 +252,15 @@ def _tokens(service: Service, body: bytes) -> Response:
 def _describe_model(service: Service) -> dict[str, object]:
     """OpenAI's object, and under `chameleon` what a client needs to ask for the right things."""
     bundle, config = service.bundle, service.config
-    grammar, images = bundle.vocab.image.grammar, bundle.image_config
-    is_grid = isinstance(grammar, GridSpan)
     capabilities = {
         "context": service.context,
         "vocabulary": bundle.vocab.size,
-        "reads_images": bundle.codec is not None,
-        "draws_images": can_draw(bundle),
-        "image_span": "grid" if is_grid else "fixed",
-        "codes_per_image": grammar.max_codes if is_grid else grammar.length,
-        "image_size": None if is_grid else f"{images.resolution}x{images.resolution}",
-        "image_size_step": images.grid_pixels if is_grid else None,
-        "modes": ["text", "image", "interleaved", "unrestricted"] if can_draw(bundle) else ["text"],
+        "modalities": [_describe_modality(row, bundle) for row in bundle.vocab_config.modalities],
+        "modes": _modes(bundle),
         "formats": ["chat", "completion", "lumina"],
         "limits": {
             "body_bytes": config.max_body_bytes,
-            "images": config.max_images,
+            "media": config.max_media,
             "pixels": config.max_pixels,
             "choices": config.max_choices,
             "max_tokens": token_limit(config, service.context),
@@ -280,19 +275,44 @@ def _defaults(service: Service) -> dict[str, object]:
     """What a request gets that leaves a field out, by the names of a request's fields; without a seed each has its own."""
     config, base = service.config, service.config.generation
     values = {"format": config.format, "partial_every": service.partial_every, "n": 1}
-    values |= {name: getattr(base.text, name) for name in ("temperature", "top_p", "top_k", "repetition_penalty")}
-    values |= {f"image_{name}": getattr(base.image, name) for name in ("temperature", "top_p", "top_k")}
+    sampling = default_sampling(base, service.bundle)
+    text, (pictures, _) = sampling[service.bundle.vocab.text.name], service.bundle.of_kind("vqgan")
+    values |= {name: getattr(text, name) for name in ("temperature", "top_p", "top_k", "repetition_penalty")}
+    values["sampling"] = {name: settings.to_dict() for name, settings in sampling.items()}
+    if pictures:
+        values |= {f"image_{name}": getattr(sampling[pictures], name) for name in ("temperature", "top_p", "top_k")}
+        values["max_images"] = base.max_spans.get(pictures, MAX_SPANS)
     if base.guidance is not None:
         values |= {"guidance_text": base.guidance.text, "guidance_image": base.guidance.image}
     most = token_limit(config, service.context)
-    values |= {"max_tokens": min(base.max_tokens, most), "max_images": base.max_images}
-    return values if can_draw(service.bundle) else values | {"mode": "text"}
+    values["max_tokens"] = min(base.max_tokens, most)
+    return values if "interleaved" in _modes(service.bundle) else values | {"mode": service.bundle.vocab.text.name}
+
+
+def _describe_modality(row: ModalityConfig, bundle: TokenizerBundle) -> dict[str, object]:
+    """What a client needs to know of a modality; `media` is the kind of data, `codes` where there is no codec."""
+    codec = bundle.codecs.get(row.name)
+    media = "text" if row.codec == "bpe" else codec.media if codec else "codes"
+    found = {"name": row.name, "media": media, "ids": row.ids, "span": row.span, "length": row.length}
+    found |= {"reads": codec is None or codec.codes is not None, "writes": can_write(bundle, row.name)}
+    if isinstance(codec, PictureCodec):
+        side = codec.config.resolution
+        found |= {"size_step": codec.config.grid_pixels} if codec.is_grid else {"size": f"{side}x{side}"}
+    return found
+
+
+def _modes(bundle: TokenizerBundle) -> list[str]:
+    writes = [name for name in bundle.vocab.names if can_write(bundle, name)]
+    return [*writes, "interleaved", "unrestricted"] if len(writes) == len(bundle.vocab.names) else writes
 
 
 def _image_sizes(service: Service) -> list[str]:
     """Sizes that a picture may be asked for; of a grid those in which pictures go in, which are not all."""
-    grammar, images = service.bundle.vocab.image.grammar, service.bundle.image_config
-    if not isinstance(grammar, GridSpan):
+    name, codec = service.bundle.of_kind(PictureCodec.kind)
+    if codec is None:
+        return []
+    grammar, images = service.bundle.vocab.modalities[service.bundle.vocab.row(name)].grammar, codec.config
+    if not codec.is_grid:
         return [f"{images.resolution}x{images.resolution}"]
     sizes, pixels = grid_sizes(images.resolution // images.grid_pixels, images.grid_pixels), images.grid_pixels
     fits = [

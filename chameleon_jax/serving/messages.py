@@ -1,53 +1,42 @@
-"""From messages to prompt ids.
+"""From messages to the turns of a prompt.
 
-The one idea: words and pictures keep the order of their parts, and words become text ids only, whatever they spell: a user's
-`<image>` is a word, not a place for a picture. The forms are those of `generation.prompt`.
+Words and data keep the order of their parts, and words become text ids only, whatever they spell: a user's `<image>` is a word,
+not a place for a picture. `generation.prompt.encode_turns` makes ids of the turns.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import dataclasses
-import itertools
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Int
 
-from chameleon_jax.configs import ImageConfig
 from chameleon_jax.errors import DataError
-from chameleon_jax.generation.prompt import Pixels, image_request
+from chameleon_jax.generation.prompt import Format, Part, encode_turns
 from chameleon_jax.serving.errors import ApiError, bad_request
-from chameleon_jax.serving.schema import ImagePart, Message, TextPart
+from chameleon_jax.serving.schema import CodesPart, ImagePart, InputAudioPart, MediaPart, Message, TextPart
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
-from chameleon_jax.tokenizers.code_queue import CodeQueue
-from chameleon_jax.tokenizers.images import load_pixels
+from chameleon_jax.tokenizers.documents import Segment
 
-Format = Literal["completion", "chat", "lumina"]
-Parts = list[str | Pixels]  # of one turn, in order
-
-_MIME_TYPES = ("image/png", "image/jpeg", "image/jpg", "image/webp")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PictureLimits:
-    """What is taken of a request's pictures."""
-
-    count: int
-    config: ImageConfig  # its `max_pixels` is the server's
+# By kind of data: how people call it, and what may stand in a data: URL.
+_NOUNS = {"image": "picture", "audio": "sound"}
+_MIME_TYPES = {
+    "image": ("image/png", "image/jpeg", "image/jpg", "image/webp"),
+    "audio": ("audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave"),
+}
 
 
-def read_turns(messages: Sequence[Message], format: Format, limits: PictureLimits) -> list[Parts]:
+def read_turns(messages: Sequence[Message], format: Format, bundle: TokenizerBundle, most: int) -> list[list[Part]]:
     """The turns of a conversation, user first and last, with the words of the system in front of the first one.
 
-    Raises ApiError for roles in another order, and for a picture that cannot be used.
+    Raises ApiError for roles in another order, for more than `most` parts that are no words, and for data that cannot be used.
     """
-    count = sum(isinstance(part, ImagePart) for message in messages for part in message.parts())
-    if count > limits.count:
+    count = sum(not isinstance(part, TextPart) for message in messages for part in message.parts())
+    if count > most:
         raise bad_request(
-            f"messages: {count} pictures, this server takes {limits.count}", "messages", "too_many_images"
+            f"messages: {count} pictures or other data, this server takes {most}", "messages", "too_many_media"
         )
     system: list[str] = []
     turns: list[tuple[int, Message]] = []
@@ -57,9 +46,9 @@ def read_turns(messages: Sequence[Message], format: Format, limits: PictureLimit
         if message.role not in ("system", "developer"):
             turns.append((i, message))
             continue
-        if turns or any(isinstance(part, ImagePart) for part in message.parts()):
+        if turns or any(not isinstance(part, TextPart) for part in message.parts()):
             raise bad_request(f"messages.{i}: a system message is text and comes before all others", f"messages.{i}")
-        system.append("".join(part.text for part in message.parts() if isinstance(part, TextPart)))
+        system.append("".join(part.text for part in message.parts()))
     roles = [message.role for _, message in turns]
     if format == "completion" and roles != ["user"]:
         raise bad_request(f"messages: format 'completion' continues one user message, not {len(roles)}", "messages")
@@ -68,96 +57,96 @@ def read_turns(messages: Sequence[Message], format: Format, limits: PictureLimit
         raise bad_request(
             f"messages: a chat goes user, assistant, ..., user; the roles are {said or 'none'}", "messages"
         )
-    read = [_read_parts(message, i, limits) for i, message in turns]
+    read = [_read_parts(message, i, bundle) for i, message in turns]
     if system:
         read[0].insert(0, "\n".join(system) + "\n")
     return read
 
 
-def _read_parts(message: Message, number: int, limits: PictureLimits) -> Parts:
-    parts: Parts = []
+def _read_parts(message: Message, number: int, bundle: TokenizerBundle) -> list[Part]:
+    parts: list[Part] = []
     for i, part in enumerate(message.parts()):
         param = f"messages.{number}.content.{i}"
-        if isinstance(part, TextPart):
-            parts.append(part.text)
-        else:
-            parts.append(read_picture(part.image_url.url, limits.config, f"{param}.image_url.url"))
+        parts.append(part.text if isinstance(part, TextPart) else _read_media(part, bundle, param))
     return parts
 
 
-def read_picture(url: str, config: ImageConfig, param: str) -> Pixels:
-    """Pixels of a data: URL. Nothing is ever fetched. Raises ApiError for any other URL, and for bytes that are no picture."""
+def _read_media(part: MediaPart, bundle: TokenizerBundle, param: str) -> Segment:
+    """Data of another modality, prepared. Raises ApiError."""
+    if isinstance(part, CodesPart):
+        return _read_codes(part, bundle, param)
+    media = "image" if isinstance(part, ImagePart) else "audio"
+    name = part.modality or next((name for name, codec in bundle.codecs.items() if codec.media == media), None)
+    if name not in bundle.codecs or bundle.codecs[name].media != media:
+        asked = f"no modality '{name}' of {_NOUNS[media]}s" if part.modality else f"no {_NOUNS[media]}s"
+        raise bad_request(f"{param}: this model reads {asked}", param, "unsupported_media")
+    if isinstance(part, InputAudioPart):
+        param, content = f"{param}.input_audio.data", _decode(part.input_audio.data, f"{param}.input_audio.data")
+    else:
+        param = f"{param}.{part.type}.url"
+        content = _read_url(part.image_url.url if isinstance(part, ImagePart) else part.audio_url.url, media, param)
+    try:
+        return Segment(name, bundle.codecs[name].prepare(content))
+    except DataError as error:
+        raise bad_request(f"{param}: {error}", param, f"invalid_{media}") from None
+
+
+def _read_codes(part: CodesPart, bundle: TokenizerBundle, param: str) -> Segment:
+    names = bundle.vocab.names
+    if part.modality not in names or part.modality in bundle.codecs or part.modality == bundle.vocab.text.name:
+        given = [name for name in names[1:] if name not in bundle.codecs]
+        raise bad_request(
+            f"{param}.modality: '{part.modality[:40]}' is not given in codes; that are: {', '.join(given) or 'none'}",
+            f"{param}.modality",
+        )
+    return Segment(part.modality, part.codes)
+
+
+def _read_url(url: str, media: str, param: str) -> bytes:
+    """The content of a data: URL. Nothing is ever fetched. Raises ApiError for any other URL, and for another kind of file."""
     scheme, colon, rest = url.partition(":")
+    example = f"data:{_MIME_TYPES[media][0]};base64,..."
     if not colon or scheme.strip().lower() != "data":
         named = f"'{scheme[:20]}:'" if colon and len(scheme) <= 20 else "other"
-        raise bad_request(
-            f"{param}: {named} URLs are not fetched; send data:image/png;base64,...", param, "invalid_url"
-        )
+        raise bad_request(f"{param}: {named} URLs are not fetched; send {example}", param, "invalid_url")
     head, comma, data = rest.partition(",")
     kind, *options = head.lower().split(";")
     if not comma or options[-1:] != ["base64"]:
-        raise bad_request(f"{param}: a data: URL goes data:image/png;base64,...", param, "invalid_url")
-    if kind not in _MIME_TYPES:
-        raise bad_request(
-            f"{param}: '{kind[:40]}' is not one of image/png, image/jpeg, image/webp", param, "invalid_image"
+        raise bad_request(f"{param}: a data: URL goes {example}", param, "invalid_url")
+    if kind not in _MIME_TYPES[media]:
+        known = ", ".join(
+            name for name in _MIME_TYPES[media] if name not in ("image/jpg", "audio/x-wav", "audio/vnd.wave")
         )
+        raise bad_request(f"{param}: '{kind[:40]}' is not one of {known}", param, f"invalid_{media}")
+    return _decode(data, param)
+
+
+def _decode(data: str, param: str) -> bytes:
     try:
-        content = base64.b64decode(data, validate=True)
+        return base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError):
         raise bad_request(f"{param}: the base64 is not valid", param, "invalid_base64") from None
-    try:
-        return load_pixels(content, config)
-    except DataError as error:
-        raise bad_request(f"{param}: {error}", param, "invalid_image") from None
 
 
 def build_ids(
-    turns: Sequence[Parts],
+    turns: Sequence[list[Part]],
     format: Format,
     bundle: TokenizerBundle,
     *,
     longest: int,
     image_size: tuple[int, int] | None = None,
 ) -> Int[np.ndarray, "n"]:
-    """`[bos]`, then each turn's words and whole image spans, in a chat closed by the end-of-turn id.
+    """The prompt of these turns (`encode_turns`), if it can fit.
 
-    As `generation.prompt.build_prompt` and `build_chat`. `image_size` makes words of Lumina-mGPT's request of the last turn.
     `longest` is a number of characters that cannot fit the context; a prompt of more is refused before it is encoded.
 
-    Raises ApiError for such a prompt, TokenizerError for pictures that nothing can encode.
+    Raises ApiError for such a prompt, TokenizerError for data that nothing can encode.
     """
     length = sum(len(part) for parts in turns for part in parts if isinstance(part, str))
     if length > longest:
         raise context_exceeded(f"a prompt of {length} characters cannot fit the context of this model")
-    turns = [_joined(parts) for parts in turns]
-    if format == "lumina" and image_size:
-        turns[-1] = _asking_for_size(turns[-1], image_size)
-    queue = CodeQueue(bundle, batch=1)  # few pictures of perhaps many sizes
-    queue.add(part for parts in turns for part in parts if not isinstance(part, str))
-    codes = iter(queue.finish())
-    vocab, ids = bundle.vocab, []
-    closing = [] if format == "completion" else [vocab.end_of_turn]
-    for parts in turns:
-        ids += [bundle.text.encode(part) if isinstance(part, str) else vocab.image_span(next(codes)) for part in parts]
-        ids.append(np.array(closing, np.int32))
-    return np.concatenate([[vocab.bos], *ids]).astype(np.int32)
+    return encode_turns(turns, bundle, format=format, image_size=image_size)
 
 
 def context_exceeded(message: str) -> ApiError:
     return bad_request(message, code="context_length_exceeded")
-
-
-def _joined(parts: Parts) -> Parts:
-    """Words that follow words are one text: where a client cuts them must not change their ids."""
-    joined: Parts = []
-    for is_words, group in itertools.groupby(parts, lambda part: isinstance(part, str)):
-        run = list(group)
-        joined += ["".join(run)] if is_words else run
-    return joined
-
-
-def _asking_for_size(parts: Parts, size: tuple[int, int]) -> Parts:
-    """The first words of the turn become Lumina-mGPT's request."""
-    at = next((i for i, part in enumerate(parts) if isinstance(part, str)), len(parts))
-    words = parts[at] if at < len(parts) else ""
-    return [*parts[:at], image_request(words, size), *parts[at + 1 :]]

@@ -34,7 +34,12 @@ class Metrics:
             registry=self.registry,
         )
         self.disconnects = Counter("chameleon_disconnects", "Clients that left early.", registry=self.registry)
-        self.pictures = Counter("chameleon_images", "Pictures drawn, previews not counted.", registry=self.registry)
+        self.spans = Counter(
+            "chameleon_spans",
+            "Pictures and other data written, previews not counted.",
+            ["modality"],
+            registry=self.registry,
+        )
         self.open = Gauge("chameleon_open_requests", "Generating requests in hand.", registry=self.registry)
         self.registry.register(_EngineCollector(engine))
 

@@ -46,18 +46,57 @@ class ImageUrl(Strict):
     detail: Literal["auto", "low", "high"] | None = None  # of OpenAI; pictures have one resolution here
 
 
-class ImagePart(Strict):
-    """`index`, `partial`, `codes` and `of` come back in parts that were part of a streamed reply."""
+class _Streamed(Strict):
+    """`index`, `partial`, `done` and `of` come back in parts that were part of a streamed reply.
 
-    type: Literal["image_url"]
-    image_url: ImageUrl
+    `modality` names the model's, where it has several of a kind.
+    """
+
+    modality: str | None = None
     index: int | None = None
     partial: bool | None = None
-    codes: int | None = None
+    done: int | None = None
     of: int | None = None
 
 
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+class ImagePart(_Streamed):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class AudioUrl(Strict):
+    url: str
+
+
+class AudioPart(_Streamed):
+    type: Literal["audio_url"]
+    audio_url: AudioUrl
+
+
+class InputAudio(Strict):
+    data: str  # base64
+    format: Literal["wav"]
+
+
+class InputAudioPart(Strict):
+    """As OpenAI's clients send sounds."""
+
+    type: Literal["input_audio"]
+    input_audio: InputAudio
+    modality: str | None = None
+
+
+class CodesPart(_Streamed):
+    """Data of a modality without a codec: whole numbers."""
+
+    type: Literal["codes"]
+    modality: str
+    codes: Annotated[list[int], Field(max_length=200_000)]
+
+
+MediaPart = ImagePart | AudioPart | InputAudioPart | CodesPart
+_PART_TYPES = ("text", "image_url", "audio_url", "input_audio", "codes")
+Part = Annotated[TextPart | ImagePart | AudioPart | InputAudioPart | CodesPart, Field(discriminator="type")]
 
 
 def _parts(value: Any) -> Any:
@@ -70,11 +109,12 @@ def _parts(value: Any) -> Any:
 
 
 class Message(Strict):
-    """`images` beside a string are the pictures of an assistant's reply that a client sends back; in a list they are parts."""
+    """`images` and `media` beside a string are the data of a reply that a client sends back; in a list they are parts."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: list[Part] | None
     images: list[ImagePart] | None = None
+    media: list[Annotated[AudioPart | CodesPart, Field(discriminator="type")]] | None = None
     token_ids: list[int] | None = None
     name: str | None = None
     refusal: None = None
@@ -85,11 +125,11 @@ class Message(Strict):
 
     _content = field_validator("content", mode="before")(_parts)
 
-    def parts(self) -> list[TextPart | ImagePart]:
-        """Words and pictures in order."""
+    def parts(self) -> list[TextPart | MediaPart]:
+        """Words and data in order."""
         content = list(self.content or [])
-        has_pictures = any(isinstance(part, ImagePart) for part in content)
-        return content if has_pictures else content + list(self.images or [])
+        is_text = all(isinstance(part, TextPart) for part in content)
+        return [*content, *(self.images or []), *(self.media or [])] if is_text else content
 
 
 class StreamOptions(Strict):
@@ -99,6 +139,15 @@ class StreamOptions(Strict):
 
 class ResponseFormat(Strict):
     type: Literal["text"]
+
+
+class Sampling(Strict):
+    """How one modality is sampled."""
+
+    temperature: Annotated[Finite, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    repetition_penalty: Annotated[Finite, Field(gt=0, le=100)] | None = None
 
 
 class RequestFields(Strict):
@@ -121,11 +170,15 @@ class RequestFields(Strict):
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
 
     format: Literal["completion", "chat", "lumina"] | None = None
-    mode: Literal["text", "image", "interleaved", "unrestricted"] | None = None
+    mode: Annotated[str, Field(max_length=200)] | None = (
+        None  # names of the model's modalities joined by +, or for all of them
+    )
+    max_spans: dict[str, Annotated[int, Field(ge=1, le=64)]] | None = None  # by modality
     max_images: Annotated[int, Field(ge=1, le=64)] | None = None
     image_size: Annotated[str, Field(pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$")] | None = None
     top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     repetition_penalty: Annotated[Finite, Field(gt=0, le=100)] | None = None
+    sampling: dict[str, Sampling] | None = None  # by modality, over what the fields around it say
     image_temperature: Annotated[Finite, Field(ge=0, le=100)] | None = None
     image_top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
     image_top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
@@ -145,7 +198,7 @@ class ChatRequest(RequestFields):
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    modalities: Annotated[list[Literal["text", "image"]], Field(min_length=1)] | None = None
+    modalities: Annotated[list[Annotated[str, Field(max_length=100)]], Field(min_length=1)] | None = None
     logprobs: Literal[False] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
     response_format: ResponseFormat | None = None
@@ -190,9 +243,10 @@ class ImagesRequest(RequestFields):
     moderation: Literal["auto", "low"] | None = None
     quality: Literal["auto", "standard"] | None = None
     style: None = None
-    mode: Literal["image"] | None = None
     # Settings of other requests that would say nothing here.
+    mode: None = None
     max_images: None = None
+    max_spans: None = None
     stop: None = None
     partial_every: None = None
     return_token_ids: None = None
@@ -255,7 +309,7 @@ def _no_constant(name: str) -> None:
 
 def _explain(kind: type[Strict], error: ValidationError) -> ApiError:
     first = error.errors(include_url=False, include_input=False)[0]
-    tags = {"text", "image_url"}
+    tags = set(_PART_TYPES)
     path: list[str] = []
     for i, step in enumerate(first["loc"]):
         if not (
@@ -265,13 +319,14 @@ def _explain(kind: type[Strict], error: ValidationError) -> ApiError:
     param = ".".join(path) or None
     message, code = first["msg"].removeprefix("Value error, "), "invalid_value"
     if first["type"] == "extra_forbidden":
-        known = kind.model_fields if len(path) == 1 else [*Message.model_fields, *ImagePart.model_fields, "text", "url"]
+        fields = [name for part in (Message, ImagePart, CodesPart, InputAudio) for name in part.model_fields]
+        known = kind.model_fields if len(path) == 1 else [*fields, "text", "url"]
         message, code = f"unknown field '{path[-1][:100]}'{did_you_mean(path[-1][:100], known)}", "unknown_parameter"
         return bad_request(message, param=param, code=code)
     if first["type"] == "missing":
         message, code = "is missing", "missing_required_parameter"
     elif first["type"] == "union_tag_invalid":
-        message = "type must be 'text' or 'image_url'"
+        message = f"type must be one of {', '.join(_PART_TYPES)}"
     elif first["type"] == "string_pattern_mismatch":
         message = "must be a width and a height in pixels like '512x512'"
     elif path and path[0] in _NOT_OFFERED:

@@ -10,7 +10,6 @@ import asyncio
 import base64
 import contextlib
 import dataclasses
-import io
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,21 +21,22 @@ from jaxtyping import Int
 from chameleon_jax.configs import GenerationConfig, ServeConfig
 from chameleon_jax.errors import ChameleonError, did_you_mean
 from chameleon_jax.generation.engine import Engine
-from chameleon_jax.generation.reader import ImagePiece, OutputReader, Pieces, TextPiece, padded_codes
+from chameleon_jax.generation.reader import OutputReader, Pieces, SpanPiece, TextPiece
 from chameleon_jax.generation.requests import Generated, Request
 from chameleon_jax.serving.errors import ApiError, bad_request, too_many
 from chameleon_jax.serving.jobs import Jobs
-from chameleon_jax.serving.messages import PictureLimits, build_ids, context_exceeded, read_turns
+from chameleon_jax.serving.messages import build_ids, context_exceeded, read_turns
 from chameleon_jax.serving.metrics import Metrics
-from chameleon_jax.serving.replies import EncodedPicture, Update, Usage
+from chameleon_jax.serving.replies import EncodedSpan, Update, Usage
 from chameleon_jax.serving.schema import ChatRequest, CompletionRequest, ImagesRequest, RequestFields
 from chameleon_jax.serving.settings import choose_format, generation_config, parse_size
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
-from chameleon_jax.tokenizers.images import to_image
+from chameleon_jax.tokenizers.codec import Codec
+from chameleon_jax.tokenizers.pictures import PictureCodec
 
 _THREADS = 2  # of each kind: a picture of the largest size takes some hundred megabytes while it is prepared
 _PREVIEWS_WAITING = 4  # more are left out: a preview is of use only while it is new
-_FINISH = {"eos": "stop", "images": "stop", "length": "length"}
+_FINISH = {"eos": "stop", "spans": "stop", "length": "length"}
 
 T = TypeVar("T")
 
@@ -57,15 +57,12 @@ class Service:
     """All that the routes share."""
 
     def __init__(self, *, engine: Engine, bundle: TokenizerBundle, config: ServeConfig, model_name: str):
-        self.engine, self.bundle, self.config, self.model_name = engine, bundle, config, model_name
+        self.engine, self.bundle, self.config, self.model_name = engine, _limited(bundle, config), config, model_name
         self.created = int(time.time())
         self.context = min(config.engine.context or engine.model.max_seq_len, engine.model.max_seq_len)
         self.pieces, self.metrics = Pieces(bundle), Metrics(engine)
-        self.partial_every = config.partial_every or max(1, bundle.vocab_config.codes_per_image // 8)
-        image_config = dataclasses.replace(
-            bundle.image_config, max_pixels=min(config.max_pixels, bundle.image_config.max_pixels)
-        )
-        self._pictures = PictureLimits(count=config.max_images, config=image_config)
+        longest = max((row.length for row in bundle.vocab_config.modalities), default=0)
+        self.partial_every = config.partial_every or max(1, longest // 8)
         self._workers, self._painters = (ThreadPoolExecutor(_THREADS, name) for name in ("prompts", "pictures"))
         self._previews = 0
         self._open: set[Jobs] = set()
@@ -136,7 +133,9 @@ class Service:
         every = (request.partial_every or self.partial_every) if request.stream else 0
         if isinstance(request, ImagesRequest):
             previews = request.partial_images or 0 if request.stream else 0
-            codes = int(np.prod(config.image_grid)) if config.image_grid else self.bundle.vocab_config.codes_per_image
+            name = config.mode
+            row = self.bundle.vocab_config.modalities[self.bundle.vocab.row(name)]
+            codes = int(np.prod(config.grids.get(name, row.length)))
             every = -(-codes // (previews + 1)) if previews else 0
         return PreparedRequest(
             prompts=prompts,
@@ -156,7 +155,7 @@ class Service:
     def _prompts(self, request: RequestFields, size: tuple[int, int] | None) -> list[Int[np.ndarray, "n"]]:
         format = choose_format(request, self.config)
         if isinstance(request, ChatRequest):
-            conversations = [read_turns(request.messages, format, self._pictures)]
+            conversations = [read_turns(request.messages, format, self.bundle, self.config.max_media)]
         elif isinstance(request, CompletionRequest):
             conversations = [[[text]] for text in request.prompt]
         else:
@@ -199,9 +198,10 @@ class Service:
                 is_end, read = isinstance(item, Generated), sum(reader.tokens.values())
                 parts = reader.finish() if is_end else reader.feed(item)
                 ids = () if is_end else tuple(map(int, item[: sum(reader.tokens.values()) - read]))
-                # Told with each picture, so counted before it is.
-                prepared.usage.text = sum(reader.tokens["text"] for reader in readers)
-                prepared.usage.image = sum(reader.tokens["image"] for reader in readers)
+                # Told with each span, so counted before it is.
+                prepared.usage.generated = {
+                    self._kind(name): sum(reader.tokens[name] for reader in readers) for name in self.bundle.vocab.names
+                }
                 async for update in self._write(number, parts):
                     yield dataclasses.replace(update, ids=ids)
                     ids = ()
@@ -215,27 +215,54 @@ class Service:
             jobs.cancel()
             self._open.discard(jobs)
 
-    async def _write(self, choice: int, parts: Sequence[TextPiece | ImagePiece]) -> AsyncIterator[Update]:
+    async def _write(self, choice: int, parts: Sequence[TextPiece | SpanPiece]) -> AsyncIterator[Update]:
         for part in parts:
             if isinstance(part, TextPiece):
                 yield Update(choice=choice, text=part.text)
             elif not part.partial or self._previews < _PREVIEWS_WAITING:
                 self._previews += part.partial
                 try:
-                    picture = await asyncio.get_running_loop().run_in_executor(self._painters, self._paint, part)
+                    span = await asyncio.get_running_loop().run_in_executor(self._painters, self._encode, part)
                 finally:
                     self._previews -= part.partial
-                self.metrics.pictures.inc(not part.partial)
-                yield Update(choice=choice, picture=picture)
+                self.metrics.spans.labels(part.modality).inc(not part.partial)
+                yield Update(choice=choice, span=span)
 
-    def _paint(self, piece: ImagePiece) -> EncodedPicture:
-        pixels = self.bundle.decode_images(padded_codes(piece)[None], grid=piece.grid)[0]
-        file = io.BytesIO()
-        to_image(pixels).save(file, "PNG", compress_level=1 if piece.partial else 6)
-        encoded = base64.b64encode(file.getvalue()).decode("ascii")
-        return EncodedPicture(
-            index=piece.index, base64=encoded, codes=len(piece.codes), of=piece.of, partial=piece.partial
+    def _encode(self, piece: SpanPiece) -> EncodedSpan:
+        codec = self.bundle.codecs.get(piece.modality)
+        file, codes = b"", []
+        if codec is None:
+            codes = piece.codes[: piece.done].tolist()
+        else:
+            file = codec.to_file(codec.decode(piece.codes[None])[0], quick=piece.partial)
+        return EncodedSpan(
+            modality=piece.modality,
+            media=codec.media if codec else "codes",
+            mime=codec.mime if codec else "",
+            index=piece.index,
+            base64=base64.b64encode(file).decode("ascii"),
+            codes=codes,
+            done=piece.done,
+            of=piece.of,
+            partial=piece.partial,
         )
+
+    def _kind(self, name: str) -> str:
+        """What clients call the kind of a modality."""
+        codec = self.bundle.codecs.get(name)
+        return "text" if name == self.bundle.vocab.text.name else codec.media if codec else name
+
+
+def _limited(bundle: TokenizerBundle, config: ServeConfig) -> TokenizerBundle:
+    """The bundle whose codecs take no larger pictures than the server."""
+
+    def limit(codec: Codec) -> Codec:
+        if not isinstance(codec, PictureCodec):
+            return codec
+        most = min(config.max_pixels, codec.config.max_pixels)
+        return dataclasses.replace(codec, config=dataclasses.replace(codec.config, max_pixels=most))
+
+    return dataclasses.replace(bundle, codecs={name: limit(codec) for name, codec in bundle.codecs.items()})
 
 
 def _reason(item: np.ndarray | Generated, stopped: bool) -> str:

@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from typing import Literal
 
 from chameleon_jax.configs import GenerationConfig, GuidanceConfig, SamplingConfig, ServeConfig
-from chameleon_jax.errors import ChameleonError
-from chameleon_jax.generation.prompt import image_grid
+from chameleon_jax.errors import ChameleonError, GenerationError
+from chameleon_jax.generation.checks import check_names
+from chameleon_jax.generation.grammar import written_rows
+from chameleon_jax.generation.prompt import check_decoders, image_grid
 from chameleon_jax.serving.errors import bad_request
 from chameleon_jax.serving.schema import ChatRequest, CompletionRequest, ImagesRequest, RequestFields
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 
-Mode = Literal["text", "image", "interleaved", "unrestricted"]
 
-_SEEDS = 2**31  # an engine takes seeds below it
+def choose_mode(request: RequestFields, bundle: TokenizerBundle) -> str:
+    """`mode`, or what `modalities` ask for by name or kind; text where neither does, as clients of text models expect.
 
-
-def choose_mode(request: RequestFields) -> Mode:
-    """`mode`, or what `modalities` ask for; text where neither does, as clients of text models expect."""
+    Raises ApiError for a name that is neither a modality of the model nor a kind of data that it has.
+    """
+    vocab = bundle.vocab
+    pictures, _ = bundle.of_kind("vqgan")
     if isinstance(request, ImagesRequest):
-        return "image"
+        if not pictures:
+            raise bad_request("this model has no pictures")
+        return pictures
     if request.mode:
         return request.mode
-    asked = set(request.modalities or ["text"]) if isinstance(request, ChatRequest) else {"text"}
-    return "interleaved" if len(asked) == 2 else asked.pop()
+    asked = (request.modalities if isinstance(request, ChatRequest) else None) or [vocab.text.name]
+    kinds = {"text": vocab.text.name} | {codec.media: name for name, codec in reversed(bundle.codecs.items())}
+    names = {kinds.get(name, name) if name not in vocab.names else name for name in asked}
+    if unknown := next((name for name in names if name not in vocab.names), None):
+        raise bad_request(f"modalities: this model has no '{unknown}'; it has {', '.join(vocab.names)}", "modalities")
+    return "interleaved" if names == set(vocab.names) else "+".join(name for name in vocab.names if name in names)
 
 
 def choose_format(request: RequestFields, serve: ServeConfig) -> str:
@@ -33,8 +41,9 @@ def choose_format(request: RequestFields, serve: ServeConfig) -> str:
     return request.format or ("completion" if isinstance(request, CompletionRequest) else serve.format)
 
 
-def can_draw(bundle: TokenizerBundle) -> bool:
-    return bundle.codec is not None and bundle.codec.has_decoder
+def can_write(bundle: TokenizerBundle, name: str) -> bool:
+    """Whether what a modality writes can be handed out."""
+    return name not in bundle.codecs or bundle.codecs[name].can_decode
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -55,11 +64,7 @@ def generation_config(
 
     Raises ApiError for what the server or the model does not have.
     """
-    mode, format = choose_mode(request), choose_format(request, serve)
-    if mode != "text" and not can_draw(bundle):
-        raise bad_request(
-            f"mode '{mode}' may draw pictures, but this model has no decoder for them: use mode 'text'", "mode"
-        )
+    mode, format = choose_mode(request, bundle), choose_format(request, serve)
     most = token_limit(serve, context)
     if request.max_tokens is not None and request.max_tokens > most:
         raise bad_request(f"max_tokens: {request.max_tokens} is more than {most}, the most", "max_tokens")
@@ -67,45 +72,58 @@ def generation_config(
         raise bad_request(f"n: {request.n} is more than the {serve.max_choices} that this server gives", "n")
     if len(request.stop or []) > serve.max_stop:
         raise bad_request(f"stop: {len(request.stop)} strings, {serve.max_stop} are the most", "stop")
-    base = serve.generation
-    changes = {
-        "mode": mode,
-        "max_tokens": request.max_tokens or min(base.max_tokens, most),
-        "max_images": 1 if isinstance(request, ImagesRequest) else request.max_images or base.max_images,
-        "stop_at_turn_end": format != "completion" or base.stop_at_turn_end,
-        "seed": secrets.randbelow(_SEEDS) if request.seed is None else request.seed % _SEEDS,
-        "text": _sampling(base.text, request.temperature, request.top_p, request.top_k, request.repetition_penalty),
-        "image": _sampling(
-            base.image,
-            _first(request.image_temperature, request.temperature),
-            _first(request.image_top_p, request.top_p),
-            _first(request.image_top_k, request.top_k),
-            None,
-        ),
-        "guidance": None if mode == "text" else _guidance(base.guidance, request, format),
-    }
+    base, vocab = serve.generation, bundle.vocab
+    pictures, _ = bundle.of_kind("vqgan")
+    max_spans = dict(base.max_spans) | (request.max_spans or {})
+    if isinstance(request, ImagesRequest) or request.max_images:
+        max_spans[pictures] = request.max_images or 1
     try:
+        check_decoders(bundle, mode)
+        written = written_rows(vocab, mode)
+        changes = {
+            "mode": mode,
+            "max_tokens": request.max_tokens or min(base.max_tokens, most),
+            "max_spans": {name: count for name, count in max_spans.items() if name},
+            "stop_at_turn_end": format != "completion" or base.stop_at_turn_end,
+            "seed": secrets.randbelow(_SEEDS) if request.seed is None else request.seed % _SEEDS,
+            "sampling": _sampling(request, base, bundle),
+            "guidance": _guidance(base.guidance, request, format) if any(r in vocab.marked for r in written) else None,
+        }
         if size is not None and not _is_the_only_size(size, bundle):
-            changes["image_grid"] = image_grid(size, bundle)
-        return dataclasses.replace(base, **changes)
+            name, grid = image_grid(size, bundle)
+            changes["grids"] = {**base.grids, name: grid}
+        made = dataclasses.replace(base, **changes)
+        check_names(vocab, made)
+        return made
     except ChameleonError as error:
         raise bad_request(str(error)) from None
 
 
 def _is_the_only_size(size: tuple[int, int], bundle: TokenizerBundle) -> bool:
-    side = bundle.image_config.resolution
-    return bundle.vocab_config.image_span == "fixed" and size == (side, side)
+    pictures = bundle.pictures
+    return pictures is not None and not pictures.is_grid and size == (pictures.config.resolution,) * 2
 
 
-def _first(*values):
-    return next((value for value in values if value is not None), None)
+def default_sampling(base: GenerationConfig, bundle: TokenizerBundle) -> dict[str, SamplingConfig]:
+    """How each modality is sampled where a request does not say: as the server does, else as the model's table."""
+    return {row.name: base.sampling.get(row.name, row.sampling) for row in bundle.vocab_config.modalities}
 
 
-def _sampling(
-    base: SamplingConfig, temperature: float | None, top_p: float | None, top_k: int | None, penalty: float | None
-) -> SamplingConfig:
-    given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "repetition_penalty": penalty}
-    return dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
+def _sampling(request: RequestFields, base: GenerationConfig, bundle: TokenizerBundle) -> dict[str, SamplingConfig]:
+    """The plain fields are for all modalities, but the penalty for text alone; those of pictures and `sampling` go before them."""
+    pictures, _ = bundle.of_kind("vqgan")
+    made = {}
+    for name, settings in default_sampling(base, bundle).items():
+        given = {field: getattr(request, field) for field in ("temperature", "top_p", "top_k")}
+        if name == bundle.vocab.text.name:
+            given["repetition_penalty"] = request.repetition_penalty
+        of_pictures = {field: getattr(request, f"image_{field}") for field in ("temperature", "top_p", "top_k")}
+        for more in (of_pictures if name == pictures else {}, dict((request.sampling or {}).get(name, ()))):
+            given |= {field: value for field, value in more.items() if value is not None}
+        made[name] = dataclasses.replace(settings, **{field: v for field, v in given.items() if v is not None})
+    for name in request.sampling or {}:
+        bundle.vocab.row(name, GenerationError)
+    return made
 
 
 def _guidance(base: GuidanceConfig | None, request: RequestFields, format: str) -> GuidanceConfig | None:
