@@ -14,16 +14,16 @@ that of `experiments.pretrain`; its newest checkpoint that verifies is used. Wri
 pictures where they came) and OUT/KK-N.png for each of --count outputs. docs/generate.md has all settings.
 """
 
-import argparse
 import dataclasses
-import logging
 from pathlib import Path
+
+from absl import flags, logging
 
 from chameleon_jax import cli
 from chameleon_jax.configs import SAMPLING_PRESETS, GenerationConfig, GuidanceConfig
 from chameleon_jax.errors import GenerationError
 
-SETTINGS = {"mode": str, "max_tokens": int, "max_images": int, "seed": int}  # flags that set a field of the config
+SETTINGS = ("mode", "max_tokens", "max_images", "seed")  # flags that set a field of the config
 FORMATS = {
     "completion": "the prompt is continued",
     "chat": "it is a user's turn and is answered",
@@ -31,32 +31,33 @@ FORMATS = {
 }
 
 
-def _flags(parser):
-    parser.add_argument("--prompt", default="", help="words; each <image> in them is one of the --image pictures")
-    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may be given again")
-    parser.add_argument(
-        "--format", choices=FORMATS, default="completion", help="; ".join(map(": ".join, FORMATS.items()))
-    )
-    parser.add_argument(
-        "--image_size", type=_size, metavar="WxH", help="of every picture, in pixels; grid vocabularies only"
-    )
-    parser.add_argument("--out", required=True, metavar="DIR", help="where text and PNG files are written")
-    parser.add_argument("--count", type=int, default=1, help="outputs, each with its own draws")
-    for name, kind in SETTINGS.items():
-        parser.add_argument(f"--{name}", type=kind, help=f"same as --gin.GenerationConfig.{name}")
-    cli.add_mesh_flag(parser)
-    parser.add_argument("--sampling", choices=SAMPLING_PRESETS, help="settings of a released decoder")
-    parser.add_argument("--guidance", choices=("meta", "lumina"), help="guide pictures as that release does")
-    parser.add_argument("--temperature", type=float, help="of text and images; 0 takes the most likely")
-    parser.add_argument("--top_p", type=float, help="of text and images")
-    parser.add_argument("--top_k", type=int, help="of text and images; 0 takes all")
+class _SizeParser(flags.ArgumentParser):
+    def parse(self, argument: str) -> tuple[int, int]:
+        width, _, height = argument.partition("x")
+        if not (width.isdecimal() and height.isdecimal()):
+            raise ValueError("no width and height in pixels like 768x512")
+        return int(width), int(height)
 
 
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise argparse.ArgumentTypeError(f"'{text}' is no width and height in pixels like 768x512")
-    return int(width), int(height)
+def _flags(values):
+    flags.DEFINE_string("prompt", "", "words; each <image> in them is one of the --image pictures", flag_values=values)
+    flags.DEFINE_multi_string("image", [], "a picture", flag_values=values)
+    formats = "; ".join(map(": ".join, FORMATS.items()))
+    flags.DEFINE_enum("format", "completion", tuple(FORMATS), formats, flag_values=values)
+    size = "WxH, of every picture, in pixels; grid vocabularies only"
+    flags.DEFINE(_SizeParser(), "image_size", None, size, flag_values=values)
+    flags.DEFINE_string("out", None, "where text and PNG files are written", flag_values=values, required=True)
+    flags.DEFINE_integer("count", 1, "outputs, each with its own draws", flag_values=values)
+    flags.DEFINE_string("mode", None, "same as --gin.GenerationConfig.mode", flag_values=values)
+    for name in ("max_tokens", "max_images", "seed"):
+        flags.DEFINE_integer(name, None, f"same as --gin.GenerationConfig.{name}", flag_values=values)
+    cli.define_mesh(values)
+    released = "settings of a released decoder"
+    flags.DEFINE_enum("sampling", None, tuple(SAMPLING_PRESETS), released, flag_values=values)
+    flags.DEFINE_enum("guidance", None, ("meta", "lumina"), "guide pictures as that release does", flag_values=values)
+    flags.DEFINE_float("temperature", None, "of text and images; 0 takes the most likely", flag_values=values)
+    flags.DEFINE_float("top_p", None, "of text and images", flag_values=values)
+    flags.DEFINE_integer("top_k", None, "of text and images; 0 takes all", flag_values=values)
 
 
 def _with_flags(config: GenerationConfig, args) -> GenerationConfig:
