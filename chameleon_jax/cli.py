@@ -2,27 +2,34 @@
 
 `run(main, ConfigClass, __doc__)` calls `main(config, args)`. Exit codes: 0 done, 2 the user can mend it (one line says how), 75
 stopped by a signal with everything saved: run the same command again. Anything else keeps its traceback.
+
+A command's flags live in a `FlagValues` of their own, made for each call, so one process can run several commands. Flags that it
+does not know go to absl's global ones, which are absl's and, as --jax_*, JAX's.
 """
 
 from __future__ import annotations
 
-import argparse
-import logging
+import functools
+import logging as standard_logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+from absl import app, flags, logging
 
 from chameleon_jax.config_base import Config
 from chameleon_jax.configs import MeshConfig
 from chameleon_jax.errors import ChameleonError, ConfigError, did_you_mean
 
 EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
 
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise ConfigError(f"{message} (see --help)")
+_ROOT = Path(__file__).parents[1]
+_OURS = (f"{_ROOT / 'chameleon_jax'}{os.sep}", f"{_ROOT / 'experiments'}{os.sep}")
 
 
 def run(
@@ -30,32 +37,56 @@ def run(
     config: type[Config] | None,
     doc: str,
     *,
-    add_flags: Callable[[argparse.ArgumentParser], Any] = lambda parser: None,
+    add_flags: Callable[[flags.FlagValues], Any] = lambda values: None,
     workdir: bool = True,
+    positional: str = "",
+    config_is_optional: bool = False,
     argv: Sequence[str] | None = None,
 ) -> None:
-    """Parse the command line, build the config from gin and call `main(config, args)`, or `main(args)` without a config.
+    """Parse the command line, build the config from gin and call `main(config, args)`, or `main(args)` without a config class.
 
-    `args.gin` has the gin text (`given`, `operative`) of the config. Exits with the code that `main` returns.
+    `args` has a field per flag. `args.gin` has the gin text (`given`, `operative`) of the config. The one argument that is no
+    flag, if the command takes one, is the field named `positional`, or None. With `config_is_optional`, `main` gets None for a
+    config where no gin is given. Exits with the code that `main` returns.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("absl", "jax", "orbax", "etils"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    handler = logging.get_absl_handler()
+    handler.setFormatter(standard_logging.Formatter("%(message)s"))
+    handler.addFilter(_is_worth_showing)
+    values = flags.FlagValues()
+    values.set_gnu_getopt()  # flags may follow the positional argument
+    _define_shared_flags(values, config, workdir)
+    add_flags(values)
+    flags.DEFINE_flag(_Help(doc, values), values)
+
+    def call(args: SimpleNamespace) -> int:
+        if config is None:
+            return main(args) or 0
+        from chameleon_jax import gin_utils
+
+        if config_is_optional and not args.gin_file and not args.gin_bindings:
+            return main(None, args) or 0
+        args.gin = gin_utils.load(config, args.gin_file, args.gin_bindings)
+        return main(args.gin.config, args) or 0
+
     try:
-        code = _run(main, config, doc, add_flags, workdir, sys.argv[1:] if argv is None else argv)
+        app.run(
+            call,
+            sys.argv if argv is None else [sys.argv[0], *argv],
+            flags_parser=functools.partial(_parse, values, takes_gin=config is not None, positional=positional),
+        )
     except ChameleonError as error:
         print(f"error: {error}", file=sys.stderr)
-        code = EXIT_USER_ERROR
+        sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        code = 130
-    sys.exit(code or 0)
+        sys.exit(EXIT_INTERRUPTED)
 
 
-def add_mesh_flag(parser: argparse.ArgumentParser, help: str = "devices over which the weights are divided") -> None:
+def define_mesh(values: flags.FlagValues, help: str = "devices over which the weights are divided") -> None:
     """--mesh=tensor=8 or --mesh=data=2,fsdp=1,tensor=-1, as a MeshConfig in `args.mesh`; None without it: one device."""
-    parser.add_argument("--mesh", type=parse_mesh, metavar="AXIS=N,...", help=f"{help}, as in tensor=8; -1 takes all")
+    text = f"{help}, as in tensor=8 or data=2,tensor=4; -1 takes all"
+    flags.DEFINE(_MeshParser(), "mesh", None, text, flag_values=values)
 
 
 def parse_mesh(text: str) -> MeshConfig:
@@ -78,31 +109,98 @@ def parse_mesh(text: str) -> MeshConfig:
     return MeshConfig(**axes)
 
 
-def _run(main, config, doc, add_flags, workdir, argv) -> int | None:
-    first, _, rest = doc.strip().partition("\n")
-    parser = _Parser(
-        description=first, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    if config is not None:
-        parser.add_argument(
-            "--gin_file", action="append", default=[], metavar="FILE", help="gin file; may be given again"
-        )
-        parser.add_argument(
-            "--gin.X.y=v", dest="_", action="store_true", help=f"set one value, as in --gin.{config.__name__}.field=1"
-        )
-    if workdir:
-        parser.add_argument("--workdir", required=True, metavar="DIR", help="where everything of this run is written")
-    add_flags(parser)
-    bindings = [a.removeprefix("--gin.") for a in argv if a.startswith("--gin.")] if config is not None else []
-    flags = [a for a in argv if config is None or not a.startswith("--gin.")]
-    args, unknown = parser.parse_known_args(flags)
-    if unknown:
-        known = [option for action in parser._actions for option in action.option_strings]
-        raise ConfigError(f"unknown argument '{unknown[0]}'{did_you_mean(unknown[0].partition('=')[0], known)}")
-    if config is None:
-        return main(args)
-    from chameleon_jax import gin_utils
+class _MeshParser(flags.ArgumentParser):
+    def parse(self, argument: str) -> MeshConfig:
+        return parse_mesh(argument)
 
-    loaded = gin_utils.load(config, args.gin_file, bindings)
-    args.gin = loaded
-    return main(loaded.config, args)
+
+class _Help(flags.BooleanFlag):
+    """Prints the module's docstring and the flags of this command, and ends the process."""
+
+    def __init__(self, doc: str, values: flags.FlagValues):
+        super().__init__("help", False, "show this text", short_name="h")
+        self._doc, self._values = doc, values
+
+    def parse(self, argument: str | bool) -> None:
+        if self._parse(argument):
+            print(f"{self._doc.strip()}\n\nFlags:")
+            for name in self._values:
+                flag = self._values[name]
+                if name == flag.name:
+                    default = "" if flag.default in (None, False, "", []) else f" (default: {flag.default})"
+                    text = " ".join(f"--{name}: {flag.help}{default}".split())
+                    print(flags.text_wrap(text, 120, "      ", "  "))
+            print("Flags of JAX (--jax_...) and of absl are taken too; --helpfull lists them.")
+            sys.exit(0)
+
+
+def _define_shared_flags(values: flags.FlagValues, config: type[Config] | None, workdir: bool) -> None:
+    if workdir:
+        text = "where everything of this run is written"
+        flags.DEFINE_string("workdir", None, text, flag_values=values, required=True)
+    if config is not None:
+        text = f"gin file; single values are set as in --gin.{config.__name__}.field=1"
+        flags.DEFINE_multi_string("gin_file", [], text, flag_values=values)
+
+
+def _parse(values: flags.FlagValues, argv: Sequence[str], *, takes_gin: bool, positional: str) -> SimpleNamespace:
+    """Flags of the command to `values`, then all others to absl's global FLAGS; raises ConfigError for what neither knows."""
+    bindings: list[str] = []
+    try:
+        program, *rest = values(argv, known_only=True)
+        if takes_gin:
+            bindings = [arg.removeprefix("--gin.") for arg in rest if arg.startswith("--gin.")]
+            rest = [arg for arg in rest if not arg.startswith("--gin.")]
+        if any("jax_" in arg or arg == "--helpfull" for arg in rest):  # importing JAX takes half a second
+            _define_jax_flags()
+        flags.FLAGS.set_gnu_getopt()
+        _, *found = flags.FLAGS([program, *rest])
+    except flags.UnrecognizedFlagError as error:
+        known = [f"--{name}" for name in (*values, *flags.FLAGS)]
+        near = did_you_mean(f"--{error.flagname}", known) or " (see --help)"
+        raise ConfigError(f"unknown argument '{error.flagvalue}'{near}") from None
+    except (flags.Error, ValueError) as error:
+        raise ConfigError(f"{_in_one_line(error)} (see --help)") from None
+    if len(found) > bool(positional):
+        raise ConfigError(f"unknown argument '{found[bool(positional)]}' (see --help)")
+    _set_jax_flags()
+    args = SimpleNamespace(**values.flag_values_dict())
+    if takes_gin:
+        args.gin_bindings = bindings
+    if positional:
+        setattr(args, positional, found[0] if found else None)
+    return args
+
+
+def _in_one_line(error: Exception) -> str:
+    """absl's message, with the nearest name for a value that is none of several, and shorter for a flag that is missing."""
+    text = " ".join(str(error).split()).removeprefix("flag ")
+    if match := re.match(r"(--\w+)=None: ", text):
+        return f"{match[1]} is required"
+    if match := re.match(r"--\w+=(.*): value should be one of <(.*)>$", text):
+        return text + did_you_mean(match[1], match[2].split("|"))
+    return text
+
+
+@functools.cache
+def _define_jax_flags() -> None:
+    import jax
+
+    jax.config.config_with_absl()
+
+
+def _set_jax_flags() -> None:
+    """Here and not by JAX's own callback, which absl runs for the first command of a process alone."""
+    given = {
+        name: flag.value for name in flags.FLAGS if name.startswith("jax_") and (flag := flags.FLAGS[name]).present
+    }
+    if given:
+        import jax
+
+        for name, value in given.items():
+            jax.config.update(name, value)
+
+
+def _is_worth_showing(record: standard_logging.LogRecord) -> bool:
+    """What this project says, and warnings of the libraries below it, which would tell much else."""
+    return record.levelno >= standard_logging.WARNING or record.pathname.startswith(_OURS)

@@ -17,39 +17,34 @@ import signal
 import sys
 from pathlib import Path
 
+from absl import flags
+
 from chameleon_jax import cli
 from chameleon_jax.errors import ConvertError
 from chameleon_jax.models.presets import NUMERICS, RELEASES
 
 
-def _flags(parser):
-    parser.add_argument("--source", required=True, metavar="DIR", help="the checkpoint's folder")
-    parser.add_argument("--output", required=True, metavar="DIR", help="the new folder")
-    parser.add_argument(
-        "--to", choices=("jax", "hf", "meta"), default="jax", help="layout to write; jax is a workdir of ours"
-    )
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="of the weights; as they are by default")
-    parser.add_argument(
-        "--preset", choices=tuple(RELEASES), help="the release that the source must be, or it is refused"
-    )
-    parser.add_argument(
-        "--norm_order",
-        choices=("pre", "swin"),
-        help="for a params.json that does not say; must agree with one that does",
-    )
-    parser.add_argument(
-        "--vqgan", metavar="PATH", help="image codec to add: vqgan.ckpt, safetensors, or a folder of either"
-    )
-    parser.add_argument("--without_codec", action="store_true", help="leave the image codec out")
-    parser.add_argument(
-        "--tokenizer", metavar="PATH", help="text_tokenizer.json or tokenizer.json, if it is not beside the weights"
-    )
-    parser.add_argument(
-        "--numerics", choices=tuple(NUMERICS), help="round as a released code does, for comparing with it"
-    )
-    parser.add_argument("--resolution", type=int, help="side of pictures of Lumina-mGPT: 512, 768 or 1024")
-    parser.add_argument("--shards", type=int, help="files of Meta's layout; by default as many as QK-norm has groups")
-    parser.add_argument("--max_shard_gb", type=float, default=2.0, help="size of one safetensors file")
+def _flags(values):
+    def text(name, help, **more):
+        flags.DEFINE_string(name, None, help, flag_values=values, **more)
+
+    def choice(name, default, known, help):
+        flags.DEFINE_enum(name, default, known, help, flag_values=values)
+
+    text("source", "the checkpoint's folder", required=True)
+    text("output", "the new folder", required=True)
+    choice("to", "jax", ("jax", "hf", "meta"), "layout to write; jax is a workdir of ours")
+    choice("dtype", None, ("bfloat16", "float32"), "of the weights; by default that of the source")
+    choice("preset", None, tuple(RELEASES), "the release that the source must be, or it is refused")
+    choice("norm_order", None, ("pre", "swin"), "for a params.json that does not say; must agree with one that does")
+    text("vqgan", "image codec to add: vqgan.ckpt, safetensors, or a folder of either")
+    flags.DEFINE_boolean("without_codec", False, "leave the image codec out", flag_values=values)
+    text("tokenizer", "text_tokenizer.json or tokenizer.json, if it is not beside the weights")
+    choice("numerics", None, tuple(NUMERICS), "round as a released code does, for comparing with it")
+    flags.DEFINE_integer("resolution", None, "side of pictures of Lumina-mGPT: 512, 768 or 1024", flag_values=values)
+    help = "files of Meta's layout; by default as many as QK-norm has groups"
+    flags.DEFINE_integer("shards", None, help, flag_values=values)
+    flags.DEFINE_float("max_shard_gb", 2.0, "size of one safetensors file", flag_values=values)
 
 
 def main(args) -> None:

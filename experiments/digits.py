@@ -4,13 +4,15 @@ Examples:
   python -m experiments.digits --workdir=runs/quickstart/data
 """
 
+from absl import flags
+
 from chameleon_jax import cli
 from chameleon_jax.demo import digits
 from chameleon_jax.errors import ConfigError
 
 
-def _flags(parser):
-    parser.add_argument("--seed", type=int, default=0, help="of the moved copies and the captions (default: 0)")
+def _flags(values):
+    flags.DEFINE_integer("seed", 0, "of the moved copies and the captions", flag_values=values)
 
 
 def main(args) -> None:

@@ -15,12 +15,19 @@ import subprocess
 import tarfile
 from pathlib import Path
 
+from absl import flags
+
 from chameleon_jax import cli
 from chameleon_jax.demo.emoji_captions import captions
 from chameleon_jax.errors import DataError
 
 VERSION = "16.0.0"
 TRAINING, HELD_OUT = ("google", "twitter", "facebook"), "apple"
+
+
+def _flags(values):
+    flags.DEFINE_string("archives", None, "folder of the .tgz files (default: WORKDIR/archives)", flag_values=values)
+    flags.DEFINE_integer("phrasings", 4, "captions of each training picture", flag_values=values)
 
 
 def main(args) -> None:
@@ -40,9 +47,7 @@ def fetch(vendor: str, folder: Path) -> Path:
         return archive
     package = f"emoji-datasource-{vendor}@{VERSION}"
     if shutil.which("npm") is None:
-        raise DataError(
-            f"{archive} does not exist and npm is not installed: run `npm pack {package}` elsewhere, copy it there"
-        )
+        raise DataError(f"{archive} does not exist and npm is not installed: run `npm pack {package}` elsewhere")
     folder.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(["npm", "pack", package], cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode or not archive.is_file():
@@ -90,9 +95,4 @@ def write_manifest(found: list[dict], path: Path) -> None:
 
 
 if __name__ == "__main__":
-
-    def flags(parser) -> None:
-        parser.add_argument("--archives", metavar="DIR", help="folder of the .tgz files (default: WORKDIR/archives)")
-        parser.add_argument("--phrasings", type=int, default=4, metavar="N", help="captions of each training picture")
-
-    cli.run(main, None, __doc__, add_flags=flags)
+    cli.run(main, None, __doc__, add_flags=_flags)

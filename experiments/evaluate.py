@@ -47,4 +47,4 @@ def main(config: CaptionEvalConfig, args) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, CaptionEvalConfig, __doc__, add_flags=cli.add_mesh_flag)
+    cli.run(main, CaptionEvalConfig, __doc__, add_flags=cli.define_mesh)

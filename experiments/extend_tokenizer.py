@@ -10,17 +10,17 @@ tokenized with the new bundle can start from weights of the old one (docs/pretra
 
 from pathlib import Path
 
+from absl import flags
+
 from chameleon_jax import cli
 from chameleon_jax.errors import TokenizerError
 from chameleon_jax.files import new_folder
 
 
-def _flags(parser):
-    parser.add_argument("--tokenizer", required=True, metavar="DIR", help="the bundle to extend")
-    parser.add_argument(
-        "--name", required=True, action="append", metavar="NAME", help="of a new id; may be given again"
-    )
-    parser.add_argument("--output", required=True, metavar="DIR", help="the new bundle's folder")
+def _flags(values):
+    flags.DEFINE_string("tokenizer", None, "the bundle to extend", flag_values=values, required=True)
+    flags.DEFINE_multi_string("name", None, "of a new id", flag_values=values, required=True)
+    flags.DEFINE_string("output", None, "the new bundle's folder", flag_values=values, required=True)
 
 
 def main(args) -> None:

@@ -1,29 +1,38 @@
-"""Generate text and pictures from a trained run.
+"""Generate text, pictures and other data from a trained run.
 
 Examples:
   python -m experiments.generate --workdir=runs/emoji/model --prompt="a red heart" --mode=image --out=out
   python -m experiments.generate --workdir=runs/emoji/model --image=heart.png --mode=text --count=4 --out=out
   python -m experiments.generate --workdir=runs/emoji/model --prompt="<image> and <image> differ:" --image=a.png --image=b.png \\
       --temperature=0 --gin.GenerationConfig.max_tokens=200 --out=out
+  python -m experiments.generate --workdir=runs/three/model --media=sound=seven.wav --mode=text+image --out=out
   python -m experiments.generate --workdir=runs/chameleon --format=chat --image=a.png --prompt="What is this?" --mode=text --out=out
   python -m experiments.generate --workdir=runs/lumina --format=lumina --image_size=768x512 --prompt="A red fox." --mode=image \\
       --max_images=1 --sampling=lumina --guidance=lumina --out=out
 
-Every --image takes the place of an <image> of the prompt, in order; without such places the pictures come first. The workdir is
-that of `experiments.pretrain`; its newest checkpoint that verifies is used. Writes OUT/KK.txt (the words, with the names of the
-pictures where they came) and OUT/KK-N.png for each of --count outputs. docs/generate.md has all settings.
+Every --image takes the place of an <image> of the prompt, in order, and every --media=NAME=FILE that of a <NAME>; without such places
+they come first. Data of a modality without a codec are numbers: --media=moves=0,1,1. The workdir is that of
+`experiments.pretrain`; its newest checkpoint that verifies is used. Writes OUT/KK.txt (the words, with the names of the files where they came) and
+OUT/KK-N.png or .wav for each of --count outputs. docs/generate.md has all settings.
 """
 
-import argparse
+from __future__ import annotations
+
 import dataclasses
-import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags, logging
 
 from chameleon_jax import cli
 from chameleon_jax.configs import SAMPLING_PRESETS, GenerationConfig, GuidanceConfig
 from chameleon_jax.errors import GenerationError
 
-SETTINGS = {"mode": str, "max_tokens": int, "max_images": int, "seed": int}  # flags that set a field of the config
+if TYPE_CHECKING:  # the libraries behind them take seconds to load, which --help need not
+    from chameleon_jax.generation.prompt import Part
+    from chameleon_jax.tokenizers.bundle import TokenizerBundle
+
+SETTINGS = ("mode", "max_tokens", "seed")  # flags that set a field of the config
 FORMATS = {
     "completion": "the prompt is continued",
     "chat": "it is a user's turn and is answered",
@@ -31,64 +40,104 @@ FORMATS = {
 }
 
 
-def _flags(parser):
-    parser.add_argument("--prompt", default="", help="words; each <image> in them is one of the --image pictures")
-    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may be given again")
-    parser.add_argument(
-        "--format", choices=FORMATS, default="completion", help="; ".join(map(": ".join, FORMATS.items()))
-    )
-    parser.add_argument(
-        "--image_size", type=_size, metavar="WxH", help="of every picture, in pixels; grid vocabularies only"
-    )
-    parser.add_argument("--out", required=True, metavar="DIR", help="where text and PNG files are written")
-    parser.add_argument("--count", type=int, default=1, help="outputs, each with its own draws")
-    for name, kind in SETTINGS.items():
-        parser.add_argument(f"--{name}", type=kind, help=f"same as --gin.GenerationConfig.{name}")
-    cli.add_mesh_flag(parser)
-    parser.add_argument("--sampling", choices=SAMPLING_PRESETS, help="settings of a released decoder")
-    parser.add_argument("--guidance", choices=("meta", "lumina"), help="guide pictures as that release does")
-    parser.add_argument("--temperature", type=float, help="of text and images; 0 takes the most likely")
-    parser.add_argument("--top_p", type=float, help="of text and images")
-    parser.add_argument("--top_k", type=int, help="of text and images; 0 takes all")
+class _SizeParser(flags.ArgumentParser):
+    def parse(self, argument: str) -> tuple[int, int]:
+        width, _, height = argument.partition("x")
+        if not (width.isdecimal() and height.isdecimal()):
+            raise ValueError("no width and height in pixels like 768x512")
+        return int(width), int(height)
 
 
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise argparse.ArgumentTypeError(f"'{text}' is no width and height in pixels like 768x512")
-    return int(width), int(height)
+def _flags(values):
+    flags.DEFINE_string("prompt", "", "words; each <image> in them is one of the --image pictures", flag_values=values)
+    flags.DEFINE_multi_string("image", [], "a picture", flag_values=values)
+    flags.DEFINE_multi_string("media", [], "NAME=FILE, data of the modality NAME", flag_values=values)
+    formats = "; ".join(map(": ".join, FORMATS.items()))
+    flags.DEFINE_enum("format", "completion", tuple(FORMATS), formats, flag_values=values)
+    size = "WxH, of every picture, in pixels; grid vocabularies only"
+    flags.DEFINE(_SizeParser(), "image_size", None, size, flag_values=values)
+    flags.DEFINE_string("out", None, "where text and PNG files are written", flag_values=values, required=True)
+    flags.DEFINE_integer("count", 1, "outputs, each with its own draws", flag_values=values)
+    mode = "what may come: a modality, several joined by +, interleaved or unrestricted"
+    flags.DEFINE_string("mode", None, mode, flag_values=values)
+    flags.DEFINE_integer("max_images", None, "most pictures in an output", flag_values=values)
+    for name in ("max_tokens", "seed"):
+        flags.DEFINE_integer(name, None, f"same as --gin.GenerationConfig.{name}", flag_values=values)
+    cli.define_mesh(values)
+    released = "settings of a released decoder"
+    flags.DEFINE_enum("sampling", None, tuple(SAMPLING_PRESETS), released, flag_values=values)
+    flags.DEFINE_enum("guidance", None, ("meta", "lumina"), "guide pictures as that release does", flag_values=values)
+    flags.DEFINE_float("temperature", None, "of all modalities; 0 takes the most likely", flag_values=values)
+    flags.DEFINE_float("top_p", None, "of all modalities", flag_values=values)
+    flags.DEFINE_integer("top_k", None, "of all modalities; 0 takes all", flag_values=values)
 
 
-def _with_flags(config: GenerationConfig, args) -> GenerationConfig:
+def _with_flags(config: GenerationConfig, args, bundle: TokenizerBundle) -> GenerationConfig:
     changes = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
     given = {name: getattr(args, name) for name in ("temperature", "top_p", "top_k") if getattr(args, name) is not None}
-    settings = SAMPLING_PRESETS.get(args.sampling, (config.text, config.image))
-    changes |= {name: dataclasses.replace(s, **given) for name, s in zip(("text", "image"), settings, strict=True)}
+    sampling = {}
+    for row in bundle.vocab_config.modalities:
+        settings = config.sampling.get(row.name, row.sampling)
+        if args.sampling:
+            text, others = SAMPLING_PRESETS[args.sampling]
+            settings = text if row.codec == "bpe" else others
+        sampling[row.name] = dataclasses.replace(settings, **given)
+    changes["sampling"] = {**config.sampling, **sampling}
+    if args.max_images is not None:
+        changes["max_spans"] = {**config.max_spans, _pictures(bundle): args.max_images}
     if args.guidance:
         changes["guidance"] = dataclasses.replace(config.guidance or GuidanceConfig(), scheme=args.guidance)
     return dataclasses.replace(config, **changes)
 
 
+def _pictures(bundle: TokenizerBundle) -> str:
+    name, _ = bundle.of_kind("vqgan")
+    if not name:
+        raise GenerationError(f"this model has no pictures; it has {', '.join(bundle.vocab.names)}")
+    return name
+
+
+def _parts(args, bundle: TokenizerBundle) -> list[Part]:
+    """The prompt's words and data in their places."""
+    from chameleon_jax.generation.output_files import read_file
+    from chameleon_jax.generation.prompt import place
+    from chameleon_jax.tokenizers.documents import Segment
+
+    media = [Segment(_pictures(bundle), read_file(name)) for name in args.image]
+    for given in args.media:
+        name, equals, value = given.partition("=")
+        if not equals:
+            raise GenerationError(f"--media={given}: write --media=NAME=FILE")
+        row = bundle.vocab_config.modalities[bundle.vocab.row(name, GenerationError)]
+        data: object = read_file(value) if row.codec else None
+        if not row.codec:
+            try:
+                data = tuple(int(number) for number in value.split(","))
+            except ValueError:
+                raise GenerationError(f"--media={given}: '{name}' is numbers like 0,1,1") from None
+        media.append(Segment(name, data))
+    return place(args.prompt, media, bundle.vocab.names)
+
+
 def main(config: GenerationConfig, args) -> None:
     from chameleon_jax.generation.engine import generate
     from chameleon_jax.generation.loading import load_run
-    from chameleon_jax.generation.output_files import make_folder, read_file, write_output
+    from chameleon_jax.generation.output_files import make_folder, write_output
     from chameleon_jax.generation.prompt import build_request, read_output
     from chameleon_jax.parallel.mesh import make_mesh
-    from chameleon_jax.tokenizers.images import load_pixels
 
     if args.count < 1:
         raise GenerationError(f"--count is {args.count}; ask for at least 1 output")
-    folder, config = Path(args.out), _with_flags(config, args)
+    folder = Path(args.out)
     make_folder(folder)
     run = load_run(args.workdir, make_mesh(args.mesh) if args.mesh else None)
-    pictures = [load_pixels(read_file(name), run.bundle.image_config) for name in args.image]
+    config = _with_flags(config, args, run.bundle)
     form = {"format": args.format, "image_size": args.image_size}
-    prompt, config = build_request(args.prompt, pictures, run.bundle, config, **form)
+    prompt, config = build_request(_parts(args, run.bundle), run.bundle, config, **form)
     logging.info("step %d of %s, prompt of %d ids", run.step, args.workdir, len(prompt))
     outputs = generate(run.params, run.model, run.bundle.vocab, [prompt] * args.count, config, donate=True)
     for number, output in enumerate(outputs):
-        words = write_output(read_output(output.ids, run.bundle), folder, number)
+        words = write_output(read_output(output.ids, run.bundle), folder, number, run.bundle)
         print(f"{folder}/{number:02d}.txt ({len(output.ids)} ids, stopped by {output.finish_reason}): {words}")
 
 

@@ -2,6 +2,7 @@
 
 Examples:
   python -m experiments.inspect --gin_file=gin_configs/runs/emoji.gin      # resolved config and parameter table
+  python -m experiments.inspect --gin_file=gin_configs/runs/emoji.gin --gin.TransformerConfig.n_layers=12
   python -m experiments.inspect runs/emoji/store/train                     # a token store
   python -m experiments.inspect runs/emoji/model                           # a run and its checkpoints
   python -m experiments.inspect runs/chameleon-34b --mesh=tensor=8         # and its bytes on each of 8 devices
@@ -10,32 +11,28 @@ Examples:
 
 import json
 
-from chameleon_jax import cli, gin_utils
+from absl import flags
+
+from chameleon_jax import cli
 from chameleon_jax.configs import PretrainConfig
 from chameleon_jax.errors import ChameleonError
 
 
-def _flags(parser):
-    parser.add_argument("path", nargs="?", help="a token store, tokenizer bundle, run or checkpoint folder")
-    parser.add_argument(
-        "--gin_file", action="append", default=[], metavar="FILE", help="show the run that it describes"
-    )
-    parser.add_argument(
-        "--gin_bindings", action="append", default=[], metavar="X.y=v", help="set one value of that run"
-    )
-    parser.add_argument("--verify", action="store_true", help="read and check every byte")
-    cli.add_mesh_flag(parser, "show the bytes on each device, with --verify reading the weights to their places")
+def _flags(values):
+    flags.DEFINE_boolean("verify", False, "read and check every byte", flag_values=values)
+    cli.define_mesh(values, "show the bytes on each device, with --verify reading the weights to their places")
 
 
-def main(args) -> None:
+def main(config: PretrainConfig | None, args) -> None:
     from chameleon_jax.evaluation import inspection
     from chameleon_jax.parallel.mesh import abstract_mesh, check_model_fits, make_mesh
 
     # Devices are needed to count what is left for -1, and to read to; sizes can be told without.
     needs_devices = args.mesh is not None and (args.verify or -1 in (args.mesh.data, args.mesh.fsdp, args.mesh.tensor))
     mesh = None if args.mesh is None else make_mesh(args.mesh) if needs_devices else abstract_mesh(args.mesh)
-    if args.gin_file:
-        config = gin_utils.load(PretrainConfig, args.gin_file, args.gin_bindings).config
+    if config is not None and args.path:
+        raise ChameleonError(f"give --gin_file or a path ({args.path}), not both")
+    if config is not None:
         if mesh is not None:
             check_model_fits(config.model, mesh)  # before a page of text
         print(json.dumps(config.to_dict(), indent=2))
@@ -49,4 +46,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, None, __doc__, add_flags=_flags, workdir=False)
+    cli.run(main, PretrainConfig, __doc__, add_flags=_flags, workdir=False, positional="path", config_is_optional=True)

@@ -12,25 +12,24 @@ everything saved.
 The workdir gets metrics.jsonl, tensorboard/, checkpoints/, tokenizer/, config.json, config.gin and operative_config.gin.
 """
 
+from absl import flags
+
 from chameleon_jax import cli
 from chameleon_jax.configs import PretrainConfig
 from chameleon_jax.errors import ConfigError
 
 
-def _flags(parser):
-    parser.add_argument(
-        "--rollback_to", type=int, metavar="STEP", help="go on from this checkpoint; later ones are deleted"
-    )
-    parser.add_argument(
-        "--skip_batches", type=int, default=0, metavar="N", help="with --rollback_to: pass over the next N batches"
-    )
-    parser.add_argument(
-        "--distributed", action="store_true", help="join the other processes of a TPU pod, Slurm or MPI job"
-    )
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens; implies --distributed")
-    parser.add_argument("--num_processes", type=int, metavar="N", help="how many there are; implies --distributed")
-    parser.add_argument("--process_id", type=int, metavar="I", help="number of this one; implies --distributed")
-    parser.add_argument("--join_timeout", type=float, default=300.0, metavar="S", help="seconds to wait for the others")
+def _flags(values):
+    rollback = "go on from the checkpoint of this step; later ones are deleted"
+    flags.DEFINE_integer("rollback_to", None, rollback, flag_values=values)
+    flags.DEFINE_integer("skip_batches", 0, "with --rollback_to: pass over so many batches", flag_values=values)
+    join = "join the other processes of a TPU pod, Slurm or MPI job"
+    flags.DEFINE_boolean("distributed", False, join, flag_values=values)
+    where = "HOST:PORT where process 0 listens; implies --distributed"
+    flags.DEFINE_string("coordinator", None, where, flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "how many there are; implies --distributed", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "number of this one; implies --distributed", flag_values=values)
+    flags.DEFINE_float("join_timeout", 300.0, "seconds to wait for the others", flag_values=values)
 
 
 def main(config: PretrainConfig, args) -> int:

@@ -18,18 +18,19 @@ import sys
 import time
 from pathlib import Path
 
+from absl import flags
+
 from chameleon_jax import cli
 from chameleon_jax.demo import quickstart
 from chameleon_jax.errors import ChameleonError, ConfigError
 from chameleon_jax.files import atomic_write
 
 
-def _flags(parser):
-    parser.add_argument("--steps", type=int, help="optimiser steps of the transformer (default: as in digits.gin)")
-    parser.add_argument(
-        "--codec_steps", type=int, help="optimiser steps of the image codec (default: as in its gin file)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of data, codec, transformer and drawing (default: 0)")
+def _flags(values):
+    steps = "optimiser steps of the {} (default: as in its gin file)"
+    flags.DEFINE_integer("steps", None, steps.format("transformer"), flag_values=values)
+    flags.DEFINE_integer("codec_steps", None, steps.format("image codec"), flag_values=values)
+    flags.DEFINE_integer("seed", 0, "of data, codec, transformer and drawing", flag_values=values)
 
 
 def _check(args, seed: Path) -> None:

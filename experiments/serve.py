@@ -12,25 +12,27 @@ key. SIGTERM lets running answers finish, then exits with code 0. docs/serve.md 
 """
 
 import dataclasses
-import logging
 import os
 from pathlib import Path
+
+from absl import flags, logging
 
 from chameleon_jax import cli
 from chameleon_jax.configs import ServeConfig
 from chameleon_jax.errors import ConfigError
 
 
-def _flags(parser):
-    parser.add_argument("--host", help="same as --gin.ServeConfig.host")
-    parser.add_argument("--port", type=int, help="same as --gin.ServeConfig.port")
-    parser.add_argument("--slots", type=int, help="requests that run at one time; same as EngineConfig.slots")
-    parser.add_argument("--weights", help="'bfloat16' or 'int8'; same as EngineConfig.weights")
-    parser.add_argument(
-        "--api_key", metavar="KEY", help="that clients must send; better in the environment: CHAMELEON_API_KEY"
-    )
-    cli.add_mesh_flag(parser)
-    parser.add_argument("--insecure", action="store_true", help="serve other machines without a key")
+def _flags(values):
+    flags.DEFINE_string("host", None, "same as --gin.ServeConfig.host", flag_values=values)
+    flags.DEFINE_integer("port", None, "same as --gin.ServeConfig.port", flag_values=values)
+    slots = "requests that run at one time; same as --gin.EngineConfig.slots"
+    flags.DEFINE_integer("slots", None, slots, flag_values=values)
+    weights = "'compute', 'bfloat16' or 'int8'; same as --gin.EngineConfig.weights"
+    flags.DEFINE_string("weights", None, weights, flag_values=values)
+    key = "that clients must send; better in the environment: CHAMELEON_API_KEY"
+    flags.DEFINE_string("api_key", None, key, flag_values=values)
+    cli.define_mesh(values)
+    flags.DEFINE_boolean("insecure", False, "serve other machines without a key", flag_values=values)
 
 
 def main(config: ServeConfig, args) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import logging
 import os
 import shutil
 import threading
@@ -21,6 +20,7 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from absl import logging
 
 from chameleon_jax.checkpoints import manifest as manifests
 from chameleon_jax.checkpoints.manifest import MANIFEST, HostRegion, Leaf, Manifest

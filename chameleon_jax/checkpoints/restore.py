@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from chameleon_jax.checkpoints import manifest as manifests
 from chameleon_jax.checkpoints.manifest import MANIFEST, Manifest
@@ -177,7 +177,6 @@ def found_by_any(damage: str | None, what: str) -> str | None:
 
 def _read_arrays(folder: Path, wanted: Mapping[str, Any], manifest: Manifest) -> dict[str, Any]:
     import orbax.checkpoint as ocp
-    from etils import epath
 
     # Always with explicit shardings: those on disk name devices of the machine that saved.
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -203,7 +202,7 @@ def _read_arrays(folder: Path, wanted: Mapping[str, Any], manifest: Manifest) ->
         reader = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True)
         try:
             tree = reader.restore(
-                epath.Path(folder / ARRAYS),
+                folder / ARRAYS,
                 args=ocp.args.PyTreeRestore(
                     item=manifests.nest(abstract),
                     restore_args=manifests.nest(arguments),

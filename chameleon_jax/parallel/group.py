@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import ipaddress
 import json
-import logging
 import os
 import selectors
 import socket
@@ -23,6 +22,8 @@ import sys
 import threading
 import time
 from typing import Any, NoReturn
+
+from absl import logging
 
 from chameleon_jax.errors import ProcessError
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
-import logging
 import time
 import traceback
 from urllib.parse import urlsplit
 
+from absl import logging
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,8 +22,6 @@ from chameleon_jax.serving.errors import ApiError
 from chameleon_jax.serving.metrics import Metrics
 
 OPEN_PATHS = ("/", "/health")  # and the page's files: all that works without the key
-
-_log = logging.getLogger(__name__)
 
 
 class ClientGone(Exception):
@@ -111,7 +109,7 @@ class Guard:
             self._metrics.disconnects.inc()
             _abort(scope)
         except Exception as error:  # its words may hold a client's; its place does not
-            _log.error(
+            logging.error(
                 "%s in %s\n%s", type(error).__name__, scope["path"], "".join(traceback.format_tb(error.__traceback__))
             )
             if status:
@@ -123,7 +121,7 @@ class Guard:
             seconds = time.monotonic() - started
             self._metrics.responses.labels(path, str(status)).inc()
             self._metrics.seconds.labels(path).observe(seconds)
-            _log.info("%s %s %d %.2f s", scope["method"], path, status, seconds)
+            logging.info("%s %s %d %.2f s", scope["method"], path, status, seconds)
 
     def _check(self, request: Request) -> None:
         host = request.headers.get("host", "")

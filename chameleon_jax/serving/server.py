@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 import signal
 import socket
 from collections.abc import Iterator
 
 import uvicorn
+from absl import logging
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -26,8 +26,6 @@ from chameleon_jax.serving.service import Service
 
 _HEADER_SECONDS = 30.0  # that a connection may be open without a whole request
 _GRACE_SECONDS = 5.0  # for those that were told to stop
-
-_log = logging.getLogger(__name__)
 
 
 def check_access(config: ServeConfig, api_key: str | None, insecure: bool) -> None:
@@ -133,7 +131,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         stats = self._service.engine.stats()
         seconds = self._service.config.drain_seconds
-        _log.info("stopping: %d running and %d waiting have %g s to finish", stats.running, stats.queued, seconds)
+        logging.info("stopping: %d running and %d waiting have %g s to finish", stats.running, stats.queued, seconds)
         self._service.draining = True
         asyncio.get_running_loop().call_later(seconds, self._service.stop_streams)
         await super().shutdown(sockets)
@@ -141,7 +139,6 @@ class Server(uvicorn.Server):
 
 def serve(service: Service, app: ASGIApp, sock: socket.socket) -> None:
     """Until a signal comes and all is drained."""
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     host, port = sock.getsockname()[:2]
-    _log.info("serving %s on http://%s:%d", service.model_name, f"[{host}]" if ":" in host else host, port)
+    logging.info("serving %s on http://%s:%d", service.model_name, f"[{host}]" if ":" in host else host, port)
     Server(service, app).run(sockets=[sock])

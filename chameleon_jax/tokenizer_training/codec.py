@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 import os
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jaxtyping import Array, UInt8
 
 from chameleon_jax.configs import VQConfig, VQTrainConfig
@@ -30,8 +30,6 @@ from chameleon_jax.training.telemetry import MetricWriter
 
 STATE_FILE = "codec_state.safetensors"
 _INITIAL_IMAGES = 256  # pictures whose latents the first codebook is drawn from
-
-_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,7 +83,7 @@ def train_codec(
                     if evaluate is not None:
                         found = evaluate(Codec(params=jax.device_get(state.params), config=config))
                         writer.write(done, {f"eval/{name}": value for name, value in found.items()})
-                        _log.info(
+                        logging.info(
                             "step %d: %s", done, ", ".join(f"{name} {value:.4g}" for name, value in found.items())
                         )
                     save(folder, state, config, train)

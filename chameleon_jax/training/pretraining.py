@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 from jax.sharding import Mesh
 
 from chameleon_jax.configs import DataConfig, PretrainConfig, VocabConfig

@@ -219,7 +219,12 @@ META = {
         "--shards=2",
     ),
     "no shards asked for": (lambda r: None, r"must be positive", "", "--to=meta", "--shards=0"),
-    "an unknown preset": (lambda r: None, r"invalid choice: 'chameleon-8b'", "", "--preset=chameleon-8b"),
+    "an unknown preset": (
+        lambda r: None,
+        r"--preset=chameleon-8b: .*did you mean 'chameleon-7b'",
+        "",
+        "--preset=chameleon-8b",
+    ),
     "an unknown flag": (lambda r: None, r"unknown argument '--dtipe=.*did you mean '--dtype'", "", "--dtipe=float32"),
 }
 
