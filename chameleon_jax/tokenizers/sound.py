@@ -1,8 +1,8 @@
 """The sound codec: short waveforms to one code a time step and back.
 
 A convolutional encoder reads the log spectrogram, one codebook quantises it, a decoder writes the spectrogram again (van den Oord
-et al. 2017), and the Griffin-Lim algorithm finds a waveform for it. The encoder looks at few frames, so that a code means a sound and
-not a word; the decoder looks further. All is float32 at the highest matmul precision.
+et al. 2017), and the Griffin-Lim algorithm finds a waveform for it. The encoder looks at few frames, so that a code means a sound
+and not a word; the decoder looks further. All is float32 at the highest matmul precision.
 """
 
 from __future__ import annotations
