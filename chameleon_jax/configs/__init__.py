@@ -27,6 +27,7 @@ from chameleon_jax.configs.model import (
     TransformerConfig,
 )
 from chameleon_jax.configs.serving import ServeConfig
+from chameleon_jax.configs.sound import SoundConfig, SoundTrainConfig
 from chameleon_jax.configs.tokenizers import (
     ImageConfig,
     VQConfig,
@@ -65,6 +66,8 @@ __all__ = [
     "RunConfig",
     "SamplingConfig",
     "ServeConfig",
+    "SoundConfig",
+    "SoundTrainConfig",
     "SourceConfig",
     "StoreConfig",
     "TokenizeConfig",

@@ -1,4 +1,4 @@
-"""One optimiser step of the image codec: losses, the codebook's own update, and restarts of dead codes.
+"""One optimiser step of the image codec: its losses, then the codebook's own update (`codebook.py`).
 
 The one idea: the objective is a dictionary of named terms times a dictionary of weights; a perceptual or adversarial term is one
 more entry of `reconstruction_terms`. The codebook follows either the running mean of the latents that chose each code (van den Oord
@@ -17,7 +17,9 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from chameleon_jax.configs import VQConfig, VQTrainConfig
-from chameleon_jax.tokenizers import vqgan
+from chameleon_jax.tokenizer_training import codebook
+from chameleon_jax.tokenizer_training.codebook import Usage
+from chameleon_jax.tokenizers import quantizer, vqgan
 
 
 @flax.struct.dataclass
@@ -51,19 +53,16 @@ def create(images: Float[Array, "B H W 3"], config: VQConfig, train: VQTrainConf
     key_params, key_rows, key_noise = jax.random.split(jax.random.key(train.seed), 3)
     params = vqgan.init(key_params, config)
     latents = vqgan.encode_latents(params, images, config).reshape(-1, config.embed_dim)
-    rows = jax.random.choice(key_rows, latents.shape[0], (config.codes,), replace=latents.shape[0] < config.codes)
-    noise = (
-        jax.random.normal(key_noise, (config.codes, config.embed_dim)) * latents.std() * 1e-2
-    )  # no two codes are equal
-    codebook = latents[rows] + noise
-    params = params | {"quantize": {"embedding": codebook}}
+    book = codebook.draw(key_rows, key_noise, latents, config.codes)
+    params = params | {"quantize": {"embedding": book}}
+    usage = codebook.fresh_usage(book)
     return CodecState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=optimizer(train).init(_trained(params, train)),
-        counts=jnp.ones(config.codes),
-        sums=codebook,
-        idle=jnp.zeros(config.codes, jnp.int32),
+        counts=usage.counts,
+        sums=usage.sums,
+        idle=usage.idle,
     )
 
 
@@ -79,7 +78,7 @@ def train_step(
         encoder_key, decoder_key = jax.random.split(key_dropout)
         latents = vqgan.encode_latents(params, images, config, dropout_key=encoder_key)
         book = vqgan.codebook(params)
-        codes = lax.stop_gradient(vqgan.nearest_codes(latents, book))
+        codes = lax.stop_gradient(quantizer.nearest_codes(latents, book))
         chosen = book[codes]
         straight_through = latents + lax.stop_gradient(chosen - latents)
         output = vqgan.decode_latents(params, straight_through, config, dropout_key=decoder_key)
@@ -118,27 +117,15 @@ def _update_codebook(
     state: CodecState, latents: Float[Array, "N D"], codes: Int[Array, "N"], key: Array, train: VQTrainConfig
 ) -> tuple[CodecState, Int[Array, ""]]:
     """Running means, then restarts. Returns the state and how many codes the batch chose."""
-    size = state.counts.shape[0]
-    chosen = jax.ops.segment_sum(jnp.ones(codes.shape), codes, size)
-    counts = train.ema_decay * state.counts + (1 - train.ema_decay) * chosen
-    sums = train.ema_decay * state.sums + (1 - train.ema_decay) * jax.ops.segment_sum(latents, codes, size)
-    book = vqgan.codebook(state.params)
-    if train.codebook == "ema":
-        book = sums / jnp.maximum(counts, 1e-6)[:, None]
-    idle = jnp.where(chosen > 0, 0, state.idle + 1)
-    if train.dead_code_steps:
-        # The dead move to latents that the codebook serves badly, each to another one: drawn without replacement in proportion to
-        # the squared error, by the Gumbel trick.
-        error = jnp.sum((latents - vqgan.codebook(state.params)[codes]) ** 2, axis=1)
-        scores = jnp.log(error + 1e-12) + jax.random.gumbel(key, error.shape)
-        candidates = latents[lax.top_k(scores, min(size, latents.shape[0]))[1]]
-        dead = idle >= train.dead_code_steps
-        rank = jnp.cumsum(dead) - 1
-        restart = dead & (rank < candidates.shape[0])
-        fresh = candidates[jnp.clip(rank, 0, candidates.shape[0] - 1)]
-        book = jnp.where(restart[:, None], fresh, book)
-        sums = jnp.where(restart[:, None], fresh, sums)
-        counts = jnp.where(restart, 1.0, counts)
-        idle = jnp.where(restart, 0, idle)
+    book, usage, used = codebook.update(
+        vqgan.codebook(state.params),
+        Usage(counts=state.counts, sums=state.sums, idle=state.idle),
+        latents,
+        codes,
+        key,
+        decay=train.ema_decay,
+        dead_after=train.dead_code_steps,
+        running_mean=train.codebook == "ema",
+    )
     params = state.params | {"quantize": {"embedding": book}}
-    return state.replace(params=params, counts=counts, sums=sums, idle=idle), jnp.sum(chosen > 0)
+    return state.replace(params=params, counts=usage.counts, sums=usage.sums, idle=usage.idle), used

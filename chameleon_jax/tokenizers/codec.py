@@ -75,8 +75,9 @@ class Codec(Protocol):
 def codec_classes() -> dict[str, type[Codec]]:
     """The class of every kind of codec but text's, imported when asked for."""
     from chameleon_jax.tokenizers.pictures import PictureCodec
+    from chameleon_jax.tokenizers.sound import SoundCodec
 
-    return {PictureCodec.kind: PictureCodec}
+    return {PictureCodec.kind: PictureCodec, SoundCodec.kind: SoundCodec}
 
 
 def plain_codes(name: str, data: Any, count: int) -> Int[np.ndarray, "n"]:

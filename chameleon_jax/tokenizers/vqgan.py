@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Container, Iterable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,10 +25,12 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from chameleon_jax.configs import VQConfig
-from chameleon_jax.errors import ConfigError, TokenizerError
-from chameleon_jax.files import atomic_write
+from chameleon_jax.errors import TokenizerError
+from chameleon_jax.tokenizers import codec_files
+from chameleon_jax.tokenizers.quantizer import nearest_codes
 
-WEIGHTS, CONFIG = "vqgan.safetensors", "vqgan.json"
+_NAME = "vqgan"
+WEIGHTS, CONFIG = f"{_NAME}.safetensors", f"{_NAME}.json"
 Params = dict[str, Any]
 
 _DECODING = ("decoder", "post_quant_conv")  # the parts that turn codes to pixels
@@ -122,18 +122,6 @@ def decode_latents(
     return _apply(_VQGAN.decode, params, latents, config, dropout_key)
 
 
-def nearest_codes(latents: Float[Array, "*grid D"], codebook: Float[Array, "C D"]) -> Int[Array, "*grid"]:
-    """Index of the nearest row of the codebook by squared distance; the first of equals.
-
-    The distance is summed as (|z|^2 + |e|^2) - 2 z.e in float32, in this order: near-ties are decided by its rounding, and the
-    cheaper form without |z|^2 gives other codes now and then.
-    """
-    flat = latents.reshape(-1, latents.shape[-1])
-    products = jnp.einsum("nd,cd->nc", flat, codebook, precision=_PRECISION)
-    distances = (jnp.sum(flat**2, axis=1, keepdims=True) + jnp.sum(codebook**2, axis=1)) - 2 * products
-    return jnp.argmin(distances, axis=1).astype(jnp.int32).reshape(latents.shape[:-1])
-
-
 def encode(params: Params, images: Float[Array, "B H W 3"], config: VQConfig) -> Int[Array, "B h w"]:
     """Codes of pixels in [-1, 1], row by row."""
     return nearest_codes(encode_latents(params, images, config), codebook(params))
@@ -160,14 +148,7 @@ def _apply(method, params: Params, inputs: Array, config: VQConfig, dropout_key:
 
 def save(directory: str | os.PathLike, params: Params, config: VQConfig) -> None:
     """Write `vqgan.json` and `vqgan.safetensors`, each whole or not at all."""
-    from safetensors.numpy import save as to_bytes
-
-    flat = traverse_util.flatten_dict(params, sep=".")
-    tensors = {name: np.ascontiguousarray(leaf, np.float32) for name, leaf in flat.items()}
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, data in ((CONFIG, config.to_json().encode()), (WEIGHTS, to_bytes(tensors))):
-        atomic_write(folder / name, data)
+    codec_files.save(directory, _NAME, params, config)
 
 
 def load(directory: str | os.PathLike) -> Codec:
@@ -175,30 +156,10 @@ def load(directory: str | os.PathLike) -> Codec:
 
     Raises TokenizerError for a file missing or damaged, or tensors that do not fit the config.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load as from_bytes
-
-    folder = Path(directory)
-    try:
-        config = VQConfig.from_dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
-        tensors = from_bytes((folder / WEIGHTS).read_bytes())
-    except FileNotFoundError as error:
-        raise TokenizerError(f"{error.filename} does not exist: run  python -m experiments.train_tokenizer") from None
-    except (OSError, ValueError, AttributeError, TypeError, KeyError, SafetensorError, ConfigError) as error:
-        raise TokenizerError(f"codec in {folder} is damaged: {error}") from error
-    wanted = traverse_util.flatten_dict(shapes(config, without=lacking(tensors)), sep=".")
-    for name in sorted(wanted.keys() | tensors.keys()):
-        if name not in tensors or name not in wanted:
-            state = "lacks" if name not in tensors else "has, but its config does not ask for,"
-            raise TokenizerError(
-                f"{folder / WEIGHTS} {state} tensor {name}: weights and {CONFIG} do not belong together"
-            )
-        if tensors[name].shape != wanted[name].shape or tensors[name].dtype != np.float32:
-            found = f"{tensors[name].dtype}{list(tensors[name].shape)}"
-            raise TokenizerError(
-                f"{folder / WEIGHTS}: {name} is {found}, {CONFIG} asks for float32{list(wanted[name].shape)}"
-            )
-    return Codec(params=traverse_util.unflatten_dict(tensors, sep="."), config=config)
+    params, config = codec_files.load(
+        directory, _NAME, VQConfig, lambda config, there: shapes(config, without=lacking(there))
+    )
+    return Codec(params=params, config=config)
 
 
 # --- modules ---------------------------------------------------------------------------------------------------------

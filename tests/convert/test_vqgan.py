@@ -12,7 +12,7 @@ import pytest
 from chameleon_jax.configs import VQConfig
 from chameleon_jax.convert import vqgan as convert
 from chameleon_jax.errors import ConvertError
-from chameleon_jax.tokenizers import vqgan
+from chameleon_jax.tokenizers import quantizer, vqgan
 
 torch = pytest.importorskip("torch")
 sys.path.append(str(Path(__file__).parent))
@@ -27,7 +27,7 @@ CONFIG = VQConfig(
 )  # fmt: skip
 encode_latents = jax.jit(vqgan.encode_latents, static_argnums=2)
 decode = jax.jit(vqgan.decode, static_argnums=2)
-nearest_codes = jax.jit(vqgan.nearest_codes)
+nearest_codes = jax.jit(quantizer.nearest_codes)
 
 
 def state_of(model):

@@ -11,7 +11,7 @@ import pytest
 from chameleon_jax.configs import VQConfig, VQTrainConfig
 from chameleon_jax.errors import CheckpointError, DataError
 from chameleon_jax.tokenizer_training import codec, codec_step
-from chameleon_jax.tokenizers import vqgan
+from chameleon_jax.tokenizers import quantizer, vqgan
 
 create = jax.jit(codec_step.create, static_argnums=(1, 2))
 encode_latents = jax.jit(vqgan.encode_latents, static_argnums=2)
@@ -140,7 +140,7 @@ def _step(state, train=TRAIN):
     """The state after a step on eight pictures, its metrics, and the latents [32, 4] and codes [32] that the step saw."""
     pixels = codec.to_pixels(_images()[:8])
     latents = np.asarray(encode_latents(state.params, pixels, CONFIG)).reshape(-1, 4)
-    codes = np.asarray(vqgan.nearest_codes(latents, vqgan.codebook(state.params)))
+    codes = np.asarray(quantizer.nearest_codes(latents, vqgan.codebook(state.params)))
     kept = jax.tree.map(jnp.copy, state)  # the step takes the memory of its argument
     after, metrics = codec.jitted_step(kept, _images()[:8], CONFIG, train)
     return after, metrics, latents, codes

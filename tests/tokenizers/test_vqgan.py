@@ -10,7 +10,7 @@ import pytest
 
 from chameleon_jax.configs import VQConfig
 from chameleon_jax.errors import TokenizerError
-from chameleon_jax.tokenizers import vqgan
+from chameleon_jax.tokenizers import quantizer, vqgan
 
 encode = jax.jit(vqgan.encode, static_argnums=2)
 decode = jax.jit(vqgan.decode, static_argnums=2)
@@ -171,15 +171,15 @@ def test_nearest_code_is_the_first_of_equals_and_agrees_with_float64():
     book[30] = book[7]
     latents = np.concatenate([book[[7, 30, 2]], np.random.default_rng(1).normal(size=(200, 8))]).astype(np.float32)
     distances = ((latents[:, None].astype(np.float64) - book[None]) ** 2).sum(-1)
-    np.testing.assert_array_equal(vqgan.nearest_codes(latents, book), distances.argmin(axis=1))
-    assert list(vqgan.nearest_codes(latents[:3], book)) == [7, 7, 2]
+    np.testing.assert_array_equal(quantizer.nearest_codes(latents, book), distances.argmin(axis=1))
+    assert list(quantizer.nearest_codes(latents[:3], book)) == [7, 7, 2]
 
 
 def test_distance_keeps_the_released_order_of_operations():
     # (1 + 0) - 0 = 1 and (1 + 1e-9) - 0 = 1 tie in float32, so the first wins; without |z|^2 the second is not even near.
     latents = np.array([[1.0, 0.0]], np.float32)
     book = np.array([[0.0, np.sqrt(1e-9)], [0.0, 0.0]], np.float32)
-    assert int(vqgan.nearest_codes(latents, book)[0]) == 0
+    assert int(quantizer.nearest_codes(latents, book)[0]) == 0
 
 
 def test_patches_change_the_cost_but_not_the_shapes():

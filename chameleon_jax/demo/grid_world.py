@@ -1,0 +1,134 @@
+"""A small world of squares with an agent, a goal and walls: shortest paths as sequences of bounded integers.
+
+A grid is told in words or drawn as a picture; the actions are the numbers 0..4 themselves, without any codec. It belongs to the
+training part or to the unseen part by a hash of its words, so the parts share no grid for any seed.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+SIZE = 5  # squares a side
+WALLS = (2, 4)  # least and most of a grid
+ACTIONS = ("up", "down", "left", "right", "stop")
+STOP = ACTIONS.index("stop")
+SQUARE = 2  # pixels a side of a drawn square: a patch of 2 x 2 pixels is one square
+LONGEST = SIZE * SIZE  # actions of an episode, stop included, are fewer than squares
+UNSEEN_OF = 8  # one grid in so many is unseen
+
+_MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
+_GROUND, _WALL, _AGENT, _GOAL = (235, 235, 235), (40, 40, 40), (30, 90, 230), (40, 170, 60)
+
+Square = tuple[int, int]  # row from the top, column from the left
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Where things are; walls are sorted."""
+
+    agent: Square
+    goal: Square
+    walls: tuple[Square, ...]
+
+    @property
+    def unseen(self) -> bool:
+        """Whether it is kept from training."""
+        return hashlib.sha256(describe(self).encode()).digest()[0] % UNSEEN_OF == 0
+
+
+def generate(count: int, *, unseen: bool, seed: int = 0) -> list[Grid]:
+    """`count` different grids of one part, each with a path from agent to goal, the same for the same seed."""
+    random = np.random.default_rng((seed, int(unseen)))
+    found: dict[Grid, None] = {}
+    while len(found) < count:
+        walls = int(random.integers(WALLS[0], WALLS[1] + 1))
+        picked = random.choice(SIZE * SIZE, 2 + walls, replace=False)
+        agent, goal, *rest = [divmod(int(square), SIZE) for square in picked]
+        grid = Grid(agent, goal, tuple(sorted(rest)))
+        if grid.unseen == unseen and grid not in found and distances(grid).get(agent) is not None:
+            found[grid] = None
+    return list(found)
+
+
+def distances(grid: Grid) -> dict[Square, int]:
+    """Moves from each square to the goal by breadth-first search; squares without a way are absent."""
+    moves, waiting = {grid.goal: 0}, collections.deque([grid.goal])
+    while waiting:
+        square = waiting.popleft()
+        for action in range(STOP):
+            neighbour = _step(grid, square, action)
+            if neighbour not in moves:
+                moves[neighbour] = moves[square] + 1
+                waiting.append(neighbour)
+    return moves
+
+
+def solution(grid: Grid) -> tuple[int, ...]:
+    """A shortest path and a stop. Of equally short ones the first move in the order of `ACTIONS` is taken, so it is unique."""
+    moves, square, actions = distances(grid), grid.agent, []
+    while square != grid.goal:
+        action = next(a for a in range(STOP) if moves[_step(grid, square, a)] < moves[square])
+        actions.append(action)
+        square = _step(grid, square, action)
+    return (*actions, STOP)
+
+
+def solves(grid: Grid, actions: Sequence[int]) -> bool:
+    """Whether the actions lead to the goal and stop there, on a way of any length, without a move into a wall or over the edge."""
+    square = grid.agent
+    for action in actions:
+        if action == STOP:
+            return square == grid.goal
+        if not 0 <= action < STOP:
+            return False
+        moved = _step(grid, square, action)
+        if moved == square:
+            return False
+        square = moved
+    return False
+
+
+def describe(grid: Grid) -> str:
+    """In words, as in "agent at 1 2, goal at 4 0, walls 2 2, 3 1"; numbers are row and column."""
+    walls = ", ".join(f"{row} {column}" for row, column in grid.walls)
+    return f"agent at {grid.agent[0]} {grid.agent[1]}, goal at {grid.goal[0]} {grid.goal[1]}, walls {walls}"
+
+
+def draw(grid: Grid) -> UInt8[np.ndarray, "10 10 3"]:
+    """As a picture: the agent blue, the goal green, walls black, each square of 2 x 2 pixels."""
+    picture = np.full((SIZE * SQUARE, SIZE * SQUARE, 3), _GROUND, np.uint8)
+    things = [(square, _WALL) for square in grid.walls] + [(grid.goal, _GOAL), (grid.agent, _AGENT)]
+    for (row, column), colour in things:
+        picture[row * SQUARE : (row + 1) * SQUARE, column * SQUARE : (column + 1) * SQUARE] = colour
+    return picture
+
+
+def write(folder: str | Path, *, train: int = 8_000, unseen: int = 500, seed: int = 0) -> None:
+    """Write PNG files and `train.jsonl` and `unseen.jsonl` with id, text, image and actions below `folder`."""
+    from PIL import Image
+
+    folder = Path(folder)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for part, count in (("train", train), ("unseen", unseen)):
+        records = []
+        for index, grid in enumerate(generate(count, unseen=part == "unseen", seed=seed)):
+            name = f"images/{part}-{index:05d}.png"
+            Image.fromarray(draw(grid)).save(folder / name)
+            record = {"id": f"{part}-grid-{index:05d}", "text": describe(grid), "image": name}
+            records.append(record | {"actions": list(solution(grid))})
+        (folder / f"{part}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def _step(grid: Grid, square: Square, action: int) -> Square:
+    """Where a move leads; against a wall or the edge it leads nowhere."""
+    row, column = square[0] + _MOVES[action][0], square[1] + _MOVES[action][1]
+    inside = 0 <= row < SIZE and 0 <= column < SIZE
+    return (row, column) if inside and (row, column) not in grid.walls else square

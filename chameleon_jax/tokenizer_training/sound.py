@@ -1,0 +1,186 @@
+"""Trains the sound codec on waveforms held in memory, in a minute or two; it is not resumed.
+
+Batch k is a function of (seed, k). The codebook follows the running means of `codebook.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jaxtyping import Array, Float
+
+from chameleon_jax.configs import SoundConfig, SoundTrainConfig
+from chameleon_jax.errors import DataError
+from chameleon_jax.evaluation import sound as measures
+from chameleon_jax.progress import progress
+from chameleon_jax.tokenizer_training import codebook, codec_step
+from chameleon_jax.tokenizer_training.codebook import Usage
+from chameleon_jax.tokenizers import sound
+from chameleon_jax.tokenizers.quantizer import nearest_codes
+from chameleon_jax.tokenizers.sound import SoundCodec
+from chameleon_jax.training.telemetry import MetricWriter
+
+REPORT, PICTURE = "sound_evaluation.json", "sound_reconstructions.png"
+_INITIAL_SOUNDS = 256  # whose latents the first codebook is drawn from
+_SHOWN = 20
+
+
+@flax.struct.dataclass
+class SoundState:
+    """Everything that a step changes."""
+
+    step: Array
+    params: dict[str, Any]
+    opt_state: Any
+    usage: Usage
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainedSound:
+    """The codec, and what training it took."""
+
+    codec: SoundCodec
+    seconds: float
+    sounds_per_second: float
+
+
+def train_sound(
+    waveforms: Float[np.ndarray, "N samples"],
+    held_out: Float[np.ndarray, "M samples"],
+    config: SoundConfig,
+    train: SoundTrainConfig,
+    workdir: str | os.PathLike,
+) -> TrainedSound:
+    """Train on prepared `waveforms`, save the codec in `workdir`, and measure it on `held_out` ones.
+
+    Writes metrics.jsonl, sound_evaluation.json, and a picture of spectrograms above their reconstructions. Raises DataError for
+    waveforms of another length, or none.
+    """
+    for name, part in (("to train on", waveforms), ("held out", held_out)):
+        if len(part) == 0 or part.shape[1:] != (config.samples,):
+            raise DataError(
+                f"{len(part)} sounds {name} of shape {part.shape[1:]}: needs some of {config.samples} samples"
+            )
+    folder = Path(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    waveforms = np.asarray(waveforms, np.float32)
+    state = create(waveforms[_order(len(waveforms), train.seed, 0)[:_INITIAL_SOUNDS]], config, train)
+    writer = MetricWriter(folder, resume_step=0, run_config={"sound": config.to_dict(), "train": train.to_dict()})
+    begin = time.monotonic()
+    try:
+        with progress("Training the sound codec", total=train.steps, unit="steps") as bar:
+            for step in range(train.steps):
+                state, metrics = jitted_step(state, training_batch(waveforms, train, step), config, train)
+                done, note = step + 1, ""
+                if done % train.log_every == 0 or done == train.steps:
+                    logged = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                    seconds = time.monotonic() - begin
+                    writer.write(done, {**logged, "sounds_per_second": done * train.batch_size / seconds})
+                    note = f"l1 {logged['l1']:.4f} codes {logged['batch_codes']:.0f}"
+                bar.advance(1, note=note)
+    finally:
+        writer.close()
+    seconds = time.monotonic() - begin
+    codec = SoundCodec(params=jax.device_get(state.params), config=config)
+    codec.save(folder)
+    report = dataclasses.asdict(measures.evaluate(codec, held_out))
+    (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+    shown = held_out[np.linspace(0, len(held_out) - 1, min(_SHOWN, len(held_out))).astype(int)]
+    measures.spectrogram_grid(codec, shown).save(folder / PICTURE)
+    for name, unit in (
+        ("log_spectral_distance", " dB"),
+        ("distance_of_spectrum", " dB"),
+        ("codebook_usage", ""),
+        ("perplexity", ""),
+    ):
+        print(f"  {name:<22}{report[name]:10.3f}{unit}")
+    print(f"  on {report['sounds']:,} held-out sounds; look at {folder / PICTURE}")
+    print(f"  {train.steps:,} steps in {seconds:.0f} s, {train.steps * train.batch_size / seconds:.0f} sounds/s")
+    return TrainedSound(codec=codec, seconds=seconds, sounds_per_second=train.steps * train.batch_size / seconds)
+
+
+def training_batch(
+    waveforms: Float[np.ndarray, "N samples"], train: SoundTrainConfig, step: int
+) -> Float[np.ndarray, "B samples"]:
+    """Batch `step`: the next sounds of a stream of seeded permutations, moved in time by up to `train.jitter` samples."""
+    positions = np.arange(step * train.batch_size, (step + 1) * train.batch_size)
+    epochs, offsets = np.divmod(positions, len(waveforms))
+    rows = [_order(len(waveforms), train.seed, int(e))[offset] for e, offset in zip(epochs, offsets, strict=True)]
+    batch, reach = waveforms[np.asarray(rows)], train.jitter
+    if not reach:
+        return batch
+    samples = batch.shape[1]
+    padded = np.pad(batch, ((0, 0), (reach, reach)))
+    starts = np.random.default_rng((train.seed, step, 1)).integers(0, 2 * reach + 1, len(batch))
+    return np.stack([sound[start : start + samples] for sound, start in zip(padded, starts, strict=True)])
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def create(waveforms: Float[Array, "N samples"], config: SoundConfig, train: SoundTrainConfig) -> SoundState:
+    """The state before the first step; the codebook is drawn from the fresh encoder's latents of `waveforms`."""
+    key_params, key_rows, key_noise = jax.random.split(jax.random.key(train.seed), 3)
+    params = sound.init(key_params, config)
+    latents = sound.encode_latents(params, sound.features(waveforms, config), config).reshape(-1, config.embed_dim)
+    book = codebook.draw(key_rows, key_noise, latents, config.codes)
+    trained = {name: part for name, part in params.items() if name != "quantize"}
+    return SoundState(
+        step=jnp.zeros((), jnp.int32),
+        params=params | {"quantize": {"embedding": book}},
+        opt_state=codec_step.optimizer(train).init(trained),
+        usage=codebook.fresh_usage(book),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3), donate_argnums=0)
+def jitted_step(
+    state: SoundState, waveforms: Float[Array, "B samples"], config: SoundConfig, train: SoundTrainConfig
+) -> tuple[SoundState, dict[str, Array]]:
+    """One step; returns the new state and scalars: the objective, its terms, and the number of codes in the batch."""
+    wanted = sound.features(waveforms, config)
+    book = sound.codebook(state.params)
+
+    def objective(trained: dict[str, Any]):
+        latents = sound.encode_latents(trained, wanted, config)
+        codes = lax.stop_gradient(nearest_codes(latents, book))
+        chosen = book[codes]
+        straight_through = latents + lax.stop_gradient(chosen - latents)
+        output = sound.decode_latents(trained, straight_through, config)
+        terms = {
+            "l1": jnp.mean(jnp.abs(output - wanted)),
+            "l2": jnp.mean((output - wanted) ** 2),
+            "commitment": jnp.mean((latents - chosen) ** 2),
+        }
+        return terms["l1"] + terms["l2"] + train.commitment_weight * terms["commitment"], (terms, latents, codes)
+
+    trained = {name: part for name, part in state.params.items() if name != "quantize"}
+    (total, (terms, latents, codes)), gradients = jax.value_and_grad(objective, has_aux=True)(trained)
+    updates, opt_state = codec_step.optimizer(train).update(gradients, state.opt_state, trained)
+    book, usage, used = codebook.update(
+        book,
+        state.usage,
+        latents.reshape(-1, config.embed_dim),
+        codes.reshape(-1),
+        jax.random.fold_in(jax.random.key(train.seed), state.step),
+        decay=train.ema_decay,
+        dead_after=train.dead_code_steps,
+    )
+    params = optax.apply_updates(trained, updates) | {"quantize": {"embedding": book}}
+    after = SoundState(step=state.step + 1, params=params, opt_state=opt_state, usage=usage)
+    return after, {"objective": total, **terms, "batch_codes": used}
+
+
+@functools.lru_cache(maxsize=2)
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(count)

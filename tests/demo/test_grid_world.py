@@ -1,0 +1,90 @@
+"""The grid world: parts that share no grid, paths that are shortest, a judge that sees every way to fail."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.sparse import csgraph, csr_array
+
+from chameleon_jax.demo import grid_world
+from chameleon_jax.demo.grid_world import STOP, Grid
+
+UP, DOWN, LEFT, RIGHT = range(4)
+# . . . . .
+# . A # . .
+# . . # G .      rows go down, columns to the right
+GRID = Grid(agent=(1, 1), goal=(2, 3), walls=((1, 2), (2, 2)))
+
+
+@pytest.fixture(scope="module")
+def grids():
+    return grid_world.generate(400, unseen=False), grid_world.generate(100, unseen=True)
+
+
+def test_grids_are_different_and_the_parts_share_none_for_any_seed(grids):
+    train, unseen = grids
+    assert len(set(train)) == 400 and len(set(unseen)) == 100
+    others = grid_world.generate(400, unseen=False, seed=1)
+    assert not set(others) & set(unseen) and set(others) != set(train)
+    assert grid_world.generate(400, unseen=False) == train
+    assert 0.09 < np.mean([grid.unseen for grid in map(_random_grid, range(2000))]) < 0.16
+
+
+def _random_grid(seed):
+    picked = np.random.default_rng(seed).choice(25, 5, replace=False)
+    agent, goal, *walls = [divmod(int(square), 5) for square in picked]
+    return Grid(agent, goal, tuple(sorted(walls)))
+
+
+def test_solutions_are_as_short_as_those_of_scipy(grids):
+    for grid in grids[0][:60]:
+        free = [(r, c) for r in range(5) for c in range(5) if (r, c) not in grid.walls]
+        near = [[abs(a - c) + abs(b - d) == 1 for c, d in free] for a, b in free]
+        lengths = csgraph.shortest_path(csr_array(np.array(near, int)), unweighted=True)
+        actions = grid_world.solution(grid)
+        assert len(actions) - 1 == lengths[free.index(grid.agent), free.index(grid.goal)]
+        assert grid_world.solves(grid, actions) and len(actions) <= grid_world.LONGEST
+
+
+@pytest.mark.parametrize(
+    ("actions", "solved"),
+    [
+        ((UP, RIGHT, RIGHT, DOWN, DOWN, STOP), True),
+        ((DOWN, DOWN, RIGHT, RIGHT, UP, STOP), True),
+        ((LEFT, RIGHT, UP, RIGHT, RIGHT, DOWN, DOWN, STOP), True),
+        ((UP, RIGHT, RIGHT, DOWN, DOWN), False),  # no stop
+        ((UP, RIGHT, RIGHT, DOWN, STOP), False),  # stops beside the goal
+        ((RIGHT, UP, RIGHT, RIGHT, DOWN, DOWN, STOP), False),  # into a wall
+        ((LEFT, LEFT, STOP), False),  # over the edge
+        ((7, STOP), False),
+        ((-1, STOP), False),
+        ((), False),
+    ],
+)
+def test_the_judge_wants_the_goal_a_stop_and_no_bump(actions, solved):
+    assert grid_world.solves(GRID, actions) == solved
+
+
+def test_words_and_picture_tell_the_whole_grid(grids):
+    assert grid_world.describe(GRID) == "agent at 1 1, goal at 2 3, walls 1 2, 2 2"
+    for grid in grids[0][:50]:
+        numbers = [int(n) for n in re.findall(r"\d", grid_world.describe(grid))]
+        agent, goal, *walls = zip(numbers[::2], numbers[1::2], strict=True)
+        assert Grid(agent, goal, tuple(walls)) == grid
+        centres = grid_world.draw(grid)[::2, ::2].astype(int)
+        red, green, blue = np.moveaxis(centres, -1, 0)
+        assert [tuple(s) for s in np.argwhere((blue > 200) & (red < 100)).tolist()] == [grid.agent]
+        assert [tuple(s) for s in np.argwhere((green > 150) & (red < 100) & (blue < 100)).tolist()] == [grid.goal]
+        assert [tuple(s) for s in np.argwhere(centres.sum(axis=-1) < 200).tolist()] == list(grid.walls)
+
+
+def test_written_files_hold_words_picture_and_actions(tmp_path):
+    grid_world.write(tmp_path, train=20, unseen=5)
+    records = [json.loads(line) for line in (tmp_path / "train.jsonl").open()]
+    assert len(records) == 20 and len((tmp_path / "unseen.jsonl").read_text().splitlines()) == 5
+    for grid, record in zip(grid_world.generate(20, unseen=False), records, strict=True):
+        assert record["text"] == grid_world.describe(grid)
+        assert grid_world.solves(grid, record["actions"])
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / record["image"])), grid_world.draw(grid))
