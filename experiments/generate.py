@@ -6,14 +6,15 @@ Examples:
   python -m experiments.generate --workdir=runs/emoji/model --prompt="<image> and <image> differ:" --image=a.png --image=b.png \\
       --temperature=0 --gin.GenerationConfig.max_tokens=200 --out=out
   python -m experiments.generate --workdir=runs/three/model --media=sound=seven.wav --mode=text+image --out=out
-  python -m experiments.generate --workdir=runs/chameleon --format=chat --image=a.png --prompt="What is this?" --mode=text --out=out
+  python -m experiments.generate --workdir=runs/chameleon --format=chat --image=a.png --prompt="What is this?" --mode=text \\
+      --out=out
   python -m experiments.generate --workdir=runs/lumina --format=lumina --image_size=768x512 --prompt="A red fox." --mode=image \\
       --max_images=1 --sampling=lumina --guidance=lumina --out=out
 
-Every --image takes the place of an <image> of the prompt, in order, and every --media=NAME=FILE that of a <NAME>; without such places
-they come first. Data of a modality without a codec are numbers: --media=moves=0,1,1. The workdir is that of
-`experiments.pretrain`; its newest checkpoint that verifies is used. Writes OUT/KK.txt (the words, with the names of the files where they came) and
-OUT/KK-N.png or .wav for each of --count outputs. docs/generate.md has all settings.
+Every --image takes the place of an <image> of the prompt, in order, and every --media=NAME=FILE that of a <NAME>; without such
+places they come first. Data of a modality without a codec are numbers: --media=moves=0,1,1. The workdir is that of
+`experiments.pretrain`; its newest checkpoint that verifies is used. Writes OUT/KK.txt (the words, with the names of the files
+where they came) and OUT/KK-N.png or .wav for each of --count outputs. docs/generate.md has all settings.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import os
 from typing import Literal
 
 from chameleon_jax.config_base import Config
+from chameleon_jax.configs.sound import SoundConfig, SoundTrainConfig
 from chameleon_jax.configs.tokenizers import ImageConfig, VQConfig, VQTrainConfig
 from chameleon_jax.configs.vocab import VocabConfig, text_and_image
 
@@ -65,7 +66,7 @@ class TokenizeConfig(Config):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainTokenizerConfig(Config):
-    """Trains the two halves of a tokenizer bundle: the image codec and the byte-level BPE."""
+    """Trains a tokenizer bundle: the byte-level BPE, and the codecs of the table, `vq` for pictures and `sound` for sounds."""
 
     sources: tuple[SourceConfig, ...]
     eval_sources: tuple[SourceConfig, ...] = ()
@@ -73,21 +74,24 @@ class TrainTokenizerConfig(Config):
     image: ImageConfig = dataclasses.field(default_factory=ImageConfig)
     vq: VQConfig = dataclasses.field(default_factory=VQConfig)
     vq_train: VQTrainConfig = dataclasses.field(default_factory=VQTrainConfig)
-    parts: Literal["both", "image", "text"] = "both"
+    sound: SoundConfig = dataclasses.field(default_factory=SoundConfig)
+    sound_train: SoundTrainConfig = dataclasses.field(default_factory=SoundTrainConfig)
+    parts: tuple[str, ...] = ()  # names of the modalities that this run trains; empty = all
 
     def validate(self):
         self.require(len(self.sources) > 0, "sources is empty: name at least one SourceConfig")
-        pictures = self.vocab.of_codec("vqgan")
-        if pictures is None:
-            return
-        for name, mine, theirs in (
-            ("ids", pictures.ids, self.vq.codes),
-            ("length", pictures.length, self.vq.codes_per_image),
-        ):
-            field = "codes" if name == "ids" else "codes_per_image"
-            self.require(
-                mine == theirs, f"{name} {mine} of '{pictures.name}' in vocab differs from vq.{field} {theirs}"
-            )
+        shapes = {
+            "vqgan": ("vq", self.vq.codes, "codes_per_image", self.vq.codes_per_image),
+            "sound": ("sound", self.sound.codes, "codes_per_sound", self.sound.codes_per_sound),
+        }
+        for row in self.vocab.modalities:
+            if row.codec not in shapes:
+                continue
+            config, codes, field, length = shapes[row.codec]
+            for what, mine, theirs, name in (("ids", row.ids, codes, "codes"), ("length", row.length, length, field)):
+                self.require(
+                    mine == theirs, f"{what} {mine} of '{row.name}' in vocab differs from {config}.{name} {theirs}"
+                )
         self.require(
             self.image.resolution == self.vq.resolution,
             f"image.resolution {self.image.resolution} differs from vq.resolution {self.vq.resolution}",

@@ -1,48 +1,58 @@
-"""The pictures and texts that a tokenizer is trained on, read whole into memory.
+"""What a tokenizer is trained on, read whole into memory.
 
-The one idea: the codec sees every different picture once, however many records show it; the texts count as often as they occur.
+A codec sees every different file once, however many records hold it; texts count as often as they occur.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import UInt8
 
-from chameleon_jax.configs import ImageConfig, SourceConfig, VocabConfig
+from chameleon_jax.configs import SourceConfig, TrainTokenizerConfig, VocabConfig
 from chameleon_jax.data.sources import Reject, estimate_records, read_documents
 from chameleon_jax.errors import DataError
 from chameleon_jax.progress import progress
 from chameleon_jax.tokenizers.images import load_pixels
+from chameleon_jax.tokenizers.waveforms import load_waveform
+
+Prepare = Callable[[bytes], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Different pictures at the codec's resolution, 8-bit; all texts; and why records or pictures were left out."""
+    """All texts; the different items of each modality with a codec, as `preparers` make them; and why something was left out."""
 
-    images: UInt8[np.ndarray, "N R R 3"]
     texts: tuple[str, ...]
+    items: Mapping[str, np.ndarray]
     rejects: tuple[str, ...]
 
     def split(self, every: int) -> tuple[Corpus, Corpus]:
-        """Training and held-out corpora, with each `every`-th picture, the first included, held out."""
-        held_out = np.arange(len(self.images)) % every == 0
-        return (
-            dataclasses.replace(self, images=self.images[~held_out]),
-            Corpus(images=self.images[held_out], texts=(), rejects=()),
-        )
+        """Training and held-out corpora, with each `every`-th item, the first included, held out."""
+        held_out = {name: np.arange(len(items)) % every == 0 for name, items in self.items.items()}
+        kept = {name: items[~held_out[name]] for name, items in self.items.items()}
+        rest = {name: items[held_out[name]] for name, items in self.items.items()}
+        return dataclasses.replace(self, items=kept), Corpus((), rest, ())
 
 
-def read_corpus(sources: Sequence[SourceConfig], config: ImageConfig, vocab: VocabConfig) -> Corpus:
-    """Read texts and pictures of every document of the sources. Raises DataError for a source that cannot be read at all."""
-    images: list[np.ndarray] = []
+def preparers(config: TrainTokenizerConfig) -> dict[str, Prepare]:
+    """How a file of each modality with a codec becomes an item: 8-bit pixels [R, R, 3], or a waveform [samples]."""
+
+    def pixels(data: bytes) -> np.ndarray:
+        return np.round((load_pixels(data, config.image) + 1) * 127.5).astype(np.uint8)
+
+    by_kind: dict[str, Prepare] = {"vqgan": pixels, "sound": lambda data: load_waveform(data, config.sound)}
+    return {row.name: by_kind[row.codec] for row in config.vocab.modalities[1:] if row.codec}
+
+
+def read_corpus(sources: Sequence[SourceConfig], vocab: VocabConfig, prepare: Mapping[str, Prepare]) -> Corpus:
+    """Texts, and items of the modalities in `prepare`, of every document. Raises DataError for a source that cannot be read."""
+    items: dict[str, list[np.ndarray]] = {name: [] for name in prepare}
     texts: list[str] = []
     rejects: list[str] = []
     seen: set[bytes] = set()
-    pictures = [row.name for row in vocab.modalities if row.codec == "vqgan"]
     for source in sources:
         with progress(f"Reading {source.name}", total=estimate_records(source), unit="documents") as bar:
             for document in read_documents(source, vocab=vocab):
@@ -51,15 +61,19 @@ def read_corpus(sources: Sequence[SourceConfig], config: ImageConfig, vocab: Voc
                     rejects.append(f"{document.source}, {document.record}: {document.reason}")
                     continue
                 for segment in document.segments:
-                    if segment.modality == vocab.text.name:
+                    name = segment.modality
+                    if name == vocab.text.name:
                         texts.append(segment.data)
-                    elif segment.modality in pictures and (digest := hashlib.sha256(segment.data).digest()) not in seen:
-                        seen.add(digest)
-                        try:
-                            pixels = load_pixels(segment.data, config)
-                        except DataError as error:
-                            rejects.append(f"{document.id}, {segment.reference}: {error}")
-                        else:
-                            images.append(np.round((pixels + 1) * 127.5).astype(np.uint8))
-    shape = (0, config.resolution, config.resolution, 3)
-    return Corpus(np.stack(images) if images else np.zeros(shape, np.uint8), tuple(texts), tuple(rejects))
+                    if name not in prepare:
+                        continue
+                    digest = hashlib.sha256(name.encode() + segment.data).digest()
+                    if digest in seen:
+                        continue
+                    seen.add(digest)
+                    try:
+                        items[name].append(prepare[name](segment.data))
+                    except DataError as error:
+                        rejects.append(f"{document.id}, {segment.reference}: {error}")
+    return Corpus(
+        tuple(texts), {name: np.stack(found) if found else np.zeros(0) for name, found in items.items()}, tuple(rejects)
+    )

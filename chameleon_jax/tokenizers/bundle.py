@@ -10,22 +10,26 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from chameleon_jax.configs import ImageConfig, VocabConfig
+from chameleon_jax.configs import ImageConfig, ModalityConfig, VocabConfig
 from chameleon_jax.errors import ConfigError, TokenizerError
 from chameleon_jax.files import atomic_write
 from chameleon_jax.tokenizers import vqgan
-from chameleon_jax.tokenizers.codec import Codec, codec_classes, plain_codes
+from chameleon_jax.tokenizers.codec import Codec, plain_codes
 from chameleon_jax.tokenizers.pictures import PictureCodec
+from chameleon_jax.tokenizers.sound import SoundCodec
 from chameleon_jax.tokenizers.text import TextTokenizer
 from chameleon_jax.vocab import Vocab
 
 VOCAB, TEXT = "vocab.json", "tokenizer.json"
+CODECS: dict[str, type[Codec]] = {
+    codec.kind: codec for codec in (PictureCodec, SoundCodec)
+}  # by `ModalityConfig.codec`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,8 +89,8 @@ class TokenizerBundle:
         missing = [name for name in (VOCAB, TEXT) if not os.path.isfile(os.path.join(directory, name))]
         vocab_config = None if VOCAB in missing else _read_vocab(os.path.join(directory, VOCAB))
         codecs = {}
-        for row, folder in _folders(vocab_config, directory) if vocab_config else ():
-            codecs[row.name] = codec_classes()[row.codec].load(folder)
+        for row, folder in codec_folders(vocab_config, directory) if vocab_config else ():
+            codecs[row.name] = CODECS[row.codec].load(folder)
             if codecs[row.name] is None:
                 missing.append(f"the codec of '{row.name}'")
         if missing:
@@ -108,7 +112,7 @@ class TokenizerBundle:
         """
         self.check()
         # The table last: without vocab.json nobody takes what is there for a bundle.
-        for row, folder in _folders(self.vocab_config, directory):
+        for row, folder in codec_folders(self.vocab_config, directory):
             os.makedirs(folder, exist_ok=True)
             self.codecs[row.name].save(folder)
         os.makedirs(directory, exist_ok=True)
@@ -172,7 +176,7 @@ class TokenizerBundle:
         return codec.encode(codec.prepare(data)[None])[0]
 
 
-def _folders(vocab: VocabConfig, directory: str | os.PathLike):
+def codec_folders(vocab: VocabConfig, directory: str | os.PathLike) -> Iterator[tuple[ModalityConfig, str]]:
     """The rows with codecs beside text, and where each codec lies: a second one of a kind in a folder of the row's name."""
     kinds: set[str] = set()
     for row in vocab.modalities[1:]:

@@ -1,7 +1,7 @@
-"""What a codec is: one item of data to codes and back. Which kinds there are, and where each keeps its files.
+"""What a codec is: one item of data to codes and back.
 
-The pipeline, prompts, outputs and the server know codecs by this protocol alone. A further kind of data is a further class here and
-a name in `ModalityConfig.codec`.
+The pipeline, prompts, outputs and the server know codecs by this protocol alone. A further kind of data is a further class, its
+name in `ModalityConfig.codec`, and its place in `bundle.CODECS`.
 """
 
 from __future__ import annotations
@@ -70,14 +70,6 @@ class Codec(Protocol):
     @classmethod
     def load(cls, directory: str | os.PathLike) -> Codec | None:
         """Read what `save` wrote; None where there is nothing of this kind. Raises TokenizerError for damaged files."""
-
-
-def codec_classes() -> dict[str, type[Codec]]:
-    """The class of every kind of codec but text's, imported when asked for."""
-    from chameleon_jax.tokenizers.pictures import PictureCodec
-    from chameleon_jax.tokenizers.sound import SoundCodec
-
-    return {PictureCodec.kind: PictureCodec, SoundCodec.kind: SoundCodec}
 
 
 def plain_codes(name: str, data: Any, count: int) -> Int[np.ndarray, "n"]:
