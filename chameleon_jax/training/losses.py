@@ -48,7 +48,7 @@ class LossSums:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Settings:
+class _LossConstants:
     """Hashable constants of the custom gradient."""
 
     z_loss: float
@@ -68,7 +68,7 @@ def cross_entropy(
     Logits, log Z and softmax are fp32; the products run in the dtype of `hidden`. z-loss: Chowdhery et al. 2022 (PaLM), section 5;
     Chameleon, section 2.3.2. The closed-form gradient with z-loss is that of google-research/t5x `losses.py`.
     """
-    settings = _Settings(config.z_loss, (config.text_weight, config.image_weight))
+    settings = _LossConstants(config.z_loss, (config.text_weight, config.image_weight))
     rows = -(-hidden.shape[0] // batch_shards(TRAINING))
     length = hidden.shape[1]
     block = _largest_divisor(length, max(1, config.chunk // rows))
@@ -84,7 +84,7 @@ def cross_entropy_plain(
     config: LossConfig,
 ) -> LossSums:
     """The definition, with all logits at once and automatic differentiation: the reference for tests and benchmarks."""
-    settings = _Settings(config.z_loss, (config.text_weight, config.image_weight))
+    settings = _LossConstants(config.z_loss, (config.text_weight, config.image_weight))
     logits = jnp.einsum("btd,dv->btv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
     return _sums(_log_z(logits), logits, targets, weights, modality, settings)
 
@@ -94,7 +94,7 @@ def _log_z(logits: Float[Array, "... V"]) -> Float[Array, "..."]:
 
 
 def _sums(
-    log_z: Array, logits: Array, targets: Array, weights: Array, modality: Array, settings: _Settings
+    log_z: Array, logits: Array, targets: Array, weights: Array, modality: Array, settings: _LossConstants
 ) -> LossSums:
     """Definition of every sum, from fp32 logits [..., V] and their log Z."""
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
