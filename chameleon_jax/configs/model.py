@@ -10,7 +10,7 @@ from chameleon_jax.config_base import Config
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NumericsConfig(Config):
-    """Where released codes lose precision that need not be lost; the defaults keep it.
+    """Where the released implementations lose precision that need not be lost; the defaults keep it.
 
     `models.presets.NUMERICS` names what each release does. Only fields that are set change anything.
     """

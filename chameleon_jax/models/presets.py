@@ -16,7 +16,7 @@ from chameleon_jax.errors import ConfigError, did_you_mean
 
 _T = TypeVar("_T")
 
-# What released codes round and mask. "best" is ours; the others are for comparing with them.
+# Rounding and masking of the released implementations. "best" is ours; the others are for comparing with them.
 NUMERICS: dict[str, NumericsConfig] = {
     "best": NumericsConfig(),
     "meta": NumericsConfig(round_logits=True),

@@ -280,7 +280,7 @@ def logits(
 
     Training uses `losses.cross_entropy` instead.
 
-    `config.numerics` says whether they are rounded and masked as released codes do; the training loss never does either.
+    `config.numerics` says whether they are rounded and masked as in a released implementation; the training loss never does either.
     """
     numerics = config.numerics
     head = weights["head"]

@@ -99,7 +99,7 @@ def to_image(pixels: Float[np.ndarray, "H W 3"]) -> Image.Image:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Plan:
+class _ResizePlan:
     """Sizes, each (width, height), that a picture goes through: halvings, one resize, and what is cut from the centre."""
 
     scaled: tuple[int, int]
@@ -108,7 +108,7 @@ class _Plan:
     halvings: tuple[tuple[int, int], ...] = ()
 
 
-def _plan(width: int, height: int, config: ImageConfig) -> _Plan:
+def _plan(width: int, height: int, config: ImageConfig) -> _ResizePlan:
     side = config.resolution
     if config.preprocessing == "lumina":
         return _plan_by_grid(width, height, config)
@@ -117,10 +117,10 @@ def _plan(width: int, height: int, config: ImageConfig) -> _Plan:
     else:  # in this order of operations, and rounded half to even
         scale = side / min(width, height)
         scaled = round(scale * width), round(scale * height)
-    return _Plan(scaled=scaled, crop=(side, side))
+    return _ResizePlan(scaled=scaled, crop=(side, side))
 
 
-def _plan_by_grid(width: int, height: int, config: ImageConfig) -> _Plan:
+def _plan_by_grid(width: int, height: int, config: ImageConfig) -> _ResizePlan:
     """Of the sizes, that of the nearest shape; halved while it is still covered, scaled until it is just covered."""
 
     def likeness(crop: tuple[int, int]) -> float:
@@ -135,7 +135,7 @@ def _plan_by_grid(width: int, height: int, config: ImageConfig) -> _Plan:
         halvings.append((width, height))
     scale = max(crop[0] / width, crop[1] / height)
     scaled = round(width * scale), round(height * scale)
-    return _Plan(scaled=scaled, crop=crop, resampling=Image.Resampling.BICUBIC, halvings=tuple(halvings))
+    return _ResizePlan(scaled=scaled, crop=crop, resampling=Image.Resampling.BICUBIC, halvings=tuple(halvings))
 
 
 @functools.cache

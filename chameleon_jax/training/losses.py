@@ -46,7 +46,7 @@ class LossSums:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Constants:
+class _LossConstants:
     """Hashable constants of the custom gradient."""
 
     z_loss: float
@@ -67,7 +67,7 @@ def cross_entropy(
     Logits, log Z and softmax are fp32; the products run in the dtype of `hidden`. z-loss: Chowdhery et al. 2022 (PaLM), section 5;
     Chameleon, section 2.3.2. The closed-form gradient with z-loss is that of google-research/t5x `losses.py`.
     """
-    settings = _Constants(config.z_loss, tuple(modality_weights))
+    settings = _LossConstants(config.z_loss, tuple(modality_weights))
     rows = -(-hidden.shape[0] // batch_shards(TRAINING))
     length = hidden.shape[1]
     block = _largest_divisor(length, max(1, config.chunk // rows))
@@ -84,7 +84,7 @@ def cross_entropy_plain(
     config: LossConfig,
 ) -> LossSums:
     """The definition, with all logits at once and automatic differentiation: the reference for tests and benchmarks."""
-    settings = _Constants(config.z_loss, tuple(modality_weights))
+    settings = _LossConstants(config.z_loss, tuple(modality_weights))
     logits = jnp.einsum("btd,dv->btv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
     return _sums(_log_z(logits), logits, targets, weights, modality, settings)
 
@@ -94,7 +94,7 @@ def _log_z(logits: Float[Array, "... V"]) -> Float[Array, "..."]:
 
 
 def _sums(
-    log_z: Array, logits: Array, targets: Array, weights: Array, modality: Array, settings: _Constants
+    log_z: Array, logits: Array, targets: Array, weights: Array, modality: Array, settings: _LossConstants
 ) -> LossSums:
     """Definition of every sum, from fp32 logits [..., V] and their log Z."""
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
@@ -143,7 +143,7 @@ def _chunk_logits(hidden: Array, head: Array) -> Array:
     return constrain(_product(_rows(hidden), head).reshape(*hidden.shape[:2], -1), "B T V", TRAINING)
 
 
-def _zero_sums(settings: _Constants) -> LossSums:
+def _zero_sums(settings: _LossConstants) -> LossSums:
     zero, each = jnp.zeros(()), jnp.zeros(len(settings.modality_weights))
     return LossSums(zero, zero, each, each, each, each, each, jnp.asarray(-jnp.inf))
 
