@@ -164,15 +164,15 @@ class Vocab:
         return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
 
     def modality_of(self, ids: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
-        """int8 row number of the modality table for each id; special ids, markers among them, count as text.
+        """int8 row number of the modality table for each id, of the host or traced; special ids and markers count as text.
 
         Sizes and row ends of a grid count as image: they stand nowhere else, and a row end is certain, so that one id in every
         few would pull the text loss down.
         """
         image = (ids >= self.image.start) & (ids < self.image.stop)
         if isinstance(grid := self.image.grammar, GridSpan):
-            image |= (ids >= grid.newline) & (ids <= grid.size_base + grid.max_units)
-        return np.where(image, ModalityId.IMAGE, ModalityId.TEXT).astype(np.int8)
+            image = image | (ids >= grid.newline) & (ids <= grid.size_base + grid.max_units)
+        return image.astype(np.int8) * np.int8(ModalityId.IMAGE)
 
     def codes_to_ids(self, codes: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
         """Image codes 0..C-1 to ids.

@@ -96,6 +96,7 @@ class PretrainTask:
             batch.positions,
             batch.segment_ids,
             config.model,
+            modality=batch.input_modality,
             dropout_key=dropout_key if config.model.dropout > 0 else None,
             statistics=statistics,
         )
