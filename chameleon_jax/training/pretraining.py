@@ -69,6 +69,12 @@ class PretrainTask:
                 f"model.vocab_size {config.model.vocab_size} is smaller than the {loader.vocab_config.size} ids of the "
                 f"token stores; set TransformerConfig.vocab_size={loader.vocab_config.size}"
             )
+        modalities = len(Vocab.from_config(loader.vocab_config).modalities)
+        if config.model.untied and config.model.modalities != modalities:
+            raise ConfigError(
+                f"model.modalities is {config.model.modalities}, the vocabulary of the token stores has {modalities}; set "
+                f"TransformerConfig.modalities={modalities}"
+            )
         return StoreData(loader=loader)
 
     def initial_params(self, data: StoreData, mesh: Mesh) -> dict[str, Any]:
