@@ -94,6 +94,7 @@ def chameleon_jax_side(shapes: Shapes, overrides: dict[str, Any]) -> tuple[Calla
         segment_ids=np.ones(shape, np.int32),
         positions=np.broadcast_to(np.arange(shapes.tokens, dtype=np.int32), shape),
         modality=rng.integers(0, 2, shape, dtype=np.int32),
+        input_modality=rng.integers(0, 2, shape, dtype=np.int32),
     )
     mesh = make_mesh(MeshConfig())
     recipe = Recipe.of(PretrainTask(config=config), config)

@@ -9,8 +9,10 @@ rows and control ids that an extension has added.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
+import operator
 from typing import TypeVar
 
 import numpy as np
@@ -222,13 +224,9 @@ class Vocab:
         return hashlib.sha256(layout.encode()).hexdigest()[:16]
 
     def modality_of(self, ids: Ids) -> Ids:
-        """Row number of each id, int8 in NumPy and int32 of a JAX array; special ids, markers among them, count as text."""
-        if isinstance(ids, np.ndarray):
-            rows = np.zeros(ids.shape, np.int8)
-            for row, modality in enumerate(self.modalities[1:], 1):
-                rows[modality.counts(ids)] = row
-            return rows
-        return sum(row * modality.counts(ids).astype("int32") for row, modality in enumerate(self.modalities)) + ids * 0
+        """int8 row number of each id, NumPy or JAX; special ids, markers among them, count as text."""
+        rows = (np.int8(row) * modality.counts(ids).astype(np.int8) for row, modality in enumerate(self.modalities))
+        return functools.reduce(operator.add, rows)
 
     def special_names(self) -> list[str]:
         """Names of the ids below the text pieces, in order of id, spelled as in Chameleon's tokenizer file."""

@@ -29,7 +29,10 @@ class NumericsConfig(Config):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig(Config):
-    """The decoder. Dimension letters: D d_model, L n_layers, N n_heads, K n_kv_heads, H head_dim, F d_ff, V vocab_size."""
+    """The decoder. Dimension letters: D d_model, L n_layers, N n_heads, K n_kv_heads, H head_dim, F d_ff, V vocab_size.
+
+    E modalities, for parts that are untied (mixture-of-transformers, Liang et al. 2024).
+    """
 
     vocab_size: int = 65536
     d_model: int = 4096
@@ -53,6 +56,10 @@ class TransformerConfig(Config):
     scan_unroll: int = 1
     init_std: float = 0.02
     scale_residual_init: bool = True  # wo and down are divided by sqrt(2 L)
+    untied: tuple[
+        Literal["mlp", "norms", "attention"], ...
+    ] = ()  # parts with parameters for each modality of the input
+    modalities: int = 2  # rows of the vocabulary's modality table, which untied parts have parameters for
     numerics: NumericsConfig = dataclasses.field(default_factory=NumericsConfig)
 
     @property
@@ -87,6 +94,8 @@ class TransformerConfig(Config):
             self.n_layers % self.scan_unroll == 0,
             f"n_layers {self.n_layers} is not a multiple of scan_unroll {self.scan_unroll}",
         )
+        self.require(len(set(self.untied)) == len(self.untied), f"untied names a part twice: {self.untied}")
+        self.require(self.modalities >= 1, f"modalities must be at least 1, got {self.modalities}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

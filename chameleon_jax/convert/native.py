@@ -37,6 +37,11 @@ class NativeWeights:
             config = TransformerConfig.from_dict(self._checkpoint.metadata["config"]["model"])
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"the checkpoint in {workdir} does not say its model's config") from error
+        if config.untied:
+            raise ConvertError(
+                f"the model in {workdir} has parts by modality (untied={list(config.untied)}), which no other layout has and no "
+                "conversion takes: use its workdir as it is"
+            )
         dtypes = {leaf.dtype for leaf in self._checkpoint.leaves.values()}
         self.config = dataclasses.replace(config, param_dtype=source.exact_dtype(dtypes))
         for parameter in layout.parameters(self.config):

@@ -12,7 +12,7 @@ class Batch:
 
     Rows hold whole documents one after the other. `targets[t]` is `tokens[t + 1]` inside a document; the last token of a
     document and padding have weight 0. `segment_ids` count documents in a row from 1, padding is 0. `positions` restart at 0
-    in every document. `modality` is the row of the modality table of the *target*.
+    in every document. `modality` is the row of the modality table of the *target*, `input_modality` that of the token itself.
     """
 
     tokens: Int[Array, "B T"]
@@ -21,3 +21,4 @@ class Batch:
     segment_ids: Int[Array, "B T"]
     positions: Int[Array, "B T"]
     modality: Int[Array, "B T"]
+    input_modality: Int[Array, "B T"]

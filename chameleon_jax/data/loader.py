@@ -180,6 +180,7 @@ class _Canvas:
             segment_ids=self._segments,
             positions=self._positions,
             modality=vocab.modality_of(targets).astype(np.int32),
+            input_modality=vocab.modality_of(self._tokens).astype(np.int32),
         )
 
 

@@ -98,7 +98,7 @@ def choose_captions(
             ids, start = _captioned(bundle, data.codes[index], str(text))
             sequences.append(ids)
             starts.append(start)
-    scores = likelihood.score(params, config, sequences, starts)
+    scores = likelihood.score(params, config, sequences, starts, vocab=bundle.vocab)
     return CaptionChoice(log_likelihood=np.asarray(scores).reshape(len(data.captions), choices))
 
 
@@ -116,7 +116,8 @@ def picture_gain(
     other = (np.arange(count) + random.integers(1, count, count)) % count
     pairs = [_captioned(bundle, data.codes[i], data.captions[i]) for i in range(count)]
     pairs += [_captioned(bundle, data.codes[other[i]], data.captions[i]) for i in range(count)]
-    scores = np.asarray(likelihood.score(params, config, [p[0] for p in pairs], [p[1] for p in pairs]))
+    sequences, starts = zip(*pairs, strict=True)
+    scores = np.asarray(likelihood.score(params, config, sequences, starts, vocab=bundle.vocab))
     gain = scores[:count] - scores[count:]
     return PictureGain(nats=float(gain.mean()), standard_error=float(gain.std(ddof=1) / np.sqrt(count)))
 

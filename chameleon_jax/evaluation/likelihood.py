@@ -19,6 +19,7 @@ from chameleon_jax.errors import GenerationError
 from chameleon_jax.models import transformer
 from chameleon_jax.models.transformer import Params
 from chameleon_jax.parallel.mesh import DECODING, batch_shards, mesh_of, using
+from chameleon_jax.vocab import Vocab
 
 LENGTH_STEP = 64  # batches are as long as their longest sequence, rounded up to it
 LOGIT_TOKENS = 1024  # at most so many tokens have logits at one time
@@ -30,22 +31,25 @@ def score(
     sequences: Sequence[Int[np.ndarray, "_"]],
     starts: Sequence[int],
     *,
+    vocab: Vocab | None = None,
     batch_size: int = 16,
 ) -> Float[np.ndarray, "n"]:
     """log p(sequence[start:] | sequence[:start]) in nats for each sequence and start, over the whole vocabulary.
 
-    Runs on the mesh on which the weights lie, or the one in use.
+    Runs on the mesh on which the weights lie, or the one in use. A model with untied parts needs the `vocab` of its ids.
 
     Raises GenerationError for a sequence longer than the context, ids that the model does not have, or a start that leaves
-    nothing before it or behind it.
+    nothing before it or behind it, and for a model with untied parts without its vocabulary.
     """
     sequences = [np.asarray(sequence) for sequence in sequences]
     if len(sequences) != len(starts):
         raise GenerationError(f"{len(sequences)} sequences have {len(starts)} starts; give one for each")
     for i, (sequence, begin) in enumerate(zip(sequences, starts, strict=True)):
         _check(i, sequence, begin, model_config)
+    if model_config.untied and vocab is None:
+        raise GenerationError("the model has parts by modality: give the vocabulary of its ids")
     with using(mesh_of(weights)):
-        return _score(weights, model_config, sequences, starts, batch_size)
+        return _score(weights, model_config, sequences, starts, batch_size, vocab)
 
 
 def _score(
@@ -54,6 +58,7 @@ def _score(
     sequences: Sequence[Int[np.ndarray, "_"]],
     starts: Sequence[int],
     batch_size: int,
+    vocab: Vocab | None,
 ) -> Float[np.ndarray, "n"]:
     batch_size += -batch_size % batch_shards(DECODING)
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
@@ -66,7 +71,7 @@ def _score(
         begins = np.ones(batch_size, np.int32)
         for row, i in enumerate(rows):
             tokens[row, : len(sequences[i])], lengths[row], begins[row] = sequences[i], len(sequences[i]), starts[i]
-        scores[rows] = np.asarray(_score_batch(weights, tokens, lengths, begins, model_config))[: len(rows)]
+        scores[rows] = np.asarray(_score_batch(weights, tokens, lengths, begins, model_config, vocab))[: len(rows)]
     return scores
 
 
@@ -85,19 +90,21 @@ def _check(index: int, sequence: np.ndarray, begin: int, model_config: Transform
         )
 
 
-@functools.partial(jax.jit, static_argnames=("config",))
+@functools.partial(jax.jit, static_argnames=("config", "vocab"))
 def _score_batch(
     weights: Params,
     tokens: Int[Array, "B T"],
     lengths: Int[Array, "B"],
     begins: Int[Array, "B"],
     config: TransformerConfig,
+    vocab: Vocab | None,
 ) -> Float[Array, "B"]:
     """Sum of the log-probabilities of the ids from `begins` to `lengths` of each row."""
     rows, width = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(width), (rows, width))
     segments = (positions < lengths[:, None]).astype(jnp.int32)
-    hidden = transformer.forward(weights, tokens, positions, segments, config, rules=DECODING).hidden
+    modality = None if vocab is None else vocab.modality_of(tokens)
+    hidden = transformer.forward(weights, tokens, positions, segments, config, modality=modality, rules=DECODING).hidden
     targets = jnp.roll(tokens, -1, axis=1)
     scored = (positions + 1 >= begins[:, None]) & (positions + 1 < lengths[:, None])
     block = max(1, LOGIT_TOKENS // rows)

@@ -305,3 +305,8 @@ def _check_vocab(model: TransformerConfig, vocab: Vocab) -> None:
         raise GenerationError(
             f"the model has {model.vocab_size} ids, the vocabulary {vocab.size}: they are not of one run"
         )
+    if model.untied and model.modalities != len(vocab.modalities):
+        raise GenerationError(
+            f"the model's untied parts are of {model.modalities} modalities, the vocabulary has {len(vocab.modalities)}: they are "
+            "not of one run"
+        )

@@ -121,8 +121,10 @@ def admit(
     positions = jnp.broadcast_to(jnp.arange(width), (count, width))
     segments = (positions < rows.fed[:, None]).astype(jnp.int32)
     filled = kv_cache.create(shapes.model, count, width, DECODING)
+    ids = rows.ids[:, :width]
+    modality = shapes.vocab.modality_of(ids)
     filled = transformer.forward(
-        weights, rows.ids[:, :width], positions, segments, shapes.model, cache=filled, rules=DECODING
+        weights, ids, positions, segments, shapes.model, modality=modality, cache=filled, rules=DECODING
     ).cache
 
     def put(whole: Array, part: Array) -> Array:
@@ -187,12 +189,14 @@ def _step(weights: Params, lanes: LaneState, shapes: Shapes, visible: int) -> La
     feeds = _running(rows)[rows.leader] & (rows.fed < rows.length)
 
     place = jnp.clip(rows.fed, 0, rows.length - 1)
+    ids = rows.ids[lane, place][:, None]
     out = transformer.forward(
         weights,
-        rows.ids[lane, place][:, None],
+        ids,
         place[:, None],
         feeds.astype(jnp.int32)[:, None],
         shapes.model,
+        modality=shapes.vocab.modality_of(ids),
         cache=lanes.cache,
         visible=visible,
         rules=DECODING,

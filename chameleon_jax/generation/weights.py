@@ -44,9 +44,10 @@ def decoding_form(
         if made is leaf and spec.role in ("embedding", "matrix", "head") and leaf.dtype != dtype:
             made = leaf.astype(dtype)
         if spec.stacked:
-            parts = [_placed(transformer.layer_of(made, i), spec.layer, mesh) for i in range(config.n_layers)]
+            layers = (transformer.layer_of(made, i) for i in range(config.n_layers))
+            parts = [_by_modality(layer, spec.layer, config, mesh) for layer in layers]
         else:
-            parts = _placed(made, spec, mesh)
+            parts = _by_modality(made, spec, config, mesh)
         if donate and isinstance(leaf, jax.Array) and (spec.stacked or made is not leaf):
             jax.block_until_ready(parts)
             leaf.delete()
@@ -58,6 +59,13 @@ def decoding_form(
         for i in range(config.n_layers)
     )
     return made | {"layers": layers}
+
+
+def _by_modality(part: Array | Int8Matrix, spec: ParamSpec, config: TransformerConfig, mesh: Mesh) -> Any:
+    """Of an untied matrix, one for each modality: arrays of their own, of which a step reads those that it uses."""
+    if spec.untied is None or spec.role != "matrix":
+        return _placed(part, spec, mesh)
+    return tuple(_placed(transformer.layer_of(part, m), spec.tied, mesh) for m in range(config.modalities))
 
 
 def _placed(part: Array | Int8Matrix, spec: ParamSpec, mesh: Mesh) -> Array | Int8Matrix:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,34 +49,70 @@ def _embed_backward(dtype, rules, residuals, gradient):
 embed.defvjp(_embed_forward, _embed_backward)
 
 
+def by_modality(
+    function: Callable[[Any], Array], parameters: Any, modality: Int[Array, "B T"] | None
+) -> Float[Array, "B T *rest"]:
+    """`function(parameters)`; with `modality`, each position's own entry of the parameters' first axis, and 0 for none of them.
+
+    For elementwise functions: a fused pass computes all entries at hardly any cost, and the gradient is a masked sum in fp32.
+    """
+    if modality is None:
+        return function(parameters)
+    out = 0.0
+    for m in range(len(jax.tree.leaves(parameters)[0])):
+        made = function(jax.tree.map(lambda leaf: leaf[m], parameters))  # noqa: B023
+        out = jnp.where(like(modality == m, made), made, out)
+    return out
+
+
+def like(mask: Array, array: Array) -> Array:
+    """The mask with axes of size 1 up to the dimensions of `array`."""
+    return mask.reshape(*mask.shape, *[1] * (array.ndim - mask.ndim))
+
+
 def rms_norm(
-    x: Float[Array, "... D"], scale: Float[Array, "D"], eps: float, *, round_early: bool = False
+    x: Float[Array, "... D"],
+    scale: Float[Array, "D"] | Float[Array, "E D"],
+    eps: float,
+    *,
+    round_early: bool = False,
+    modality: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "... D"]:
     """RMSNorm (Zhang & Sennrich 2019), with Chameleon's single rounding: x in fp32 times scale in fp32, then one cast.
 
-    `round_early` casts before the scale as well, as the Hugging Face port does.
+    `round_early` casts before the scale as well, as the Hugging Face port does. With `modality`, scales are by modality.
     """
     wide = x.astype(jnp.float32)
     normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
-    if round_early:
-        return normed.astype(x.dtype) * scale.astype(x.dtype)
-    return (normed * scale.astype(jnp.float32)).astype(x.dtype)
+    dtype = x.dtype if round_early else jnp.float32
+    normed = normed.astype(dtype)
+    return by_modality(lambda scale: normed * scale.astype(dtype), scale, modality).astype(x.dtype)
 
 
 def qk_norm(
-    x: Float[Array, "B T N H"], scale: Float[Array, "g H"], bias: Float[Array, "g H"], *, round_early: bool = False
+    x: Float[Array, "B T N H"],
+    scale: Float[Array, "*E g H"],
+    bias: Float[Array, "*E g H"],
+    *,
+    round_early: bool = False,
+    modality: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B T N H"]:
-    """LayerNorm over the head size with scale and bias, shared by the N/g heads of a group.
+    """LayerNorm over the head size with scale and bias, shared by the N/g heads of a group; by modality if that is given.
 
     Chameleon, section 2.3.1; facebookresearch/chameleon `inference/transformer.py`: a true LayerNorm, before RoPE, eps 1e-5.
     `round_early` casts before scale and bias as well, as the Hugging Face port does.
     """
-    wide = x.astype(jnp.float32).reshape(*x.shape[:2], scale.shape[0], -1, x.shape[-1])
+    wide = x.astype(jnp.float32).reshape(*x.shape[:2], scale.shape[-2], -1, x.shape[-1])
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
     normed = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + QK_NORM_EPS)
     affine_dtype = x.dtype if round_early else jnp.float32
-    normed, scale, bias = (p.astype(affine_dtype) for p in (normed, scale[:, None], bias[:, None]))
-    return (normed * scale + bias).astype(x.dtype).reshape(x.shape)
+    normed = normed.astype(affine_dtype)
+
+    def affine(parameters: tuple[Float[Array, "g H"], Float[Array, "g H"]]) -> Float[Array, "B T g r H"]:
+        scale, bias = (parameter[:, None].astype(affine_dtype) for parameter in parameters)
+        return normed * scale + bias
+
+    return by_modality(affine, (scale, bias), modality).astype(x.dtype).reshape(x.shape)
 
 
 def rotary_angles(
@@ -114,10 +152,15 @@ def linear(
     return product.reshape(*x.shape[:2], *kernel.shape[inputs:])
 
 
-def swiglu(x: Float[Array, "B T D"], params: dict[str, Array], rules: ShardingRules) -> Float[Array, "B T D"]:
+Product = Callable[[Array, Any, str], Array]  # (x, kernel, letters of one matrix) -> x times it
+
+
+def swiglu(
+    x: Float[Array, "B T D"], params: dict[str, Any], rules: ShardingRules, product: Product
+) -> Float[Array, "B T D"]:
     """down(silu(gate x) * (up x)) (Shazeer 2020)."""
-    hidden = jax.nn.silu(linear(x, params["gate"])) * linear(x, params["up"])
-    return linear(constrain(hidden, "B T F", rules), params["down"])
+    hidden = jax.nn.silu(product(x, params["gate"], "D F")) * product(x, params["up"], "D F")
+    return product(constrain(hidden, "B T F", rules), params["down"], "F D")
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: jax.Array | None) -> Float[Array, "..."]:

@@ -70,6 +70,26 @@ class ParamSpec:
             return self
         return dataclasses.replace(self, shape=self.shape[1:], axes=self.axes.removeprefix("L "))
 
+    @property
+    def untied(self) -> int | None:
+        """The axis along which each modality has an entry of its own; None for a parameter that all share."""
+        letters = self.axes.split()
+        return letters.index("E") if "E" in letters else None
+
+    def by_modality(self, count: int) -> ParamSpec:
+        """The parameter with an entry for each modality, along an axis after that of the layers."""
+        layers = int(self.stacked)
+        axes = " ".join([*self.axes.split()[:layers], "E", *self.axes.split()[layers:]])
+        return dataclasses.replace(self, shape=(*self.shape[:layers], count, *self.shape[layers:]), axes=axes)
+
+    @property
+    def tied(self) -> ParamSpec:
+        """The parameter of one modality; itself if all share it."""
+        if self.untied is None:
+            return self
+        shape = (*self.shape[: self.untied], *self.shape[self.untied + 1 :])
+        return dataclasses.replace(self, shape=shape, axes=self.axes.replace("E ", ""))
+
 
 def map_specs(function: Callable[[ParamSpec], Any], specs: Tree) -> Tree:
     return jax.tree.map(function, specs, is_leaf=lambda leaf: isinstance(leaf, ParamSpec))

@@ -18,15 +18,26 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from chameleon_jax.configs import TransformerConfig
-from chameleon_jax.models import kv_cache, params, quantize
+from chameleon_jax.models import kv_cache, params, quantize, untied
 from chameleon_jax.models.attention.mask import SAVED_NAME, MaskSpec
 from chameleon_jax.models.attention.registry import attention
 from chameleon_jax.models.keys import fold_name
 from chameleon_jax.models.kv_cache import KVCache, LayerCache
-from chameleon_jax.models.layers import apply_rotary, dropout, embed, linear, qk_norm, rms_norm, rotary_angles, swiglu
+from chameleon_jax.models.layers import (
+    Product,
+    apply_rotary,
+    dropout,
+    embed,
+    linear,
+    qk_norm,
+    rms_norm,
+    rotary_angles,
+    swiglu,
+)
 from chameleon_jax.models.params import ParamSpec, Role
 from chameleon_jax.models.quantize import Int8Matrix
 from chameleon_jax.models.statistics import Statistics, sum_of_squares
+from chameleon_jax.models.untied import Routes
 from chameleon_jax.parallel.mesh import TRAINING, ShardingRules, constrain
 
 Params = dict[str, Any]
@@ -70,19 +81,25 @@ def param_specs(config: TransformerConfig) -> dict[str, Any]:
             shape = (c.n_layers, groups, c.head_dim)
             bias = ParamSpec(shape=shape, axes="L g H", role="bias", init="zeros", dtype=c.param_dtype)
             attn[name] = {"scale": norm("L g H", *shape), "bias": bias}
+    mlp = {
+        "gate": weight("L D F", "D", c.n_layers, c.d_model, c.d_ff),
+        "up": weight("L D F", "D", c.n_layers, c.d_model, c.d_ff),
+        "down": weight("L F D", "F", c.n_layers, c.d_ff, c.d_model, std=residual_std),
+    }
+
+    def part(name: str, specs: Any) -> Any:
+        """The specs of a part, by modality if it is untied."""
+        return params.map_specs(lambda spec: spec.by_modality(c.modalities), specs) if name in c.untied else specs
+
     return {
         "embed": weight("V D", "", c.vocab_size, c.d_model, role="embedding"),
         "layers": {
-            "attn": attn,
-            "attn_norm": norm("L D", c.n_layers, c.d_model),
-            "mlp": {
-                "gate": weight("L D F", "D", c.n_layers, c.d_model, c.d_ff),
-                "up": weight("L D F", "D", c.n_layers, c.d_model, c.d_ff),
-                "down": weight("L F D", "F", c.n_layers, c.d_ff, c.d_model, std=residual_std),
-            },
-            "mlp_norm": norm("L D", c.n_layers, c.d_model),
+            "attn": part("attention", attn),
+            "attn_norm": part("norms", norm("L D", c.n_layers, c.d_model)),
+            "mlp": part("mlp", mlp),
+            "mlp_norm": part("norms", norm("L D", c.n_layers, c.d_model)),
         },
-        "norm": norm("D", c.d_model),
+        "norm": part("norms", norm("D", c.d_model)),
         "head": weight("D V", "D", c.d_model, c.vocab_size, role="head"),
     }
 
@@ -121,6 +138,7 @@ class _Stream:
     mask: MaskSpec
     slots: Int[Array, "B T"] | None  # cache slot of each token; None without a cache
     real: Float[Array, "B T"]  # 1 for tokens, 0 for padding
+    routes: Routes | None  # None without untied parts
     dropout_key: jax.Array | None
     statistics: bool = flax.struct.field(pytree_node=False)
     rules: ShardingRules = flax.struct.field(pytree_node=False)
@@ -133,6 +151,7 @@ def forward(
     segment_ids: Int[Array, "B T"],
     config: TransformerConfig,
     *,
+    modality: Int[Array, "B T"] | None = None,
     dropout_key: jax.Array | None = None,
     cache: KVCache | None = None,
     visible: int | None = None,
@@ -142,6 +161,8 @@ def forward(
 ) -> ForwardOutput:
     """Run the decoder.
 
+    `modality` is the row of the modality table of every token, which chooses its parameters where `config.untied` names parts;
+    without such parts it is not looked at.
     Without `cache`, a token sees the earlier tokens of its own segment. With it, `positions` are also cache slots, the new keys
     and values are written there, and a token sees every slot up to its own, which must have been filled; a token of segment 0
     (padding) is not written. No token may lie at slot `visible` or behind: the rest of the cache is not looked at.
@@ -158,9 +179,16 @@ def forward(
         seen = jnp.ones((tokens.shape[0], visible), segment_ids.dtype)
         mask = MaskSpec(query_segments=jnp.ones_like(segment_ids), key_segments=seen, query_slots=positions)
     cos, sin = rotary_angles(positions, config.head_dim, config.rope_theta)
-    real = (segment_ids > 0).astype(jnp.float32)
     stream = _Stream(
-        cos=cos, sin=sin, mask=mask, slots=slots, real=real, dropout_key=dropout_key, statistics=statistics, rules=rules
+        cos=cos,
+        sin=sin,
+        mask=mask,
+        slots=slots,
+        real=(segment_ids > 0).astype(jnp.float32),
+        routes=untied.route(modality, segment_ids, config.modalities, rules) if config.untied else None,
+        dropout_key=dropout_key,
+        statistics=statistics,
+        rules=rules,
     )
     block = _rematerialised(lambda x, layer: _block(x, layer, stream, config), config.remat)
 
@@ -191,7 +219,7 @@ def forward(
         stats = jax.tree.map(lambda *values: jnp.stack(values), *(stats for stats, _ in made))
         cache = None if cache is None else KVCache(layers=tuple(new for _, new in made))
     return ForwardOutput(
-        hidden=_rms_norm(x, weights["norm"], config),
+        hidden=_rms_norm(x, weights["norm"], stream, config),
         statistics=stats,
         activations=taps,
         cache=cache,
@@ -219,14 +247,14 @@ def _block(x: Float[Array, "B T D"], layer: dict[str, Any], stream: _Stream, con
     def normed(function: Any, x: Array, scale: Array) -> tuple[Array, Any]:
         """The branch in the chosen norm order, and what the function returns beside its output."""
         if config.norm_order == "pre":
-            return function(_rms_norm(x, scale, config))
+            return function(_rms_norm(x, scale, stream, config))
         # swin: the norm sits on the branch's output (Chameleon, section 2.3.1; Liu et al. 2021)
         out, extra = function(x)
-        return _rms_norm(out, scale, config), extra
+        return _rms_norm(out, scale, stream, config), extra
 
     attention_out, (seen, cache) = normed(lambda y: _attention(y, layer, stream, config), x, weights["attn_norm"])
     x = x + dropped(attention_out, "attention")
-    mlp_out, _ = normed(lambda y: (swiglu(y, weights["mlp"], stream.rules), None), x, weights["mlp_norm"])
+    mlp_out, _ = normed(lambda y: (_mlp(y, weights["mlp"], stream, config), None), x, weights["mlp_norm"])
     x = constrain(x + dropped(mlp_out, "mlp"), "B T D", stream.rules)
     stats = None
     if stream.statistics:
@@ -239,8 +267,30 @@ def _block(x: Float[Array, "B T D"], layer: dict[str, Any], stream: _Stream, con
     return _BlockOutput(attention_out=attention_out, mlp_out=mlp_out, residual=x, statistics=stats, cache=cache)
 
 
-def _rms_norm(x: Float[Array, "B T D"], scale: Float[Array, "D"], config: TransformerConfig) -> Float[Array, "B T D"]:
-    return rms_norm(x, scale, config.norm_eps, round_early=config.numerics.round_norms)
+def _rms_norm(
+    x: Float[Array, "B T D"], scale: Float[Array, "*E D"], stream: _Stream, config: TransformerConfig
+) -> Float[Array, "B T D"]:
+    modality = stream.routes.modality if "norms" in config.untied else None
+    return rms_norm(x, scale, config.norm_eps, round_early=config.numerics.round_norms, modality=modality)
+
+
+def _mlp(
+    x: Float[Array, "B T D"], weights: dict[str, Any], stream: _Stream, config: TransformerConfig
+) -> Float[Array, "B T D"]:
+    product, enter, leave = _products("mlp", stream, config)
+    return leave(swiglu(enter(x), weights, stream.rules, product))
+
+
+def _products(part: str, stream: _Stream, config: TransformerConfig) -> tuple[Product, Any, Any]:
+    """How a part multiplies: its product, and the functions that bring positions into the order of products and back."""
+    if part not in config.untied:
+        return lambda x, kernel, axes: linear(x, kernel), lambda x: x, lambda x: x
+    routes, rules = stream.routes, stream.rules
+    return (
+        lambda x, kernel, axes: untied.product(x, kernel, axes, routes, rules),
+        lambda x: untied.to_places(x, routes),
+        lambda x: untied.to_positions(x, routes),
+    )
 
 
 def _attention(
@@ -248,13 +298,16 @@ def _attention(
 ) -> tuple[Float[Array, "B T D"], tuple[dict[str, Array], LayerCache | None]]:
     """Output projection of attention, and (what statistics look at, the layer's cache with the new keys and values)."""
     weights, cache = layer["weights"]["attn"], layer.get("cache")
-    q = constrain(linear(x, weights["wq"]), "B T N H", stream.rules)
-    k = constrain(linear(x, weights["wk"]), "B T K H", stream.rules)
-    v = constrain(linear(x, weights["wv"]), "B T K H", stream.rules)
+    product, enter, leave = _products("attention", stream, config)
+    x = enter(x)
+    q = constrain(leave(product(x, weights["wq"], "D N H")), "B T N H", stream.rules)
+    k = constrain(leave(product(x, weights["wk"], "D K H")), "B T K H", stream.rules)
+    v = constrain(leave(product(x, weights["wv"], "D K H")), "B T K H", stream.rules)
     seen = {"q": q, "k": k}
     if config.qk_norm:
-        q = qk_norm(q, **weights["q_norm"], round_early=config.numerics.round_norms)
-        k = qk_norm(k, **weights["k_norm"], round_early=config.numerics.round_norms)
+        modality = stream.routes.modality if "attention" in config.untied else None
+        q = qk_norm(q, **weights["q_norm"], round_early=config.numerics.round_norms, modality=modality)
+        k = qk_norm(k, **weights["k_norm"], round_early=config.numerics.round_norms, modality=modality)
     q, k = apply_rotary(q, stream.cos, stream.sin), apply_rotary(k, stream.cos, stream.sin)
     k, v = jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2)
     if cache is not None:
@@ -270,7 +323,8 @@ def _attention(
         max_logit=stream.statistics,
     )
     seen["max_attention_logit"] = out.max_logit
-    return constrain(linear(out.values, weights["wo"]), "B T D", stream.rules), (seen, cache)
+    values = leave(product(enter(out.values), weights["wo"], "N H D"))
+    return constrain(values, "B T D", stream.rules), (seen, cache)
 
 
 def logits(
@@ -299,9 +353,11 @@ def logits(
 def flops_per_token(config: TransformerConfig, seq_len: int) -> float:
     """Forward and backward FLOPs of one token: 6 N without the embedding, plus causal attention 6 L N H T.
 
-    Half of the T x T scores exist under a causal mask; PaLM, appendix B counts all of them.
+    Half of the T x T scores exist under a causal mask; PaLM, appendix B counts all of them. Of untied parts, N counts what one
+    token uses: the parameters of one modality.
     """
-    matrices = params.count(param_specs(config)) - config.vocab_size * config.d_model
+    active = params.map_specs(lambda spec: spec.tied, param_specs(config))
+    matrices = params.count(active) - config.vocab_size * config.d_model
     return 6.0 * matrices + 6.0 * config.n_layers * config.n_heads * config.head_dim * seq_len
 
 
@@ -311,7 +367,9 @@ def _rematerialised(block: Any, policy: str) -> Any:
         return block
     chosen = {
         "full": policies.nothing_saveable,
-        "dots": policies.dots_with_no_batch_dims_saveable,
+        "dots": policies.save_from_both_policies(
+            policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(untied.SAVED_NAME)
+        ),
         "attention": policies.save_only_these_names(SAVED_NAME),
     }[policy]
     return jax.checkpoint(block, policy=chosen, prevent_cse=False)

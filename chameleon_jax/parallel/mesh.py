@@ -27,6 +27,7 @@ DIMENSIONS = {
     "S": "key time",
     "D": "model",
     "L": "layers",
+    "E": "modalities with parameters of their own",
     "N": "query heads",
     "K": "key/value heads",
     "G": "query heads of one key/value head",

@@ -5,6 +5,8 @@ an added id begins with the mean embedding of the old text pieces (Hewitt 2021, 
 language models"), and with the head of `<pad>`, which is a target nowhere. So it begins as unlikely as what the model has learned
 never to write: n new ids raise log Z, and with it the loss, by log(1 + n p(<pad>)). The mean of the head would make each as likely
 as an average id.
+
+A parameter that is untied here and tied in the source is copied for each modality: the model starts as the same function.
 """
 
 from __future__ import annotations
@@ -212,6 +214,8 @@ def _check_shapes(source: _Source, taken: Mapping[str, ParamSpec], init: InitCon
         theirs = source.shape(path)
         if theirs is None:
             raise ConfigError(f"init_from: '{path}' is {list(spec.shape)} in this run and missing in {step}; {hint}")
+        if len(theirs) == len(spec.tied.shape):  # of a source without untied parts: copied for each modality
+            spec = spec.tied
         rows = spec.axes.split().index("V") if _by_ids(spec) else None
         fits = len(theirs) == len(spec.shape) and all(
             mine == other or (axis == rows and mine > other)
@@ -230,10 +234,12 @@ def _check_shapes(source: _Source, taken: Mapping[str, ParamSpec], init: InitCon
 
 
 def _read(folder: Path, source: _Source, path: str, spec: ParamSpec, mesh: Mesh) -> Array:
-    """One parameter on the mesh: read as it was saved, then grown and cast, and the copy as saved deleted."""
+    """One parameter on the mesh: read as it was saved, then grown, copied for each modality and cast; the saved one is deleted."""
     leaf = source.manifest.leaves[f"{_PART}/{path}"]
     wanted = NamedSharding(mesh, TRAINING.parameter(spec.axes))
-    saved = jax.ShapeDtypeStruct(leaf.shape, np.dtype(leaf.dtype), sharding=_divisible(wanted, leaf.shape))
+    theirs = spec if len(leaf.shape) == len(spec.shape) else spec.tied
+    placed = _divisible(NamedSharding(mesh, TRAINING.parameter(theirs.axes)), leaf.shape)
+    saved = jax.ShapeDtypeStruct(leaf.shape, np.dtype(leaf.dtype), sharding=placed)
     array = restore_subtree(folder, f"{_PART}/{path}", saved).state
     if array.shape == spec.shape and array.dtype == np.dtype(spec.dtype) and not (_by_ids(spec) and source.extends):
         return array
@@ -264,6 +270,8 @@ def _fit(array: Array, *, spec: ParamSpec, vocab: Vocab | None, extends: int) ->
         # A spare row is what the source has learned never to write, so it stays, and the loss with it.
         pad = array[:, vocab.pad, None]
         array = jnp.concatenate([array, jnp.tile(pad, (1, spec.shape[1] - array.shape[1]))], axis=1)
+    elif array.ndim < len(spec.shape):
+        array = jnp.broadcast_to(jnp.expand_dims(array, spec.untied), spec.shape)
     return array.astype(spec.dtype)
 
 

@@ -90,6 +90,12 @@ class PretrainTask:
                 f"model.vocab_size {config.model.vocab_size} is smaller than the {size} ids of the token stores; set "
                 f"TransformerConfig.vocab_size={size}"
             )
+        modalities = len(Vocab.from_config(loader.vocab_config).modalities)
+        if config.model.untied and config.model.modalities != modalities:
+            raise ConfigError(
+                f"model.modalities is {config.model.modalities}, the vocabulary of the token stores has {modalities}; set "
+                f"TransformerConfig.modalities={modalities}"
+            )
         return StoreData(loader=loader)
 
     def initial_params(self, data: StoreData, mesh: Mesh) -> dict[str, Any]:
@@ -117,6 +123,7 @@ class PretrainTask:
             batch.positions,
             batch.segment_ids,
             config.model,
+            modality=batch.input_modality,
             dropout_key=dropout_key if config.model.dropout > 0 else None,
             statistics=statistics,
         )

@@ -1,6 +1,7 @@
 """The engine on small random models, in fp32."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -98,15 +99,16 @@ def _ids(outputs):
     return [output.ids.tolist() for output in outputs]
 
 
-@jax.jit
-def _uncached_logits(weights, tokens):
+@functools.partial(jax.jit, static_argnames="model")
+def _uncached_logits(weights, tokens, model=MODEL):
     width = tokens.shape[0]
     ones, positions = jnp.ones((1, width), jnp.int32), jnp.arange(width)[None]
-    hidden = transformer.forward(weights, tokens[None], positions, ones, MODEL).hidden
-    return transformer.logits(weights, hidden, MODEL)[0]
+    modality = VOCAB.modality_of(tokens[None])
+    hidden = transformer.forward(weights, tokens[None], positions, ones, model, modality=modality).hidden
+    return transformer.logits(weights, hidden, model)[0]
 
 
-def _greedy_without_cache(weights, prompt, mode, steps, max_images):
+def _greedy_without_cache(weights, prompt, mode, steps, max_images, model=MODEL):
     """Run the whole sequence anew for every token."""
     state = grammar.start(VOCAB, _config(mode, max_images=max_images), np.array([steps]), np.array([OUTSIDE]))
     ids = prompt.tolist()
@@ -114,7 +116,7 @@ def _greedy_without_cache(weights, prompt, mode, steps, max_images):
     while state.finish[0] == grammar.FinishReason.RUNNING:
         padded = np.zeros(CONTEXT, np.int32)
         padded[: len(ids)] = ids
-        logits = np.asarray(_uncached_logits(weights, padded))[len(ids) - 1]
+        logits = np.asarray(_uncached_logits(weights, padded, model))[len(ids) - 1]
         mask = np.asarray(allowed(state, VOCAB, MODEL.vocab_size))[0]
         ids.append(int(np.argmax(np.where(mask, logits, -np.inf))))
         state = advance(state, np.array([ids[-1]]), VOCAB)
@@ -127,6 +129,23 @@ def test_greedy_decoding_equals_running_the_whole_sequence_anew(weights, eager_w
     outputs = _run(chosen, PROMPTS, _config(mode, GREEDY, max_images=3))
     expected = [_greedy_without_cache(chosen, prompt, mode, 40, 3) for prompt in PROMPTS]
     assert _ids(outputs) == expected
+
+
+def test_greedy_decoding_of_untied_parts_equals_running_the_whole_sequence_anew(eager_weights):
+    """Words and images in one batch, each id by the parameters of its own modality."""
+    model = dataclasses.replace(MODEL, untied=("mlp", "norms", "attention"))
+    ends = {name: eager_weights[name] for name in ("embed", "head")}
+    weights = _random_weights(model, seed=1) | ends
+    outputs = _run(weights, PROMPTS, _config("interleaved", GREEDY, max_images=3), model=model)
+    expected = [_greedy_without_cache(weights, prompt, "interleaved", 40, 3, model) for prompt in PROMPTS]
+    assert _ids(outputs) == expected
+    assert any(BOI in ids for ids in expected)
+
+
+def test_a_model_of_another_number_of_modalities_is_refused():
+    model = dataclasses.replace(MODEL, untied=("mlp",), modalities=3)
+    with pytest.raises(GenerationError, match="of 3 modalities, the vocabulary has 2"):
+        generate({}, model, VOCAB, PROMPTS, _config())
 
 
 @pytest.mark.parametrize("mode", ["text", "image", "interleaved"])

@@ -101,6 +101,7 @@ def test_a_train_step_of_the_released_sizes_lowers_for_a_cluster_without_allocat
             segment_ids=of(jnp.int32),
             positions=of(jnp.int32),
             modality=of(jnp.int32),
+            input_modality=of(jnp.int32),
         )
         compiled = step.compiled_train_step(recipe, mesh, statistics=True)
         lowered = compiled.trace(abstract, batch).lower(lowering_platforms=("tpu",))

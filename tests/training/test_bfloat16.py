@@ -62,13 +62,14 @@ def batch_of(seed=0, rows=ROWS, length=LENGTH, dominant=0.5):
         segment_ids=np.where(slots < cut, 1, 2).astype(np.int32),
         positions=np.where(slots < cut, slots, slots - cut).astype(np.int32),
         modality=(tokens % 2).astype(np.int32),
+        input_modality=(slots // 24 % 2 + 0 * tokens).astype(np.int32),
     )
 
 
 @functools.cache
-def weights_of(norm_order: str):
+def weights_of(norm_order: str, untied: tuple[str, ...] = ()):
     """Weights whose norms are not ones and biases not zeros."""
-    weights = transformer.init(jax.random.key(0), config_of(norm_order=norm_order).model)
+    weights = transformer.init(jax.random.key(0), config_of(norm_order=norm_order, untied=untied).model)
     leaves, treedef = jax.tree.flatten(weights)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     return treedef.unflatten(
@@ -88,7 +89,7 @@ def gradient_of(dominant: float, mesh_sizes: tuple[int, int, int] = (1, 1, 1), *
         lambda w, b: step_lib.gradient_sums(w, b, recipe, None, statistics=False)[0],
         in_shardings=(placed, mesh_lib.batch_sharding(mesh)),
     )
-    weights = jax.device_put(jax.device_get(weights_of(config.model.norm_order)), placed)
+    weights = jax.device_put(jax.device_get(weights_of(config.model.norm_order, config.model.untied)), placed)
     with jax.set_mesh(mesh):
         gradient = function(weights, batch_of(dominant=dominant))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(gradient))
@@ -142,6 +143,17 @@ def test_nor_does_a_mesh():
     exact = gradient_of(0.5, norm_order="pre", compute_dtype="float32")
     ours = gradient_of(0.5, (2, 2, 2), norm_order="pre", compute_dtype="bfloat16", microbatches=2)
     assert_near(ours, exact)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "settings"),
+    [((1, 1, 1), {"norm_order": "swin"}), ((2, 2, 2), {"norm_order": "pre", "microbatches": 2, "remat": "attention"})],
+    ids=str,
+)
+def test_nor_do_untied_parts(sizes, settings):
+    untied = ("mlp", "norms", "attention")
+    exact = gradient_of(0.5, norm_order=settings["norm_order"], compute_dtype="float32", untied=untied)
+    assert_near(gradient_of(0.5, sizes, compute_dtype="bfloat16", untied=untied, **settings), exact)
 
 
 def losses_of(compute_dtype: str, steps: int) -> np.ndarray:

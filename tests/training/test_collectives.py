@@ -48,7 +48,9 @@ def gathered_shapes(mesh, trainable):
     )
     ids = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32)
     weights = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.float32)
-    batch = Batch(tokens=ids, targets=ids, loss_weights=weights, segment_ids=ids, positions=ids, modality=ids)
+    batch = Batch(
+        tokens=ids, targets=ids, loss_weights=weights, segment_ids=ids, positions=ids, modality=ids, input_modality=ids
+    )
     made = make_mesh(config.mesh)
     with jax.set_mesh(made):
         recipe = Recipe.of(PretrainTask(config=config), config, {"image": (4, 1028), "added": (4000, 4010)})

@@ -196,12 +196,23 @@ def test_what_the_patterns_leave_out_starts_from_scratch_and_all_is_cast(config,
     jax.tree.map(np.testing.assert_array_equal, made.params, expected)
 
 
+def test_untied_parts_start_as_copies_and_with_the_loss_of_the_source(config, source, tmp_path):
+    run = from_source(config, source, model={"untied": ("mlp", "norms", "attention")})
+    assert pretrain(run, str(tmp_path)) == 0
+    assert first_loss(tmp_path) == pytest.approx(evaluated(config, source)[0], abs=1e-5)
+    # and an untied run is a source for another, but for no tied one
+    assert pretrain(from_source(run, tmp_path), str(tmp_path / "more")) == 0
+    with pytest.raises(ConfigError, match=r"'layers/attn/k_norm/bias' is \[2, 1, 8\] in this run and \[2, 2, 1, 8\]"):
+        pretrain(from_source(config, tmp_path), str(tmp_path / "tied"))
+
+
 @pytest.mark.parametrize(
     ("model", "init", "message"),
     [
         ({"d_ff": 64}, {}, r"'layers/mlp/down' is \[2, 64, 32\] in this run and \[2, 48, 32\] in step 8"),
         ({"vocab_size": 300}, {}, r"'embed' is \[300, 32\] in this run and \[\d+, 32\]"),
         ({"qk_norm": False}, {}, r"'layers/attn/k_norm/bias' is \[2, 1, 8\] in step 8 .* and missing in this run"),
+        ({"untied": ("mlp",), "d_ff": 64}, {}, r"'layers/mlp/down' is \[2, 64, 32\] in this run and \[2, 48, 32\]"),
         ({"norm_order": "swin"}, {}, r"norm_order is 'swin' in this run and 'pre' in"),
         ({}, {"parameters": ("layer/*",)}, r"no parameter is named 'layer/\*'"),
         ({}, {"step": 5}, r"has no step 5; it has 4, 8"),

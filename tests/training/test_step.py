@@ -58,6 +58,7 @@ def batch(seed: int) -> Batch:
         segment_ids=np.where(slots < cut, 1, 2).astype(np.int32),
         positions=np.where(slots < cut, slots, slots - cut).astype(np.int32),
         modality=rng.integers(0, 2, (ROWS, LENGTH), dtype=np.int32),
+        input_modality=rng.integers(0, 2, (ROWS, LENGTH), dtype=np.int32),
     )
 
 
