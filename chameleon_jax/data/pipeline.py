@@ -82,13 +82,14 @@ def tokenize(config: TokenizeConfig, output: str | os.PathLike) -> TokenizeRepor
             total = None if None in estimates else sum(estimates)
             _write_shards(config, bundle, writer, found, total, _RejectLimit(config, output))
             writer.finish()
-        manifest = TokenStore.open(output).manifest
-    keys = ("documents", "tokens", "tokens_by_modality", "spans_by_modality", "records", "rejects", "shards")
+        store = TokenStore.open(output)
+    keys = ("documents", "tokens", "records", "rejects", "shards")
     return TokenizeReport(
         output=str(output),
         shards_found=len(found),
         seconds=time.monotonic() - started,
-        **{key: manifest[key] for key in keys},
+        **{key: store.manifest[key] for key in keys},
+        **{key: store.by_modality(key) for key in ("tokens_by_modality", "spans_by_modality")},
     )
 
 

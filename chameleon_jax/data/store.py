@@ -212,9 +212,13 @@ class TokenStore:
                 parts.append(blocks[shard, block][max(start - origin, 0) : stop - origin])
         return np.concatenate(parts) if parts else np.zeros(0, self.vocab.store_dtype())
 
+    def by_modality(self, key: str) -> dict[str, int]:
+        """A count of the manifest, in the order of the table."""
+        return {name: self.manifest[key][name] for name in self.vocab.names if name in self.manifest[key]}
+
     def summary(self) -> StoreSummary:
         """Totals and fingerprints, for `experiments.inspect`."""
-        keys = ("documents", "tokens", "tokens_by_modality", "spans_by_modality", "shards", "records", "rejects")
+        keys = ("documents", "tokens", "shards", "records", "rejects")
         return StoreSummary(
             path=str(self.path),
             vocab_size=self.vocab.size,
@@ -222,6 +226,7 @@ class TokenStore:
             bundle_fingerprint=self.bundle_fingerprint,
             fingerprint=self.fingerprint(),
             **{key: self.manifest[key] for key in keys},
+            **{key: self.by_modality(key) for key in ("tokens_by_modality", "spans_by_modality")},
         )
 
     def _read_as_table(self) -> None:

@@ -15,6 +15,9 @@ from chameleon_jax.serving.schema import ChatRequest, CompletionRequest, ImagesR
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 
 
+_SEEDS = 2**31  # an engine takes seeds below it
+
+
 def choose_mode(request: RequestFields, bundle: TokenizerBundle) -> str:
     """`mode`, or what `modalities` ask for by name or kind; text where neither does, as clients of text models expect.
 
