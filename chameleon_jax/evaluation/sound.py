@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
@@ -39,7 +40,7 @@ def evaluate(codec: SoundCodec, waveforms: Float[np.ndarray, "N samples"]) -> So
         raise ValueError("no sounds to evaluate")
     rebuilt, codes = reconstruct(codec, waveforms)
     real, heard = spectrogram(codec, waveforms), spectrogram(codec, rebuilt)
-    written = np.concatenate([_written(codec, codes[i : i + BATCH]) for i in range(0, len(codes), BATCH)])
+    written = np.asarray(_written(codec.params, codes, codec.config))
     counts = np.bincount(codes.reshape(-1), minlength=codec.codes)
     return SoundReport(
         sounds=len(waveforms),
@@ -65,7 +66,7 @@ def reconstruct(
 
 def spectrogram(codec: SoundCodec, waveforms: Float[np.ndarray, "N samples"]) -> Float[np.ndarray, "N frames bins"]:
     """Log magnitudes, as the codec sees them."""
-    return np.asarray(spectrum.log_magnitudes(waveforms, codec.config.hop))
+    return np.asarray(_log_magnitudes(waveforms, codec.config.hop))
 
 
 def spectrogram_grid(
@@ -94,9 +95,9 @@ def picture(log_magnitudes: Float[np.ndarray, "frames bins"]) -> UInt8[np.ndarra
     return np.stack([np.interp(shade, stops, channel) for channel in _COLOURS.T], axis=-1).astype(np.uint8)
 
 
-def _written(codec: SoundCodec, codes: Int[np.ndarray, "B n"]) -> Float[np.ndarray, "B frames bins"]:
-    return np.asarray(sound.log_magnitudes(codec.params, codes, codec.config))
-
-
 def _distance(some: Float[np.ndarray, "N frames bins"], others: Float[np.ndarray, "N frames bins"]) -> float:
     return float(_DECIBELS * np.sqrt(np.mean((some - others) ** 2, axis=(1, 2))).mean())
+
+
+_log_magnitudes = jax.jit(spectrum.log_magnitudes, static_argnums=1)
+_written = jax.jit(sound.log_magnitudes, static_argnums=2)
