@@ -24,8 +24,8 @@ import numpy as np
 
 from chameleon_jax.convert import hf, layout, meta, source
 from chameleon_jax.convert.layout import Parameter
+from chameleon_jax.convert.releases import RELEASES, release
 from chameleon_jax.convert.source import Report
-from chameleon_jax.models.presets import RELEASES, release
 
 SHARD_BYTES = 5 << 30  # as large as Hugging Face's were
 

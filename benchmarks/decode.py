@@ -174,10 +174,10 @@ def accelerator(args) -> None:
     import numpy as np
 
     from chameleon_jax.configs import EngineConfig, GenerationConfig, GuidanceConfig
+    from chameleon_jax.convert.releases import release
     from chameleon_jax.generation.engine import Engine
     from chameleon_jax.generation.requests import Request
     from chameleon_jax.models import transformer
-    from chameleon_jax.models.presets import release
     from chameleon_jax.vocab import Vocab
 
     known = release("chameleon-7b")

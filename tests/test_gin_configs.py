@@ -13,7 +13,7 @@ from chameleon_jax.configs import (
     TrainTokenizerConfig,
     TransformerConfig,
 )
-from chameleon_jax.models.presets import RELEASES
+from chameleon_jax.convert.releases import RELEASES
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "gin_configs" / "models"

@@ -262,7 +262,7 @@ def test_a_config_of_version_4_says_its_rope_base_flat_and_one_of_version_5_nest
 def test_released_numerics_round_as_the_port_does(folder):
     """bfloat16: with the port's roundings ours is nearer to it than with our own, which is nearer to the exact logits."""
     folder, weights = folder
-    from chameleon_jax.models.presets import NUMERICS
+    from chameleon_jax.convert.releases import NUMERICS
 
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree_of(weights))
     model = transformers.ChameleonForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16).eval()
