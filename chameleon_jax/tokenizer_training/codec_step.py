@@ -52,9 +52,8 @@ def create(images: Float[Array, "B H W 3"], config: VQConfig, train: VQTrainConf
     params = vqgan.init(key_params, config)
     latents = vqgan.encode_latents(params, images, config).reshape(-1, config.embed_dim)
     rows = jax.random.choice(key_rows, latents.shape[0], (config.codes,), replace=latents.shape[0] < config.codes)
-    noise = (
-        jax.random.normal(key_noise, (config.codes, config.embed_dim)) * latents.std() * 1e-2
-    )  # no two codes are equal
+    # No two codes are equal.
+    noise = jax.random.normal(key_noise, (config.codes, config.embed_dim)) * latents.std() * 1e-2
     codebook = latents[rows] + noise
     params = params | {"quantize": {"embedding": codebook}}
     return CodecState(

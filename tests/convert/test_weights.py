@@ -103,9 +103,8 @@ def test_every_layout_comes_back_bit_for_bit_from_every_other(tmp_path, swin, ra
     assert [path.name for path in files] == [path.name for path in sorted((tmp_path / "again").glob("*.pth"))]
     for path, state in zip(files, shards, strict=True):
         exported = torch.load(tmp_path / "again" / path.name, weights_only=True)
-        assert (
-            exported.keys() == state.keys()
-        )  # rope.freqs too, which Meta's loader wants to be there and does not read
+        # rope.freqs too, which Meta's loader wants to be there and does not read.
+        assert exported.keys() == state.keys()
         assert all(torch.equal(exported[name], state[name]) for name in state.keys() - {"rope.freqs"})
 
 
