@@ -24,8 +24,8 @@ import numpy as np
 
 from chameleon_jax.convert import hf, layout, meta, source
 from chameleon_jax.convert.layout import Parameter
+from chameleon_jax.convert.releases import RELEASES, release
 from chameleon_jax.convert.source import Report
-from chameleon_jax.models.presets import RELEASES, release
 
 SHARD_BYTES = 5 << 30  # as large as Hugging Face's were
 
@@ -90,9 +90,8 @@ def main():
         command = ["experiments.convert", f"--source={made}", f"--output={root / 'run'}"]
         converter = subprocess.Popen([sys.executable, "-m", *command])
         peak = 0
-        while (
-            converter.poll() is None
-        ):  # the kernel's own peak (VmHWM): that of getrusage includes the process that made it
+        # The kernel's own peak (VmHWM): that of getrusage includes the process that made it.
+        while converter.poll() is None:
             peak = max(peak, peak_memory(converter.pid))
             time.sleep(0.2)
         seconds = time.monotonic() - started

@@ -174,10 +174,10 @@ def accelerator(args) -> None:
     import numpy as np
 
     from chameleon_jax.configs import EngineConfig, GenerationConfig, GuidanceConfig
+    from chameleon_jax.convert.releases import release
     from chameleon_jax.generation.engine import Engine
     from chameleon_jax.generation.requests import Request
     from chameleon_jax.models import transformer
-    from chameleon_jax.models.presets import release
     from chameleon_jax.vocab import Vocab
 
     known = release("chameleon-7b")
@@ -236,7 +236,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=2, help="timed runs of each process")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--weights", default="as they are")
+    parser.add_argument("--weights", default="compute")
     parser.add_argument("--images", action="store_true")
     parser.add_argument("--accelerator", action="store_true")
     args = parser.parse_args()
@@ -256,10 +256,10 @@ def main() -> None:
         )
     else:
         for batch in (1, 8):
-            found = {"as they are": [], "int8": [], "torch": []}
+            found = {"compute": [], "int8": [], "torch": []}
             for _ in range(args.rounds):
                 found["torch"] += measure("theirs", args, batch=batch)
-                for weights in ("as they are", "int8"):
+                for weights in ("compute", "int8"):
                     found[weights] += measure("ours", args, batch=batch, weights=weights)
             torch = statistics.median(found.pop("torch"))
             print(f"batch {batch}: torch {batch * args.tokens / torch:.1f} tokens/s")

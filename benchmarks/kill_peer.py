@@ -30,6 +30,7 @@ def start(workdir: Path, steps: int) -> list[subprocess.Popen]:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     command = [sys.executable, "-m", "experiments.pretrain", "--gin_file=gin_configs/runs/smoke.gin"]
+    command += [f"--gin.{name}={workdir.parent / 'data' / 'store' / name.lower()}" for name in ("TRAIN", "HELDOUT")]
     command += [f"--workdir={workdir}", f"--gin.TrainConfig.steps={steps}", "--gin.CheckpointConfig.every_steps=3"]
     command += ["--gin.TrainConfig.peak_flops=1e12", f"--coordinator=localhost:{port}", "--num_processes=2"]
     flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
@@ -94,11 +95,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     whole, killed = args.workdir.resolve() / "whole", args.workdir.resolve() / "killed"
-    whole.mkdir(parents=True, exist_ok=True)
+    data = args.workdir.resolve() / "data"  # of both runs, so that only training is under test
+    command = [sys.executable, "-m", "experiments.digits", "--stores", f"--workdir={data}"]
+    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
     finish(whole, args.steps)
     shutil.rmtree(killed, ignore_errors=True)
-    killed.mkdir()
-    shutil.copytree(whole / "data", killed / "data")  # the same token stores, so that only training is under test
     random.seed(args.seed)
     problems = []
     for number in range(args.rounds):

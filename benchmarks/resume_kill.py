@@ -20,14 +20,16 @@ ROOT = Path(__file__).parents[1]
 CLOCK = {"tokens_per_second", "mfu", "data_wait_fraction", "step_seconds", "eta_seconds"}
 
 
+def prepare(data: Path) -> None:
+    """Token stores for both runs, so that only training is under test."""
+    command = [sys.executable, "-m", "experiments.digits", "--stores", f"--workdir={data}"]
+    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+
+
 def start(workdir: Path, steps: int) -> subprocess.Popen:
-    command = [
-        sys.executable,
-        "-m",
-        "experiments.pretrain",
-        "--gin_file=gin_configs/runs/smoke.gin",
-        f"--workdir={workdir}",
-    ]
+    store = workdir.parent / "data" / "store"
+    command = [sys.executable, "-m", "experiments.pretrain", "--gin_file=gin_configs/runs/smoke.gin"]
+    command += [f"--gin.TRAIN={store / 'train'}", f"--gin.HELDOUT={store / 'heldout'}", f"--workdir={workdir}"]
     command += [f"--gin.TrainConfig.steps={steps}", "--gin.CheckpointConfig.every_steps=1"]
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
 
@@ -53,11 +55,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     whole, killed = args.workdir.resolve() / "whole", args.workdir.resolve() / "killed"
+    prepare(args.workdir.resolve() / "data")
     if start(whole, args.steps).wait():
         sys.exit("the run without kills failed")
     shutil.rmtree(killed, ignore_errors=True)
-    killed.mkdir(parents=True)
-    shutil.copytree(whole / "data", killed / "data")  # the same token stores, so that only training is under test
     random.seed(args.seed)
     lost, in_save = 0, 0
     for _ in range(args.rounds):

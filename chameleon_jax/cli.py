@@ -28,7 +28,7 @@ from chameleon_jax.errors import ChameleonError, ConfigError, did_you_mean
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
-_ROOT = Path(__file__).parents[1]
+_ROOT = Path(__file__).resolve().parents[1]
 _OURS = (f"{_ROOT / 'chameleon_jax'}{os.sep}", f"{_ROOT / 'experiments'}{os.sep}")
 
 
@@ -203,4 +203,4 @@ def _set_jax_flags() -> None:
 
 def _is_worth_showing(record: standard_logging.LogRecord) -> bool:
     """What this project says, and warnings of the libraries below it, which would tell much else."""
-    return record.levelno >= standard_logging.WARNING or record.pathname.startswith(_OURS)
+    return record.levelno >= standard_logging.WARNING or os.path.realpath(record.pathname).startswith(_OURS)

@@ -68,9 +68,8 @@ def _lock(path: Path, descriptor: int) -> None:
         raise WorkdirError(
             f"workdir {path} is in use by {_holder(descriptor)}; wait for it, stop it, or choose another --workdir"
         ) from error
-    with contextlib.suppress(
-        OSError
-    ):  # a full disk must not keep a run from starting to resume; the lock holds without text
+    # A full disk must not keep a run from starting to resume; the lock holds without text.
+    with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
 
@@ -143,9 +142,8 @@ def check_resume(saved: dict[str, Any], config: RunConfig) -> None:
     `saved` is the `to_dict` of the config that the checkpoint was made with. Fields under FREE_ON_RESUME may differ. Raises
     CheckpointError naming each other changed field with both values.
     """
-    with contextlib.suppress(
-        ConfigError, KeyError, TypeError
-    ):  # a field that is newer than the checkpoint counts as its default
+    # A field that is newer than the checkpoint counts as its default.
+    with contextlib.suppress(ConfigError, KeyError, TypeError):
         saved = type(config).from_dict(saved).to_dict()
     changed = {
         field: values

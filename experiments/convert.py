@@ -20,8 +20,8 @@ from pathlib import Path
 from absl import flags
 
 from chameleon_jax import cli
+from chameleon_jax.convert.releases import NUMERICS, RELEASES
 from chameleon_jax.errors import ConvertError
-from chameleon_jax.models.presets import NUMERICS, RELEASES
 
 
 def _flags(values):
@@ -49,7 +49,7 @@ def _flags(values):
 
 def main(args) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops like Ctrl-C: nothing half-written stays
-    from chameleon_jax.convert.release import Options, open_release
+    from chameleon_jax.convert.opening import Options, open_release
     from chameleon_jax.convert.write import write
 
     if args.shards is not None and args.to != "meta":

@@ -2,6 +2,9 @@
 
 Examples:
   python -m experiments.digits --workdir=runs/quickstart/data
+  python -m experiments.digits --stores --workdir=runs/smoke/data        # what gin_configs/runs/smoke.gin trains on
+
+With --stores also WORKDIR/tokenizer, a small one, and the token stores WORKDIR/store/train and WORKDIR/store/heldout.
 """
 
 from absl import flags
@@ -13,6 +16,7 @@ from chameleon_jax.errors import ConfigError
 
 def _flags(values):
     flags.DEFINE_integer("seed", 0, "of the moved copies and the captions", flag_values=values)
+    flags.DEFINE_boolean("stores", False, "train a small tokenizer and write token stores too", flag_values=values)
 
 
 def main(args) -> None:
@@ -20,6 +24,10 @@ def main(args) -> None:
         raise ConfigError(f"--seed must be at least 0, got {args.seed}")
     digits.write(args.workdir, seed=args.seed)
     print(f"{args.workdir}: train.jsonl, heldout.jsonl and images/")
+    if args.stores:
+        from chameleon_jax.demo.prepare import digit_stores
+
+        digit_stores(args.workdir)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Pretrain a mixed-modal transformer on token stores; run the same command again to resume.
 
 Examples:
-  python -m experiments.pretrain --gin_file=gin_configs/runs/smoke.gin --workdir=runs/smoke
+  python -m experiments.digits --stores --workdir=runs/smoke/data       # data of the next command: a run of half a minute
+  python -m experiments.pretrain --gin_file=gin_configs/runs/smoke.gin --workdir=runs/smoke/model
   python -m experiments.pretrain --gin_file=gin_configs/runs/emoji.gin --workdir=runs/emoji/model --gin.TrainConfig.steps=200
   python -m experiments.pretrain --gin_file=... --workdir=... --rollback_to=12000 --skip_batches=200
   python -m experiments.pretrain --gin_file=... --workdir=... --distributed      on every host of a TPU pod or Slurm job
@@ -55,10 +56,6 @@ def _pretrain(config: PretrainConfig, args) -> int:
     flags = {"--rollback_to": args.rollback_to, "--skip_batches": args.skip_batches}
     distributed.require_same(versions_here | fields | flags)
     distributed.require_same_folder(args.workdir)
-    if config.prepare == "digits":
-        from chameleon_jax.demo.prepare import digit_stores
-
-        distributed.first_does(lambda: digit_stores(args.workdir), "preparing the digits")
     gin_text = {"config.gin": args.gin.given, "operative_config.gin": args.gin.operative}
     rollback = None if args.rollback_to is None else Rollback(step=args.rollback_to, skip_batches=args.skip_batches)
     return pretrain(config, args.workdir, gin_text, rollback)

@@ -73,6 +73,12 @@ def test_the_extras_are_those_of_the_project_file():
     assert declared == set(EXTRAS)
 
 
+def test_all_modules_log_by_absl():
+    """Only cli, which says how messages look, also knows Python's own logging."""
+    users = [file.name for file in FILES if re.search(r"^\s*(import logging|from logging)\b", file.read_text(), re.M)]
+    assert users == ["cli.py"]
+
+
 def test_importing_everything_touches_no_device_and_no_package_that_only_some_commands_need():
     code = f"""
 import importlib, pkgutil, sys, chameleon_jax

@@ -13,7 +13,7 @@ from chameleon_jax.configs import (
     TrainTokenizerConfig,
     TransformerConfig,
 )
-from chameleon_jax.models.presets import RELEASES
+from chameleon_jax.convert.releases import RELEASES
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "gin_configs" / "models"
@@ -45,7 +45,7 @@ def test_every_model_file_has_a_release():
 
 def test_a_run_file_is_found_with_its_includes_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert gin_utils.load(PretrainConfig, [str(ROOT / "gin_configs/runs/smoke.gin")]).config.prepare == "digits"
+    assert gin_utils.load(PretrainConfig, [str(ROOT / "gin_configs/runs/smoke.gin")]).config.train.steps == 40
 
 
 def test_a_run_file_can_say_where_to_start_from():

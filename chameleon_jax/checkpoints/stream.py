@@ -131,9 +131,8 @@ def _interruptible(work: Callable[[], None], stop: Callable[[], None]) -> None:
     Orbax writes in threads of its own: one that goes on would write files anew while they are being deleted.
     """
     errors: list[BaseException] = []
-    done = (
-        threading.Event()
-    )  # not `Thread.join`, which takes a thread for ended once it has been interrupted (Python 3.11)
+    # Not `Thread.join`, which takes a thread for ended once it has been interrupted (Python 3.11).
+    done = threading.Event()
 
     def guarded() -> None:
         try:

@@ -102,7 +102,7 @@ class TrainTokenizerConfig(Config):
 class StoreConfig(Config):
     """A token store in a training mixture."""
 
-    path: str  # `{workdir}` stands for the run's workdir
+    path: str
     weight: float = 1.0
     stage: Literal[1, 2] = 1  # stage 2 stores join when the second stage begins
 

@@ -119,7 +119,7 @@ class EngineConfig(Config):
     context: int = 0  # ids of one slot, prompt and output; 0 = the model's context
     block: int = 16  # ids that every request gets before the host looks: more is faster, fewer come sooner
     max_queued: int = 32  # requests that wait for slots
-    weights: Literal["as they are", "bfloat16", "int8"] = "as they are"
+    weights: Literal["compute", "bfloat16", "int8"] = "compute"  # compute: cast to the model's compute dtype
 
     def validate(self):
         for name in ("slots", "block", "max_queued"):

@@ -12,7 +12,7 @@ from chameleon_jax.config_base import Config
 class NumericsConfig(Config):
     """Where the released implementations lose precision that need not be lost; the defaults keep it.
 
-    `models.presets.NUMERICS` names what each release does. Only fields that are set change anything.
+    `convert.releases.NUMERICS` names what each release does. Only fields that are set change anything.
     """
 
     round_logits: bool = False  # logits to the compute dtype, which makes ties common (Meta, Hugging Face)

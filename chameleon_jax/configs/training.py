@@ -154,7 +154,6 @@ class PretrainConfig(RunConfig):
     model: TransformerConfig
     data: DataConfig
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
-    prepare: Literal["nothing", "digits"] = "nothing"  # digits: make the token stores in the workdir, for smoke runs
 
     FREE_ON_RESUME: typing.ClassVar[tuple[str, ...]] = (
         *RunConfig.FREE_ON_RESUME, "data.cache_bytes", "data.prefetch", "data.eval_stores", "model.remat", "model.scan_unroll",

@@ -65,7 +65,8 @@ def write(folder: Path, bundle: TokenizerBundle, config: TransformerConfig) -> N
     names = vocab.special_names()
     content: dict[str, Any] = json.loads(tokenizer_json(bundle.text, placeholder=PLACEHOLDER))
     bos = {"SpecialToken": {"id": "<s>", "type_id": 0}}
-    content["post_processor"] = {  # Transformers' tokenizer begins a sequence by itself
+    # Transformers' tokenizer begins a sequence by itself.
+    content["post_processor"] = {
         "type": "TemplateProcessing",
         "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}],
         "pair": [bos, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],

@@ -19,9 +19,9 @@ from jaxtyping import Shaped
 from chameleon_jax.configs import TransformerConfig
 from chameleon_jax.convert import layout
 from chameleon_jax.convert.layout import Parameter
+from chameleon_jax.convert.releases import RELEASES, release
 from chameleon_jax.convert.tensor_files import FLOATS, TensorFile
 from chameleon_jax.errors import ConvertError
-from chameleon_jax.models.presets import RELEASES, release
 
 
 @dataclasses.dataclass

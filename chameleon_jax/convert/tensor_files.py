@@ -29,9 +29,8 @@ _HARMFUL = re.compile(
 )
 _SAFETENSORS_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 FLOATS = tuple(_SAFETENSORS_DTYPES.values())
-_MAPPED_BYTES = (
-    256 << 20
-)  # read through one mapping of a torch file before it is let go: unpickling again takes a while
+# Read through one mapping of a torch file before it is let go: unpickling again takes a while.
+_MAPPED_BYTES = 256 << 20
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 
 from chameleon_jax.convert import hf, hf_files, meta, native, source
 from chameleon_jax.convert import vqgan as codec_names
-from chameleon_jax.convert.release import OpenedRelease
+from chameleon_jax.convert.opening import OpenedRelease
 from chameleon_jax.errors import ConvertError
 from chameleon_jax.files import new_folder
 from chameleon_jax.models import params, transformer

@@ -1,4 +1,4 @@
-"""Makes the token stores of the smoke run inside its workdir: digits, a small tokenizer, and tokens, in seconds."""
+"""The token stores of the smoke run, made of the written digits: a small tokenizer and tokens, in half a minute."""
 
 from __future__ import annotations
 
@@ -14,21 +14,18 @@ from chameleon_jax.configs import (
     text_and_image,
 )
 from chameleon_jax.data.pipeline import tokenize
-from chameleon_jax.demo import digits
 from chameleon_jax.tokenizer_training.bundle import train_bundle
 
 CODES = 64
 
 
-def digit_stores(workdir: str | Path) -> None:
-    """Write `data/train` and `data/heldout` token stores below `workdir`, unless they are there."""
-    folder = Path(workdir) / "data"
-    if all((folder / part / "manifest.json").exists() for part in ("train", "heldout")):
-        return
-    raw, bundle = folder / "digits", folder / "tokenizer"
-    digits.write(raw)
+def digit_stores(folder: str | Path) -> None:
+    """Write `tokenizer`, `store/train` and `store/heldout` beside what `digits.write` wrote to `folder`; goes on after a stop."""
+    folder = Path(folder)
+    bundle = folder / "tokenizer"
     sources = {
-        part: SourceConfig(name=part, kind="folder", path=str(raw / f"{part}.jsonl")) for part in ("train", "heldout")
+        part: SourceConfig(name=part, kind="folder", path=str(folder / f"{part}.jsonl"))
+        for part in ("train", "heldout")
     }
     shape = {"channels": 16, "channel_multipliers": (1,), "res_blocks": 1, "latent_channels": 16, "embed_dim": 8}
     config = TrainTokenizerConfig(
@@ -43,4 +40,4 @@ def digit_stores(workdir: str | Path) -> None:
     )
     train_bundle(config, bundle)
     for part, source in sources.items():
-        tokenize(TokenizeConfig(sources=(source,), tokenizer=str(bundle), codec_batch=256), folder / part)
+        tokenize(TokenizeConfig(sources=(source,), tokenizer=str(bundle), codec_batch=256), folder / "store" / part)

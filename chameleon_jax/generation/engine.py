@@ -78,7 +78,7 @@ def generate(
     results: list[Generated | GenerationError | None] = [None] * len(jobs)
     with using(mesh_of(weights)):
         scheduler = Scheduler(
-            decoding_form(weights, model_config, "as they are", donate=donate),
+            decoding_form(weights, model_config, "compute", donate=donate),
             shapes,
             count=count,
             slots=slots,

@@ -23,11 +23,11 @@ from chameleon_jax.parallel.mesh import DECODING
 def decoding_form(
     weights: Params,
     config: TransformerConfig,
-    form: Literal["as they are", "bfloat16", "int8"],
+    form: Literal["compute", "bfloat16", "int8"],
     *,
     donate: bool = False,
 ) -> Params:
-    """Matrices in the compute dtype (`as they are`), bfloat16 or eight bits, norms as given, layers as `transformer.by_layer` says.
+    """Matrices in the model's compute dtype ("compute"), bfloat16 or eight bits, norms as given; one pytree per layer.
 
     On a mesh in use every part is divided by the rules of decoding, as soon as it is made. With `donate` the given arrays may be
     deleted once they are copied.

@@ -23,10 +23,10 @@ from chameleon_jax.errors import ChameleonError, ProcessError
 from chameleon_jax.files import atomic_write
 from chameleon_jax.parallel.group import EXIT_PEER_DIED, Group, Relay, leave
 
-_NAMING_SECONDS = (
-    5.0  # for the watch to name a dead process, when its death reaches the main thread as an error of XLA first
-)
-_FOLDER_SECONDS = 10.0  # for a file of process 0 to be seen through a network file system
+# For the watch to name a dead process, when its death reaches the main thread as an error of XLA first.
+_NAMING_SECONDS = 5.0
+# For a file of process 0 to be seen through a network file system.
+_FOLDER_SECONDS = 10.0
 _ROLL_CALL = ".roll-call"
 
 _group: Group | None = None  # as JAX's own client, one a process

@@ -312,9 +312,8 @@ def _explain(kind: type[Strict], error: ValidationError) -> ApiError:
     tags = set(_PART_TYPES)
     path: list[str] = []
     for i, step in enumerate(first["loc"]):
-        if not (
-            step in tags and i and isinstance(first["loc"][i - 1], int)
-        ):  # pydantic's name of the chosen union member
+        # Without pydantic's name of the chosen union member.
+        if not (step in tags and i and isinstance(first["loc"][i - 1], int)):
             path.append(str(step))
     param = ".".join(path) or None
     message, code = first["msg"].removeprefix("Value error, "), "invalid_value"

@@ -13,7 +13,7 @@ import jax
 from absl import logging
 from jax.sharding import Mesh
 
-from chameleon_jax.configs import DataConfig, PretrainConfig, VocabConfig
+from chameleon_jax.configs import PretrainConfig, VocabConfig
 from chameleon_jax.data.batch import Batch
 from chameleon_jax.data.loader import Loader
 from chameleon_jax.data.store import read_vocab
@@ -42,9 +42,9 @@ class PretrainTask:
     vocab: VocabConfig
 
     @classmethod
-    def of(cls, config: PretrainConfig, workdir: Path) -> PretrainTask:
+    def of(cls, config: PretrainConfig) -> PretrainTask:
         """The task with the vocabulary of its stores. Raises StoreError where the first cannot be opened."""
-        return cls(config=config, vocab=read_vocab(_in_workdir(config.data, workdir).stores[0].path))
+        return cls(config=config, vocab=read_vocab(config.data.stores[0].path))
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -77,9 +77,8 @@ class PretrainTask:
         config = self.config
         assert self.modality_weights  # refuses names that the vocabulary does not have
         check_fits(config.model, config.train.batch_size, config.train.microbatches, mesh)
-        stores = _in_workdir(config.data, workdir)
         loader = Loader(
-            stores,
+            config.data,
             config.train.batch_size,
             config.train.steps,
             rows=local_rows(mesh, config.train.batch_size),
@@ -209,12 +208,3 @@ class StoreData:
 
     def batches(self, start: int, count: int) -> Iterator[Batch]:
         return self.loader.batches(start, start + count)
-
-
-def _in_workdir(data: DataConfig, path: Path) -> DataConfig:
-    """Fill in `{workdir}`; the recorded config keeps the placeholder, so a run can be moved."""
-
-    def fill(stores):
-        return tuple(dataclasses.replace(s, path=s.path.replace("{workdir}", str(path))) for s in stores)
-
-    return dataclasses.replace(data, stores=fill(data.stores), eval_stores=fill(data.eval_stores))

@@ -434,7 +434,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 import chameleon_jax.convert.write as write_lib
-from chameleon_jax.convert.release import Options, open_release
+from chameleon_jax.convert.opening import Options, open_release
 from chameleon_jax.errors import ChameleonError
 
 opened = open_release(Path(sys.argv[1]), Options())

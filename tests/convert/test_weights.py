@@ -103,9 +103,8 @@ def test_every_layout_comes_back_bit_for_bit_from_every_other(tmp_path, swin, ra
     assert [path.name for path in files] == [path.name for path in sorted((tmp_path / "again").glob("*.pth"))]
     for path, state in zip(files, shards, strict=True):
         exported = torch.load(tmp_path / "again" / path.name, weights_only=True)
-        assert (
-            exported.keys() == state.keys()
-        )  # rope.freqs too, which Meta's loader wants to be there and does not read
+        # rope.freqs too, which Meta's loader wants to be there and does not read.
+        assert exported.keys() == state.keys()
         assert all(torch.equal(exported[name], state[name]) for name in state.keys() - {"rope.freqs"})
 
 
@@ -262,7 +261,7 @@ def test_a_config_of_version_4_says_its_rope_base_flat_and_one_of_version_5_nest
 def test_released_numerics_round_as_the_port_does(folder):
     """bfloat16: with the port's roundings ours is nearer to it than with our own, which is nearer to the exact logits."""
     folder, weights = folder
-    from chameleon_jax.models.presets import NUMERICS
+    from chameleon_jax.convert.releases import NUMERICS
 
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree_of(weights))
     model = transformers.ChameleonForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16).eval()

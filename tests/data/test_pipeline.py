@@ -217,9 +217,8 @@ def test_a_source_that_changed_between_runs_is_noticed(inputs, tmp_path):
     records = write_source(tmp_path / "source", broken=(0, 1))
     one = dataclasses.replace(config, sources=(SourceConfig(name="s", kind="jsonl", path=str(records)),))
     with pytest.raises(DataError):
-        tokenize(
-            dataclasses.replace(one, max_reject_fraction=0.0), tmp_path / "store"
-        )  # at the end: all shards are there
+        # At the end: all shards are there.
+        tokenize(dataclasses.replace(one, max_reject_fraction=0.0), tmp_path / "store")
     shutil.rmtree(tmp_path / "store" / "shards" / "00013")
     (tmp_path / "store" / "commits" / "00013.json").unlink()
     lines = records.read_text().splitlines(keepends=True)

@@ -310,7 +310,7 @@ def test_damaged_weights_are_reported_by_the_prompt_they_struck(weights):
         _run(weights | {"head": head}, PROMPTS, _config())
 
 
-@pytest.mark.parametrize("form", ["as they are", "bfloat16", "int8"])
+@pytest.mark.parametrize("form", ["compute", "bfloat16", "int8"])
 def test_weights_in_decoding_form_are_those_of_the_stack_and_a_gift_is_taken(weights, form):
     weights = jax.tree.map(jnp.asarray, weights)
     kept = decoding_form(weights, MODEL, form)

@@ -134,7 +134,7 @@ def test_logits_in_bfloat16_are_near_those_of_one_device(weights, form):
 
 
 @pytest.mark.parametrize("axes", MESHES, ids=str)
-@pytest.mark.parametrize("form", ["as they are", "int8"])
+@pytest.mark.parametrize("form", ["compute", "int8"])
 def test_every_part_of_the_decoding_form_lies_where_the_rules_say(weights, form, axes):
     mesh = mesh_with(axes)
     with jax.set_mesh(mesh):
@@ -152,7 +152,7 @@ def test_every_part_of_the_decoding_form_lies_where_the_rules_say(weights, form,
 
 
 @pytest.mark.parametrize("axes", MESHES, ids=str)
-@pytest.mark.parametrize("form", ["as they are", "int8"])
+@pytest.mark.parametrize("form", ["compute", "int8"])
 def test_no_weight_moves_for_a_token(weights, form, axes):
     """What is gathered in a block has rows of logits at the most: there is no collective on a weight."""
     shapes = lanes.Shapes(model=MODEL, vocab=VOCAB)

@@ -8,9 +8,9 @@ import pytest
 from jax.sharding import NamedSharding
 
 from chameleon_jax.configs import MeshConfig
+from chameleon_jax.convert.releases import release
 from chameleon_jax.generation import lanes, scheduler
 from chameleon_jax.models import kv_cache, params, transformer
-from chameleon_jax.models.presets import release
 from chameleon_jax.parallel.mesh import DECODING, make_mesh
 from chameleon_jax.vocab import Vocab
 from tests.generation.test_mesh import gathered_sizes

@@ -6,10 +6,11 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from chameleon_jax.configs import DataConfig, PretrainConfig, StoreConfig, TrainConfig
+from chameleon_jax.convert.releases import RELEASES, release
 from chameleon_jax.data.batch import Batch
 from chameleon_jax.errors import ConfigError
 from chameleon_jax.models import params, transformer
-from chameleon_jax.models.presets import PRESETS, RELEASES, preset
+from chameleon_jax.models.presets import PRESETS, preset
 from chameleon_jax.parallel import mesh as mesh_lib
 from chameleon_jax.training import state, step
 from chameleon_jax.training.pretraining import PretrainTask
@@ -41,6 +42,8 @@ def test_small_presets_have_the_size_of_their_name(name, low, high):
 def test_an_unknown_preset_is_refused_with_the_nearest_name():
     with pytest.raises(ConfigError, match="no model preset 'Chameleon-7B' \\(did you mean 'chameleon-7b'"):
         preset("Chameleon-7B")
+    with pytest.raises(ConfigError, match="no release 'chameleon-8b' \\(did you mean 'chameleon-7b'"):
+        release("chameleon-8b")
 
 
 @pytest.mark.parametrize("name", RELEASES)

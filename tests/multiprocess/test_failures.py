@@ -23,7 +23,6 @@ PRETRAIN = (
     "-m",
     "experiments.pretrain",
     "--gin_file=gin_configs/runs/smoke.gin",
-    "--gin.PretrainConfig.prepare='nothing'",
 )
 
 

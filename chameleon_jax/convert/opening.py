@@ -21,10 +21,10 @@ from chameleon_jax.convert.hf import HFWeights
 from chameleon_jax.convert.layout import Parameter
 from chameleon_jax.convert.meta import MetaWeights
 from chameleon_jax.convert.native import NativeWeights
+from chameleon_jax.convert.releases import NUMERICS, release
 from chameleon_jax.convert.source import WeightSource
 from chameleon_jax.convert.tensor_files import TensorFile, open_tensors
 from chameleon_jax.errors import ConvertError
-from chameleon_jax.models.presets import NUMERICS, release
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.pictures import PictureCodec
 from chameleon_jax.tokenizers.text import TextTokenizer
