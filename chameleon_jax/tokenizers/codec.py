@@ -1,7 +1,7 @@
-"""What a codec is: one item of data to codes and back. Which kinds there are, and where each keeps its files.
+"""What a codec is: one item of data to codes and back.
 
-The pipeline, prompts, outputs and the server know codecs by this protocol alone. A further kind of data is a further class here and
-a name in `ModalityConfig.codec`.
+The pipeline, prompts, outputs and the server know codecs by this protocol alone. A further kind of data is a further class in
+`bundle.CODECS` and its name in `ModalityConfig.codec`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Codec(Protocol):
     media: ClassVar[Media]
     mime: ClassVar[str]  # of `to_file`: "image/png"
     suffix: ClassVar[str]  # ".png"
+    file: ClassVar[str]  # a folder has a codec of this kind where it has this file
 
     @property
     def codes(self) -> int | None:
@@ -70,13 +71,6 @@ class Codec(Protocol):
     @classmethod
     def load(cls, directory: str | os.PathLike) -> Codec | None:
         """Read what `save` wrote; None where there is nothing of this kind. Raises TokenizerError for damaged files."""
-
-
-def codec_classes() -> dict[str, type[Codec]]:
-    """The class of every kind of codec but text's, imported when asked for."""
-    from chameleon_jax.tokenizers.pictures import PictureCodec
-
-    return {PictureCodec.kind: PictureCodec}
 
 
 def plain_codes(name: str, data: Any, count: int) -> Int[np.ndarray, "n"]:
