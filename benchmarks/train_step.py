@@ -60,6 +60,7 @@ def chameleon_jax_side(shapes: Shapes, overrides: dict[str, Any]) -> tuple[Calla
         StoreConfig,
         TrainConfig,
         TransformerConfig,
+        text_and_image,
     )
     from chameleon_jax.data.batch import Batch
     from chameleon_jax.parallel.mesh import make_mesh
@@ -97,7 +98,7 @@ def chameleon_jax_side(shapes: Shapes, overrides: dict[str, Any]) -> tuple[Calla
         input_modality=rng.integers(0, 2, shape, dtype=np.int32),
     )
     mesh = make_mesh(MeshConfig())
-    recipe = Recipe.of(PretrainTask(config=config), config)
+    recipe = Recipe.of(PretrainTask(config=config, vocab=text_and_image()), config)
     compiled = step.compiled_train_step(recipe, mesh, statistics=False)
     holder = [state.initialise(recipe.task.initial_params(None, mesh), recipe, mesh)]
 

@@ -47,9 +47,8 @@ class TokenizeConfig(Config):
     # have the picture first).
     later_first_probability: float = 0.5
     max_reject_fraction: float = 0.01
-    max_spans: dict[str, int] = dataclasses.field(
-        default_factory=dict
-    )  # of a document, by modality; 64 of one not named
+    # Of a document, by modality; of one not named 64 if its spans have markers, else any number.
+    max_spans: dict[str, int] = dataclasses.field(default_factory=dict)
     max_bytes: int = 10_000_000  # of a document's text
     codec_batch: int = 16  # items that a codec encodes at one time
     seed: int = 0
@@ -60,6 +59,8 @@ class TokenizeConfig(Config):
         self.require(len(set(names)) == len(names), f"source names must differ, got {names}")
         for name in ("documents_per_shard", "codec_batch", "max_bytes"):
             self.require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, most in self.max_spans.items():
+            self.require(most >= 1, f"max_spans: that of '{name}' must be at least 1, got {most}")
         for name in ("later_first_probability", "max_reject_fraction"):
             self.require(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1], got {getattr(self, name)}")
 

@@ -92,6 +92,9 @@ class ModalityConfig(Config):
             return
         self.require(self.length >= 1, f"'{name}': the length of a span must be at least 1, got {self.length}")
         if self.span == "grid":
+            self.require(
+                self.codec != "", f"'{name}': a grid span needs a codec: numbers alone have no height and width"
+            )
             # The ids of a small layout stand before the end-of-turn id, which is at most the 513th reserved one.
             self.require(1 <= self.max_grids <= 510, f"'{name}': max_grids must be in 1..510, got {self.max_grids}")
             self.require(self.grid_unit >= 1, f"'{name}': grid_unit must be at least 1, got {self.grid_unit}")
@@ -107,7 +110,8 @@ class VocabConfig(Config):
 
     The first row is text: special ids count as its own. In order of ids: `<s> <pad> </s> <unk>`, the first row with markers
     (content ids, end marker, begin marker), reserved ids, text pieces, every further row (content ids, markers, for a grid its
-    row end and sizes), added control ids. So another row, at the end, moves no id but the added ones.
+    row end and sizes), added control ids. So another row, at the end, moves no id but the added ones; only the first row with
+    markers moves those behind it.
     """
 
     modalities: tuple[ModalityConfig, ...]

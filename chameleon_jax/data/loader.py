@@ -208,8 +208,10 @@ def _ranges(begins: Int[np.ndarray, " n"], counts: Int[np.ndarray, " n"]) -> Int
 def _check_same_tokens(stores: list[TokenStore]) -> None:
     first = stores[0]
     for store in stores[1:]:
-        for what in ("vocab_fingerprint", "bundle_fingerprint"):
-            mine, theirs = first.manifest[what], store.manifest[what]
+        for what, mine, theirs in (
+            ("vocab_fingerprint", first.vocab.fingerprint(), store.vocab.fingerprint()),
+            ("bundle_fingerprint", first.bundle_fingerprint, store.bundle_fingerprint),
+        ):
             if mine != theirs:
                 raise StoreError(
                     f"{first.path} and {store.path} were made with different tokenizers ({what} {mine} and {theirs}): "

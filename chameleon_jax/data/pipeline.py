@@ -60,12 +60,15 @@ def tokenize(config: TokenizeConfig, output: str | os.PathLike) -> TokenizeRepor
     """Tokenise all sources into the store `output`, going on where an earlier run of the same plan stopped.
 
     Raises StoreError when the directory holds another plan, with the differences; DataError when more than
-    `max_reject_fraction` of the records are unusable, or none is usable; WorkdirError when another run is writing there.
+    `max_reject_fraction` of the records are unusable, or none is usable; ConfigError when `max_spans` names a modality that the
+    tokenizer lacks; WorkdirError when another run is writing there.
     """
     started = time.monotonic()
     output = pathlib.Path(output)
     bundle = TokenizerBundle.load(config.tokenizer)
     bundle.check()
+    for name in config.max_spans:
+        bundle.vocab_config.row(name)
     estimates = [estimate_records(source) for source in config.sources]  # and finds a missing path before any work
     with _only_writer(output):
         _keep_plan(config, bundle, output)

@@ -27,9 +27,8 @@ from chameleon_jax.tokenizers.text import TextTokenizer
 from chameleon_jax.vocab import Vocab
 
 VOCAB, TEXT = "vocab.json", "tokenizer.json"
-CODECS: dict[str, type[Codec]] = {
-    codec.kind: codec for codec in (PictureCodec, SoundCodec)
-}  # by `ModalityConfig.codec`
+# By `ModalityConfig.codec`; text is read apart.
+CODECS: dict[str, type[Codec]] = {codec.kind: codec for codec in (PictureCodec, SoundCodec)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,9 +89,10 @@ class TokenizerBundle:
         vocab_config = None if VOCAB in missing else _read_vocab(os.path.join(directory, VOCAB))
         codecs = {}
         for row, folder in codec_folders(vocab_config, directory) if vocab_config else ():
-            codecs[row.name] = CODECS[row.codec].load(folder)
+            kind = CODECS[row.codec]
+            codecs[row.name] = kind.load(folder)
             if codecs[row.name] is None:
-                missing.append(f"the codec of '{row.name}'")
+                missing.append(os.path.relpath(os.path.join(folder, kind.file), directory))
         if missing:
             raise TokenizerError(
                 f"tokenizer bundle {directory} lacks {', '.join(missing)}: make it with  python -m experiments.train_tokenizer"
@@ -142,13 +142,13 @@ class TokenizerBundle:
                 raise TokenizerError(
                     f"tokenizer bundle: '{name}' has a codec of kind '{codec.kind}', the table says '{row.codec}'"
                 )
+            codec.check(row)
             for what, rows, codecs in (("codes", row.ids, codec.codes), ("codes in a span", row.length, codec.length)):
                 if codecs is not None and rows != codecs:
                     raise TokenizerError(
                         f"tokenizer bundle: '{name}' has {rows} {what} in the table but {codecs} in its codec: the parts do not "
                         "belong together"
                     )
-            codec.check(row)
 
     def fingerprint(self) -> str:
         """First 16 hexadecimal digits of the sha256 over all that decides how documents become ids."""

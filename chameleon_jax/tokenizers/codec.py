@@ -1,7 +1,7 @@
 """What a codec is: one item of data to codes and back.
 
-The pipeline, prompts, outputs and the server know codecs by this protocol alone. A further kind of data is a further class, its
-name in `ModalityConfig.codec`, and its place in `bundle.CODECS`.
+The pipeline, prompts, outputs and the server know codecs by this protocol alone. A further kind of data is a further class in
+`bundle.CODECS` and its name in `ModalityConfig.codec`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Codec(Protocol):
     media: ClassVar[Media]
     mime: ClassVar[str]  # of `to_file`: "image/png"
     suffix: ClassVar[str]  # ".png"
+    file: ClassVar[str]  # a folder has a codec of this kind where it has this file
 
     @property
     def codes(self) -> int | None:

@@ -38,6 +38,7 @@ class PictureCodec:
     media: ClassVar[Media] = "image"
     mime: ClassVar[str] = "image/png"
     suffix: ClassVar[str] = ".png"
+    file: ClassVar[str] = RULES
 
     config: ImageConfig
     vqgan: vqgan.Codec | None

@@ -44,6 +44,7 @@ class SoundCodec:
     media: ClassVar[str] = "audio"
     mime: ClassVar[str] = "audio/wav"
     suffix: ClassVar[str] = ".wav"
+    file: ClassVar[str] = CONFIG
 
     params: Params
     config: SoundConfig

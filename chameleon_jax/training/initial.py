@@ -179,7 +179,8 @@ def _check_meaning(manifest: Manifest, workdir: Path, model: TransformerConfig) 
 def _tokenizer_of(manifest: Manifest, workdir: Path) -> tuple[str, VocabConfig]:
     """Fingerprint and id space of a source: as its run noted them, or of the bundle beside it."""
     noted, vocab = manifest.metadata.get("tokenizer"), manifest.metadata.get("vocab_config")
-    if noted is not None and vocab is not None:
+    # Runs older than the table of modalities noted a fingerprint of another spelling: the bundle that they kept tells it anew.
+    if noted is not None and vocab is not None and "modalities" in vocab:
         return noted, VocabConfig.from_dict(vocab)
     try:
         bundle = TokenizerBundle.load(workdir / TOKENIZER)

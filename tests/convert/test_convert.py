@@ -16,7 +16,7 @@ from chameleon_jax.errors import TokenizerError
 from chameleon_jax.evaluation.inspection import print_path
 from chameleon_jax.generation.engine import generate
 from chameleon_jax.generation.loading import load_run
-from chameleon_jax.generation.prompt import build_prompt, build_request, read_output
+from chameleon_jax.generation.prompt import TextOutput, build_request, encode_turns, read_output
 from chameleon_jax.models import transformer
 
 torch = pytest.importorskip("torch")
@@ -63,11 +63,11 @@ def test_a_release_of_meta_becomes_a_workdir_that_computes_and_generates(
         theirs = vqgan.encode(torch.from_numpy(pixels.transpose(2, 0, 1))[None]).flatten().numpy()
     assert np.array_equal(codes[0], theirs)
 
-    prompt = build_prompt("a red fox", [], run.bundle)
-    config = GenerationConfig(mode="image", max_images=1)
+    prompt = encode_turns([["a red fox"]], run.bundle)
+    config = GenerationConfig(mode="image", max_spans={"image": 1})
     [output] = generate(run.params, run.model, run.bundle.vocab, [prompt], config)
     [drawn] = read_output(output.ids, run.bundle)
-    assert drawn.pixels.shape == (16, 16, 3)
+    assert drawn.item.shape == (16, 16, 3)
 
     report = json.loads((tmp_path / "run" / "convert.json").read_text())
     listed = sum(len(keys) for keys in report["used"].values()) + len(report["dropped"])
@@ -98,15 +98,15 @@ def test_every_layout_leads_back_to_the_same_model(tmp_path, release_tree, conve
     processor = transformers.ChameleonProcessor.from_pretrained(folder)
     text = "a red fox"
     batch = processor(text=f"<image>{text}", images=picture(16, 16), return_tensors="pt")
-    vocab = first.bundle.vocab
+    vocab, image = first.bundle.vocab, first.bundle.vocab.modalities[1]
     ids = batch["input_ids"][0].numpy()
-    assert list(ids[:2]) == [vocab.bos, vocab.modalities[1].begin_marker] and ids[-1] == vocab.end_of_turn
-    assert list(ids[2:18]) == [vocab.placeholder] * 16 and ids[18] == vocab.modalities[1].end_marker
+    assert list(ids[:2]) == [vocab.bos, image.begin_marker] and ids[-1] == vocab.end_of_turn
+    assert list(ids[2:18]) == [vocab.placeholder] * 16 and ids[18] == image.end_marker
     assert list(ids[19:-1]) == list(first.bundle.text.encode(text))
     with torch.no_grad():
         codes = model.model.get_image_tokens(batch["pixel_values"]).flatten().numpy()
     ours = first.bundle.pictures.encode(batch["pixel_values"].numpy().transpose(0, 2, 3, 1))
-    assert np.array_equal(vocab.modalities[1].ids(ours[0]), codes)
+    assert np.array_equal(image.ids(ours[0]), codes)
 
 
 def test_hugging_faces_codec_has_no_decoder_until_one_is_given(tmp_path, release_tree, convert):
@@ -140,13 +140,13 @@ def test_lumina_has_no_codec_of_its_own_and_draws_pictures_of_any_size(tmp_path,
     flags = (f"--vqgan={codec}", "--resolution=64", f"--output={tmp_path / 'lumina'}")
     assert convert(f"--source={tmp_path / 'hf'}", *flags)[0] == 0
     run = load_run(tmp_path / "lumina")
-    assert (run.bundle.vocab_config.image_span, run.bundle.pictures.config.resolution) == ("grid", 64)
+    assert (run.bundle.vocab_config.modalities[1].span, run.bundle.pictures.config.resolution) == ("grid", 64)
     np.testing.assert_array_equal(logits_of(run), logits_of(load_run(tmp_path / "run")))
-    config = GenerationConfig(mode="image", max_images=1)
-    prompt, config = build_request("a red fox", [], run.bundle, config, format="lumina", image_size=(24, 16))
+    config = GenerationConfig(mode="image", max_spans={"image": 1})
+    prompt, config = build_request(["a red fox"], run.bundle, config, format="lumina", image_size=(24, 16))
     [output] = generate(run.params, run.model, run.bundle.vocab, [prompt], config)
     [drawn] = read_output(output.ids, run.bundle)
-    assert drawn.pixels.shape == (16, 24, 3)
+    assert drawn.item.shape == (16, 24, 3)
     # and out again, as the same flavour
     assert convert(f"--source={tmp_path / 'lumina'}", f"--output={tmp_path / 'out'}", "--to=hf")[0] == 0
     assert convert(f"--source={tmp_path / 'out'}", f"--output={tmp_path / 'back'}", "--resolution=64")[0] == 0
@@ -160,9 +160,9 @@ def test_a_workdir_without_a_codec_still_writes_words(tmp_path, release_tree, co
     assert code == 0 and "no image codec found" in out
     run = load_run(tmp_path / "run")
     assert run.bundle.pictures.vqgan is None
-    prompt = build_prompt("a red fox", [], run.bundle)
+    prompt = encode_turns([["a red fox"]], run.bundle)
     [output] = generate(run.params, run.model, run.bundle.vocab, [prompt], GenerationConfig(mode="text", max_tokens=4))
-    assert len(output.ids) and all(hasattr(part, "text") for part in read_output(output.ids, run.bundle))
+    assert len(output.ids) and all(isinstance(part, TextOutput) for part in read_output(output.ids, run.bundle))
 
 
 def test_the_codec_is_left_out_on_request(tmp_path, release_tree, convert, capsys):
@@ -172,7 +172,7 @@ def test_the_codec_is_left_out_on_request(tmp_path, release_tree, convert, capsy
     assert not [key for key in load_file(tmp_path / "hf" / "model.safetensors") if "vqmodel" in key]
     assert convert(f"--source={tmp_path / 'hf'}", f"--output={tmp_path / 'back'}")[0] == 0
     back = load_run(tmp_path / "back").bundle
-    assert back.codec is None and back.vocab_config.codes_per_image == 16
+    assert back.pictures.vqgan is None and back.vocab.modalities[1].grammar.length == 16
     print_path(str(tmp_path / "back" / "tokenizer"), verify=False)
     assert "neither read nor written" in capsys.readouterr().out
 

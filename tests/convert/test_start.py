@@ -47,7 +47,7 @@ def test_training_starts_from_a_converted_release(release_tree, convert, build_s
     theirs = dataclasses.replace(model, vocab_size=release.model.vocab_size)
     hidden = transformer.forward(params, batch.tokens, batch.positions, batch.segment_ids, theirs).hidden
     sums = losses.cross_entropy_plain(
-        hidden, params["head"], batch.targets, batch.loss_weights, batch.modality, config.loss
+        hidden, params["head"], batch.targets, batch.loss_weights, batch.modality, (1.0, 1.0), config.loss
     )
     # A new id has the head of <pad>; a release says it never, these random weights do.
     p_pad = jax.nn.softmax(transformer.logits(params, hidden, theirs))[..., bundle.vocab.pad]

@@ -13,6 +13,7 @@ from chameleon_jax.data.mixture import used_rows
 from chameleon_jax.errors import ConfigError, StoreError
 from chameleon_jax.vocab import Vocab
 
+IMAGE = 1  # row of the modality table
 SEQ_LEN, BATCH, STEPS = 64, 8, 30
 
 
@@ -75,7 +76,7 @@ def test_stopping_early_and_nothing_left_are_fine(config):
 
 def reference_row(loader, made, source, row):
     """One row in plain Python, token by token."""
-    packed, vocab = loader.stores[source], made.vocab
+    packed, vocab, image = loader.stores[source], made.vocab, made.vocab.modalities[IMAGE]
     out = {name: [] for name in ("tokens", "targets", "loss_weights", "segment_ids", "positions", "modality")}
     for segment, p in enumerate(range(packed.plan.row_offsets[row], packed.plan.row_offsets[row + 1]), start=1):
         document = made.documents[packed.plan.documents[p]]
@@ -89,7 +90,7 @@ def reference_row(loader, made, source, row):
             out["segment_ids"].append(segment)
             out["positions"].append(t - start)
             target = vocab.pad if last else document.ids[t + 1]
-            out["modality"].append(int(vocab.modalities[1].start <= target < vocab.modalities[1].stop))
+            out["modality"].append(int(image.start <= target < image.stop))
     for name, values in out.items():
         values += [vocab.pad if name in ("tokens", "targets") else 0] * (SEQ_LEN - len(values))
     return out
@@ -128,18 +129,16 @@ def test_split_documents_equal_the_reference_too(config, stores):
 @pytest.mark.parametrize("seq_len", [24, 64, 200])
 def test_every_image_in_every_row_is_whole(config, seq_len):
     loader = Loader(dataclasses.replace(config, seq_len=seq_len), BATCH, STEPS)
-    vocab, images = Vocab.from_config(loader.vocab_config), 0
-    length = loader.vocab_config.codes_per_image
+    image, images = Vocab.from_config(loader.vocab_config).modalities[IMAGE], 0
+    length = image.grammar.length
     for batch in [*loader.batches(), *loader.eval_batches(5)]:
-        codes = (batch.tokens >= vocab.modalities[1].start) & (batch.tokens < vocab.modalities[1].stop)
-        begins = np.argwhere(batch.tokens == vocab.modalities[1].begin_marker)
+        codes = (batch.tokens >= image.start) & (batch.tokens < image.stop)
+        begins = np.argwhere(batch.tokens == image.begin_marker)
         for row, t in begins:
-            assert (
-                codes[row, t + 1 : t + 1 + length].all()
-                and batch.tokens[row, t + 1 + length] == vocab.modalities[1].end_marker
-            )
+            end = t + 1 + length
+            assert codes[row, t + 1 : end].all() and batch.tokens[row, end] == image.end_marker
             assert len(set(batch.segment_ids[row, t : t + length + 2])) == 1
-        assert codes.sum() == length * len(begins) == length * (batch.tokens == vocab.modalities[1].end_marker).sum()
+        assert codes.sum() == length * len(begins) == length * (batch.tokens == image.end_marker).sum()
         images += len(begins)
     assert images > 100
 

@@ -12,9 +12,10 @@ from chameleon_jax.data.store import SpanTable, TokenStore
 from chameleon_jax.errors import StoreError
 
 TEXT, IMAGE = 0, 1  # rows of the modality table
+CUT = (True, False)  # text may be cut
 
 
-def table(documents: list[list[tuple[int, ModalityId]]]) -> SpanTable:
+def table(documents: list[list[tuple[int, int]]]) -> SpanTable:
     spans = [span for document in documents for span in document]
     return SpanTable(
         offsets=np.cumsum([0, *(len(document) for document in documents)]),
@@ -47,7 +48,7 @@ def realistic(count, seed=0):
 @pytest.mark.parametrize("max_segments", [1, 3, 256])
 def test_every_token_is_placed_once_and_no_image_is_cut(seq_len, max_segments):
     documents = random_documents(400, seed=seq_len)
-    made = plan(table(documents), seq_len=seq_len, max_segments_per_row=max_segments, seed=0)
+    made = plan(table(documents), CUT, seq_len=seq_len, max_segments_per_row=max_segments, seed=0)
     covered = [np.zeros(sum(length for length, _ in document), int) for document in documents]
     for row in range(made.rows):
         pieces = range(made.row_offsets[row], made.row_offsets[row + 1])
@@ -67,7 +68,7 @@ def test_every_token_is_placed_once_and_no_image_is_cut(seq_len, max_segments):
 
 def test_a_document_that_fits_is_never_split():
     documents = random_documents(300, seed=1)
-    made = plan(table(documents), seq_len=128, max_segments_per_row=256, seed=0)
+    made = plan(table(documents), CUT, seq_len=128, max_segments_per_row=256, seed=0)
     pieces = np.bincount(made.documents)
     for document, spans in enumerate(documents):
         assert pieces[document] == 1 or sum(length for length, _ in spans) > 128
@@ -75,7 +76,7 @@ def test_a_document_that_fits_is_never_split():
 
 def test_long_documents_are_split_between_spans_and_long_texts_where_they_must():
     document = [(1, TEXT), (18, IMAGE), (5, TEXT), (18, IMAGE), (70, TEXT), (18, IMAGE), (1, TEXT)]
-    made = plan(table([document]), seq_len=32, max_segments_per_row=256, seed=0)
+    made = plan(table([document]), CUT, seq_len=32, max_segments_per_row=256, seed=0)
     assert sorted(zip(made.starts.tolist(), made.lengths.tolist(), strict=True)) == [
         (0, 24),  # text, image, text: the next image does not fit
         (24, 32),  # image and the begin of a text longer than a row
@@ -87,26 +88,39 @@ def test_long_documents_are_split_between_spans_and_long_texts_where_they_must()
 
 def test_an_image_wider_than_a_row_rejects_its_document_and_is_counted():
     documents = [[(1, TEXT), (18, IMAGE), (3, TEXT)], [(9, TEXT)], [(40, TEXT), (18, IMAGE)]]
-    made = plan(table(documents), seq_len=16, max_segments_per_row=256, seed=0)
+    made = plan(table(documents), CUT, seq_len=16, max_segments_per_row=256, seed=0)
     assert set(made.documents.tolist()) == {1}
     assert (made.rejected_documents, made.rejected_tokens) == (2, 22 + 58)
 
 
+@pytest.mark.parametrize("may_cut", [(True, True), (False, True), (False, False)])
+def test_the_table_says_which_spans_may_be_cut(may_cut):
+    documents = [[(40, TEXT)], [(18, IMAGE), (3, TEXT)], [(9, TEXT)]]
+    made = plan(table(documents), may_cut, seq_len=16, max_segments_per_row=256, seed=0)
+    expected = {2} | {row for row, cut in enumerate(may_cut) if cut}
+    assert set(made.documents.tolist()) == expected
+    assert (made.rejected_documents, made.rejected_tokens) == (
+        3 - len(expected),
+        (not may_cut[0]) * 40 + (not may_cut[1]) * 21,
+    )
+    assert made.lengths.sum() + made.rejected_tokens == 70
+
+
 def test_fill_of_a_realistic_mix_is_at_least_97_percent():
-    made = plan(table(realistic(20_000)), seq_len=4096, max_segments_per_row=256, seed=0)
+    made = plan(table(realistic(20_000)), CUT, seq_len=4096, max_segments_per_row=256, seed=0)
     assert made.fill >= 0.97
 
 
 def test_the_seed_decides_who_meets_and_nothing_else_does():
     spans = table(random_documents(300, seed=3))
     settings = {"seq_len": 64, "max_segments_per_row": 256}
-    first, again, other = (plan(spans, seed=seed, **settings) for seed in (0, 0, 1))
+    first, again, other = (plan(spans, CUT, seed=seed, **settings) for seed in (0, 0, 1))
     assert first.fingerprint == again.fingerprint != other.fingerprint
     assert first.fill == other.fill  # the lengths are the same, so the rows are as full
 
 
 def test_first_rows_are_no_longer_than_others():
-    made = plan(table(realistic(5_000)), seq_len=4096, max_segments_per_row=256, seed=0)
+    made = plan(table(realistic(5_000)), CUT, seq_len=4096, max_segments_per_row=256, seed=0)
     pieces = np.diff(made.row_offsets)
     half = made.rows // 2
     assert abs(pieces[:half].mean() - pieces[half:].mean()) < 0.3
@@ -118,7 +132,7 @@ def test_the_cached_plan_is_the_plan(make_store, monkeypatch):
     made = load_or_plan(store, **settings)
     monkeypatch.setattr(packing, "plan", lambda *a, **k: pytest.fail("the plan was made again"))
     loaded = load_or_plan(store, **settings)
-    assert loaded.fingerprint == made.fingerprint == plan(store.span_table, **settings).fingerprint
+    assert loaded.fingerprint == made.fingerprint == plan(store.span_table, CUT, **settings).fingerprint
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "other store"])
@@ -148,7 +162,7 @@ def test_rows_too_short_for_any_document_are_an_error(make_store):
     store = TokenStore.open(make_store(count=3).path)
     chosen = store.span_table
     assert (chosen.modalities == IMAGE).any()
-    made = plan(chosen, seq_len=4, max_segments_per_row=8, seed=0)
+    made = plan(chosen, CUT, seq_len=4, max_segments_per_row=8, seed=0)
     assert made.rejected_documents == 2
     with pytest.raises(StoreError, match="seq_len 4"):
         only_images = TokenStore.open(store.path)

@@ -27,9 +27,7 @@ from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.images import load_pixels
 from chameleon_jax.tokenizers.text import train_bpe
 
-TEXT, IMAGE = 0, 1  # rows of the modality table
-
-
+IMAGE = 1  # row of the modality table
 RECORDS = 40
 
 
@@ -50,7 +48,6 @@ def save_bundle(folder: pathlib.Path, seed: int = 0) -> TokenizerBundle:
         ["a green picture", "words"], text_and_image(image_codes=32, reserved=4, text_tokens=270, codes_per_image=16)
     )
     bundle = TokenizerBundle.of_pictures(
-        vocab_config=dataclasses.replace(text.vocab_config, codes_per_image=16),
         images=ImageConfig(resolution=16),
         text=text,
         vqgan=vqgan.Codec(params=params, config=vq),
@@ -109,17 +106,17 @@ def test_documents_hold_the_text_and_the_pictures_of_the_records(inputs):
         78,
         27,
     ) and store.documents == 78
-    vocab, order = bundle.vocab, []
+    vocab, image, order = bundle.vocab, bundle.vocab.modalities[IMAGE], []
     document_of = {hashed: i for i, hashed in enumerate(store.document_ids.tolist())}
     for i in (0, 1, 2, 5, 6, 10):
         document = document_of[document_hash(f"second/records.jsonl/{i}")]
         (ids,), (spans,) = store.read([document]), store.spans([document])
         assert ids[0] == vocab.bos and ids[-1] == vocab.eos
-        codes = ids[(ids >= vocab.modalities[1].start) & (ids < vocab.modalities[1].stop)]
+        codes = ids[(ids >= image.start) & (ids < image.stop)]
         expected = bundle.pictures.encode(load_pixels(picture(i), bundle.pictures.config)[None])[0]
-        np.testing.assert_array_equal(vocab.modalities[1].codes(codes), expected)
+        np.testing.assert_array_equal(image.codes(codes), expected)
         assert bundle.text.decode(ids) == f"picture number {i}"
-        order.append(ids[1] == vocab.modalities[1].begin_marker)
+        order.append(ids[1] == image.begin_marker)
         assert sum(span.modality == IMAGE for span in spans) == 1
     assert set(order) == {True, False}  # the coin falls both ways
     several = document_of[document_hash("second/records.jsonl/3")]
@@ -185,7 +182,7 @@ def test_a_lost_shard_is_rebuilt_to_the_same_bytes(inputs, tmp_path):
         {"seed": 1},
         {"later_first_probability": 0.8},
         {"max_bytes": 77},
-        {"image_batch": 2},
+        {"codec_batch": 2},
     ],
 )
 def test_another_plan_is_refused_with_the_difference(inputs, change):
@@ -260,13 +257,13 @@ def test_limits_on_text_and_images_reject_the_document(inputs, tmp_path):
     strict = dataclasses.replace(
         config,
         sources=(SourceConfig(name="s", kind="jsonl", path=str(records)),),
-        max_spans=1,
+        max_spans={"image": 1},
         max_bytes=15,
         max_reject_fraction=0.9,
     )
     report = tokenize(strict, tmp_path / "store")
     reasons = "".join(file.read_text() for file in (tmp_path / "store" / "rejects").glob("*.jsonl"))
-    assert report.rejects == 8 + 24 and "2 images, max_spans is 1" in reasons
+    assert report.rejects == 8 + 24 and "has 2 of 'image', max_spans is 1" in reasons
     assert "bytes of text, max_bytes is 15" in reasons
 
 

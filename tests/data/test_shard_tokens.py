@@ -15,10 +15,10 @@ from chameleon_jax.tokenizers import vqgan
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.documents import Document, Segment
 from chameleon_jax.tokenizers.images import load_pixels
+from chameleon_jax.tokenizers.pictures import PictureCodec
 from chameleon_jax.tokenizers.text import train_bpe
 
-TEXT, IMAGE = 0, 1  # rows of the modality table
-
+IMAGE = 1  # row of the modality table
 
 CONFIG = TokenizeConfig(
     sources=(SourceConfig(name="s", kind="jsonl", path="unread.jsonl"),), tokenizer="unread", codec_batch=4
@@ -68,7 +68,7 @@ def test_every_picture_becomes_a_grid_of_its_own_size(bundle):
         (image,) = [span for span in split_spans(document.ids, bundle.vocab) if span.modality == IMAGE]
         assert image.complete and image.grid == (pixels.shape[0] // 4, pixels.shape[1] // 4)
         codes = bundle.pictures.encode(pixels[None])[0]
-        np.testing.assert_array_equal(bundle.vocab.modalities[1].codes(image.content), codes)
+        np.testing.assert_array_equal(bundle.vocab.modalities[IMAGE].codes(image.content), codes.reshape(-1))
         assert [span.length for span in document.spans if span.modality == IMAGE] == [len(image.ids)]
         sizes.add(image.grid)
     assert len(sizes) == len(SHAPES)
@@ -83,9 +83,9 @@ def test_order_and_neighbours_change_no_id(bundle):
 
 
 def test_the_codec_is_compiled_once_for_each_size(bundle, monkeypatch):
-    shapes, encode = [], TokenizerBundle.encode_images
+    shapes, encode = [], PictureCodec.encode
     monkeypatch.setattr(
-        TokenizerBundle, "encode_images", lambda self, pixels: (shapes.append(pixels.shape), encode(self, pixels))[1]
+        PictureCodec, "encode", lambda self, pixels: (shapes.append(pixels.shape), encode(self, pixels))[1]
     )
     tokenized(range(23), bundle)
-    assert len(set(shapes)) == len(SHAPES) and {shape[0] for shape in shapes} == {CONFIG.image_batch}
+    assert len(set(shapes)) == len(SHAPES) and {shape[0] for shape in shapes} == {CONFIG.codec_batch}

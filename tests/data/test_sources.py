@@ -41,7 +41,8 @@ def jsonl(path, **options):
 def shape(document):
     """A document as a readable list: texts as str, images as bytes."""
     assert isinstance(document, Document), document
-    return [s.text if s.modality == "text" else s.data for s in document.segments]
+    assert all(s.modality == ("text" if isinstance(s.data, str) else "image") for s in document.segments)
+    return [s.data for s in document.segments]
 
 
 @pytest.fixture
@@ -239,8 +240,8 @@ def test_records_that_are_passed_over_load_no_image(pictures, monkeypatch):
     from chameleon_jax.data.sources import schemas
 
     loaded = []
-    real = schemas.image_segment
-    monkeypatch.setattr(schemas, "image_segment", lambda *a: loaded.append(a) or real(*a))
+    real = schemas.load_file
+    monkeypatch.setattr(schemas, "load_file", lambda *a: loaded.append(a) or real(*a))
     assert len(list(read_documents(jsonl(pictures / "r.jsonl"), start=3))) == 2
     assert len(loaded) == 2
 

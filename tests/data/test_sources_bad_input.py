@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from chameleon_jax.configs import SourceConfig
-from chameleon_jax.data.sources import Reject, estimate_records, files, pictures, read_documents
+from chameleon_jax.data.sources import Reject, estimate_records, files, media, read_documents
 from chameleon_jax.errors import DataError
 from chameleon_jax.tokenizers.documents import Document
 
@@ -72,7 +72,7 @@ BAD_LINES = {
     "image is a list": (line({"image": ["a.png"], "text": "a"}), "image reference is list"),
     "image is empty": (line({"image": "", "text": "a"}), "image reference is empty"),
     "missing image": (line({"image": "no.png", "text": "a"}), "image file is missing: 'no.png'"),
-    "image by ..": (line({"image": "deep/../../secret.png"}), r"leaves image_dir by '\.\.'"),
+    "image by ..": (line({"image": "deep/../../secret.png"}), r"leaves media_dir by '\.\.'"),
     "image by absolute path": (line({"image": "/etc/hostname"}), "must be relative"),
     "image by Windows path": (line({"image": "C:\\a.png"}), "must be relative"),
     "image by backslashes": (line({"image": "..\\secret.png"}), "must be relative"),
@@ -83,7 +83,7 @@ BAD_LINES = {
     "image is a folder": (line({"image": "deep"}), "not a regular file"),
     "image name with NUL": (line({"image": "a\0.png"}), "NUL character"),
     "image name too long": (line({"image": "a" * 5000}), "cannot be read"),
-    "http URL": (line({"image": "https://x.org/a.png"}), "is a URL.*download the images first"),
+    "http URL": (line({"image": "https://x.org/a.png"}), "is a URL.*download the files first"),
     "file URL": (line({"image": "file:///etc/hostname"}), "is a URL"),
     "data URL, not base64": (line({"image": "data:image/png,abc"}), "not base64"),
     "data URL, bad base64": (line({"image": "data:image/png;base64,@@@@"}), "invalid base64"),
@@ -179,7 +179,7 @@ def test_a_line_over_the_limit_is_passed_over(tmp_path, monkeypatch):
 
 
 def test_an_image_file_over_the_limit_is_not_read(folder, monkeypatch):
-    monkeypatch.setattr(pictures, "MAX_IMAGE_BYTES", 3)
+    monkeypatch.setattr(media, "MAX_FILE_BYTES", 3)
     (folder / "r.jsonl").write_bytes(
         b"\n".join([line({"image": "below/a.png"}), line({"image": "data:image/png;base64," + "A" * 40})])
     )
@@ -264,7 +264,7 @@ BAD_MEMBERS = {
 def test_a_bad_tar_record_is_one_reject_between_good_ones(case, tmp_path, monkeypatch):
     from chameleon_jax.data.sources import tars
 
-    monkeypatch.setattr(tars, "MAX_IMAGE_BYTES", 1000)
+    monkeypatch.setattr(tars, "MAX_FILE_BYTES", 1000)
     monkeypatch.chdir(tmp_path)
     members, reason = BAD_MEMBERS[case]
     with tarfile.open(tmp_path / "0.tar", "w") as tar:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from chameleon_jax.configs import DataConfig, PretrainConfig, StoreConfig, TrainConfig
+from chameleon_jax.configs import DataConfig, PretrainConfig, StoreConfig, TrainConfig, text_and_image
 from chameleon_jax.convert.releases import RELEASES, release
 from chameleon_jax.data.batch import Batch
 from chameleon_jax.errors import ConfigError
@@ -92,7 +92,7 @@ def test_a_train_step_of_the_released_sizes_lowers_for_a_cluster_without_allocat
     )
     mesh_lib.check_fits(config.model, rows, 1, mesh)
     with jax.sharding.use_abstract_mesh(mesh):
-        recipe = Recipe.of(PretrainTask(config=config), config)
+        recipe = Recipe.of(PretrainTask(config=config, vocab=text_and_image()), config)
         abstract = state.abstract(recipe, mesh)
         of = lambda dtype: jax.ShapeDtypeStruct(  # noqa: E731
             (rows, length), dtype, sharding=mesh_lib.batch_sharding(mesh)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from chameleon_jax.checkpoints.checkpointer import Checkpointer
-from chameleon_jax.configs import CheckpointConfig, PretrainConfig
+from chameleon_jax.configs import CheckpointConfig, PretrainConfig, text_and_image
 from chameleon_jax.data.loader import Loader
 from chameleon_jax.errors import CheckpointError
 from chameleon_jax.parallel import distributed
@@ -52,7 +52,9 @@ def roll_back(config, workdir):
 def restore(config, workdir):
     """What the verification of a damaged step says, and which good one is then taken."""
     checkpointer = Checkpointer(Path(workdir) / "checkpoints", CheckpointConfig())
-    abstract = state_lib.abstract(Recipe.of(PretrainTask(config=config), config), make_mesh(config.mesh))
+    abstract = state_lib.abstract(
+        Recipe.of(PretrainTask(config=config, vocab=text_and_image()), config), make_mesh(config.mesh)
+    )
     try:
         checkpointer.restore(abstract, step=8)
         return "restored"

@@ -27,8 +27,8 @@ CODEC = VQConfig(
     norm_groups=4,
 )
 SIZES = text_and_image(image_codes=16, reserved=4, text_tokens=300, codes_per_image=16)
-
-GRIDS = dataclasses.replace(SIZES, image_span="grid", codes_per_image=40, reserved=100)
+GRIDS = text_and_image(image_codes=16, reserved=100, text_tokens=300, codes_per_image=40, image_span="grid")
+LUMINA = ImageConfig(preprocessing="lumina", resolution=16, grid_pixels=4)
 
 
 def random_codec(config, seed):
@@ -39,13 +39,14 @@ def random_codec(config, seed):
     return vqgan.Codec(params=params, config=config)
 
 
-def make(vqgan=CODEC, sizes=SIZES, image=None, seed=0):
+def make(sizes=SIZES, image=ImageConfig(resolution=8), seed=0):  # noqa: B008
     text = train_bpe(["the quick brown fox jumps over the lazy dog"] * 4, sizes)
-    return TokenizerBundle.of_pictures(
-        images=image or ImageConfig(resolution=8),
-        text=text,
-        vqgan=random_codec(codec, seed),
-    )
+    return TokenizerBundle.of_pictures(images=image, text=text, vqgan=random_codec(CODEC, seed))
+
+
+def with_vqgan(bundle, vqgan):
+    codecs = {"image": dataclasses.replace(bundle.codecs["image"], vqgan=vqgan)}
+    return dataclasses.replace(bundle, codecs=codecs)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def test_every_part_changes_the_fingerprint(bundle):
         make(seed=1).fingerprint(),
         make(image=ImageConfig(resolution=8, max_pixels=10)).fingerprint(),
         dataclasses.replace(bundle, text=text, vocab_config=text.vocab_config).fingerprint(),
-        dataclasses.replace(bundle, vqgan=vqgan.Codec(params=bundle.pictures.vqgan.params, config=other)).fingerprint(),
+        with_vqgan(bundle, vqgan.Codec(params=bundle.pictures.vqgan.params, config=other)).fingerprint(),
     }
     assert len(prints) == 5
     assert make().fingerprint() == bundle.fingerprint()
@@ -117,11 +118,11 @@ def without_decoder(codec):
 
 
 def test_a_bundle_without_a_codec_serves_text_and_says_how_to_get_one(bundle, pixels, tmp_path):
-    bare = dataclasses.replace(bundle, vqgan=None)
+    bare = with_vqgan(bundle, None)
     bare.save(tmp_path)
     assert not list(tmp_path.glob("vqgan.*"))
     loaded = TokenizerBundle.load(tmp_path)
-    assert loaded.codec is None and loaded.fingerprint() == bare.fingerprint() != bundle.fingerprint()
+    assert loaded.pictures.vqgan is None and loaded.fingerprint() == bare.fingerprint() != bundle.fingerprint()
     for call in (lambda: loaded.pictures.encode(pixels), lambda: loaded.pictures.decode(np.zeros((1, 16), np.int32))):
         with pytest.raises(TokenizerError, match=r"no image codec .* experiments\.convert \.\.\. --vqgan FILE$"):
             call()
@@ -130,14 +131,14 @@ def test_a_bundle_without_a_codec_serves_text_and_says_how_to_get_one(bundle, pi
 def test_a_bundle_without_a_codec_does_not_take_up_one_that_lies_there(bundle, tmp_path):
     bundle.save(tmp_path)
     with pytest.raises(TokenizerError, match=r"has a vqgan\.json that is not of this bundle"):
-        dataclasses.replace(bundle, vqgan=None).save(tmp_path)
+        with_vqgan(bundle, None).save(tmp_path)
     assert TokenizerBundle.load(tmp_path).fingerprint() == bundle.fingerprint()
 
 
 def test_an_encoder_alone_reads_pictures_and_does_not_write_them(bundle, pixels, tmp_path):
-    dataclasses.replace(bundle, vqgan=without_decoder(bundle.pictures.vqgan)).save(tmp_path)
+    with_vqgan(bundle, without_decoder(bundle.pictures.vqgan)).save(tmp_path)
     loaded = TokenizerBundle.load(tmp_path)
-    assert not loaded.codec.has_decoder and bundle.pictures.vqgan.has_decoder
+    assert not loaded.pictures.can_decode and bundle.pictures.can_decode
     codes = loaded.pictures.encode(pixels)
     np.testing.assert_array_equal(codes, bundle.pictures.encode(pixels))
     with pytest.raises(TokenizerError, match=r"no decoder: .* --vqgan FILE"):
@@ -145,22 +146,19 @@ def test_an_encoder_alone_reads_pictures_and_does_not_write_them(bundle, pixels,
 
 
 def test_grids_are_encoded_and_decoded_at_their_own_size():
-    bundle = make(
-        sizes=GRIDS,
-        image=ImageConfig(resolution=16),  # not the codec's 8: that binds fixed spans only
-    )
+    bundle = make(sizes=GRIDS, image=LUMINA)  # of 16 pixels, not the codec's 8: that binds fixed spans only
+    bundle.check()
     wide = np.random.default_rng(0).uniform(-1, 1, (2, 8, 16, 3)).astype(np.float32)
     codes = bundle.pictures.encode(wide)
     rows = np.asarray(jax.jit(vqgan.encode, static_argnums=2)(bundle.pictures.vqgan.params, wide, CODEC))
     assert rows.shape == (2, 4, 8)
-    np.testing.assert_array_equal(codes, rows.reshape(2, 32))
-    assert bundle.pictures.decode(codes, grid=(4, 8)).shape == wide.shape
-    with pytest.raises(TokenizerError, match="give the height and width"):
-        bundle.pictures.decode(codes)
-    with pytest.raises(TokenizerError, match=r"expected \(batch, 16\)"):
-        bundle.pictures.decode(codes, grid=(4, 4))
-    with pytest.raises(TokenizerError, match="16x16 pixels have 64 codes, the vocabulary allows 40"):
-        bundle.pictures.encode(np.zeros((1, 16, 16, 3)))
+    np.testing.assert_array_equal(codes, rows)
+    assert bundle.pictures.decode(codes).shape == wide.shape
+    for flat in (codes.reshape(2, 32), np.zeros((1, 16), np.int32)):
+        with pytest.raises(TokenizerError, match=r"expected \(batch, height, width\)"):
+            bundle.pictures.decode(flat)
+    with pytest.raises(TokenizerError, match="8x8 = 64 codes, 40 are the most"):
+        bundle.vocab.modalities[1].span(bundle.pictures.encode(np.zeros((1, 16, 16, 3)))[0])
     with pytest.raises(TokenizerError, match="multiples of 2"):
         bundle.pictures.encode(np.zeros((1, 8, 7, 3)))
 
@@ -171,11 +169,11 @@ def test_a_picture_of_another_size_is_refused_where_spans_are_fixed(bundle):
 
 
 CONTRADICTIONS = {
-    "codes": (lambda: make(sizes=dataclasses.replace(SIZES, image_codes=15)), "15 image_codes of the vocabulary but 16 codes"),
-    "codes an image": (lambda: make(sizes=dataclasses.replace(SIZES, codes_per_image=9)), "9 codes_per_image .* but 16"),
+    "codes": (lambda: make(sizes=SIZES.with_row("image", ids=15)), "'image' has 15 codes in the table but 16 in its codec"),
+    "codes an image": (lambda: make(sizes=SIZES.with_row("image", length=9)), "9 codes in a span in the table but 16"),
     "resolution": (lambda: make(image=ImageConfig(resolution=16)), "16 resolution of images.json but 8 resolution"),
     "text": (
-        lambda: dataclasses.replace(make(), vocab_config=dataclasses.replace(make().vocab_config, text_tokens=999)),
+        lambda: dataclasses.replace(make(), vocab_config=make().vocab_config.with_row("text", ids=999)),
         "ids of the vocabulary but .* ids of the text tokenizer",
     ),
     "same size, other layout": (
@@ -185,10 +183,10 @@ CONTRADICTIONS = {
         ),
         "vocab.json and tokenizer.json differ",
     ),
-    "squares for grids": (lambda: make(sizes=GRIDS), "prepared as 'meta', a vocabulary of grid spans needs lumina"),
+    "squares for grids": (lambda: make(sizes=GRIDS), "prepared as 'meta', the grid spans of 'image' need lumina"),
     "many sizes for squares": (
         lambda: make(image=ImageConfig(preprocessing="lumina", resolution=8, grid_pixels=4)),
-        "prepared as 'lumina', a vocabulary of fixed spans needs meta or hf",
+        "prepared as 'lumina', the fixed spans of 'image' need meta or hf",
     ),
     "the unit of the grid": (
         lambda: make(sizes=GRIDS, image=ImageConfig(preprocessing="lumina", resolution=16, grid_pixels=16)),
@@ -265,10 +263,6 @@ def test_no_text_becomes_an_added_id_and_an_added_id_says_nothing(bundle):
 def test_names_that_cannot_be_added_are_refused(bundle, names, message):
     with pytest.raises(TokenizerError, match=message):
         bundle.with_added(names)
-
-
-def test_the_fingerprint_of_a_bundle_without_added_ids_knows_nothing_of_them(bundle):
-    assert "added" not in bundle.vocab_config.to_json()
 
 
 def test_the_command_extends_a_bundle(bundle, tmp_path, capsys):

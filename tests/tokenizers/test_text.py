@@ -97,12 +97,9 @@ def test_a_special_name_split_over_segments_stays_text(tokenizer):
 
 def test_a_corpus_of_special_names_trains_no_piece_of_that_name():
     tokenizer = train_bpe(["IMGIMGAZ IMGIMGBZ <s></s>"] * 500, SIZES)
-    names = set(Vocab.from_config(tokenizer.vocab_config).special_names())
-    pieces = [
-        tokenizer.decode([i])
-        for i in range(Vocab.from_config(tokenizer.vocab_config).text.start, tokenizer.vocab_config.size)
-    ]
-    assert not names & set(pieces)
+    vocab = Vocab.from_config(tokenizer.vocab_config)
+    pieces = [tokenizer.decode([i]) for i in range(vocab.text.start, vocab.size)]
+    assert not set(vocab.special_names()) & set(pieces)
     assert is_text(tokenizer.encode("IMGIMGAZ<s>"), tokenizer)
 
 
@@ -110,7 +107,7 @@ def test_layout_is_chameleons(tokenizer):
     vocab = json.loads(tokenizer.to_json())["model"]["vocab"]
     names = Vocab.from_config(tokenizer.vocab_config).special_names()
     assert [vocab[name] for name in names] == list(range(len(names)))
-    assert sorted(vocab.values()) == list(range(tokenizer.vocab_config.size))
+    assert sorted(vocab.values()) == list(range(4 + 64 + 2 + 8 + tokenizer.vocab_config.text.ids))
 
 
 def test_digits_and_punctuation_stand_alone(tokenizer):
@@ -122,7 +119,7 @@ def test_fewer_pieces_than_asked_lower_the_vocabulary():
     tokenizer = train_bpe(["ab"], SIZES)
     assert tokenizer.vocab_config == text_and_image(image_codes=64, reserved=8, text_tokens=257, codes_per_image=16)
     bytes_only = train_bpe([], SIZES)
-    assert bytes_only.vocab_config.text_tokens == 256
+    assert bytes_only.vocab_config.text.ids == 256
     assert bytes_only.decode(bytes_only.encode("héllo")) == "héllo"
 
 
@@ -141,14 +138,8 @@ def test_saved_and_loaded_tokenizers_are_equal(tokenizer, tmp_path):
 
 def test_special_ids_decode_to_nothing_and_foreign_ids_are_refused(tokenizer):
     vocab = Vocab.from_config(tokenizer.vocab_config)
-    ids = [
-        vocab.bos,
-        *tokenizer.encode("fox"),
-        vocab.modalities[1].begin_marker,
-        vocab.modalities[1].start,
-        vocab.modalities[1].end_marker,
-        vocab.eos,
-    ]
+    image = vocab.modalities[1]
+    ids = [vocab.bos, *tokenizer.encode("fox"), image.begin_marker, image.start, image.end_marker, vocab.eos]
     assert tokenizer.decode(ids) == "fox"
     for bad in (-1, vocab.size):
         with pytest.raises(TokenizerError, match="leave the vocabulary"):
@@ -181,9 +172,8 @@ def released_layout(tokenizer):
 def test_a_file_in_the_released_layout_loads_without_its_added_tokens(tokenizer, released_layout, tmp_path):
     (tmp_path / "text_tokenizer.json").write_text(json.dumps(released_layout))
     loaded = TextTokenizer.load(tmp_path / "text_tokenizer.json", SIZES)
-    assert loaded.vocab_config.diff(tokenizer.vocab_config) == {
-        "text_tokens": (loaded.vocab_config.text_tokens, loaded.vocab_config.text_tokens - 1)
-    }
+    pieces = loaded.vocab_config.text.ids
+    assert loaded.vocab_config.diff(tokenizer.vocab_config) == {"modalities.0.ids": (pieces, pieces - 1)}
     for name in ("<s>", "</s>", "<racm3:break>", "IMGIMGAZ", "<image>", "x<s>y"):
         ids = loaded.encode(name)
         assert is_text(ids, loaded)

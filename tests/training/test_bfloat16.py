@@ -15,6 +15,7 @@ from chameleon_jax.configs import (
     StoreConfig,
     TrainConfig,
     TransformerConfig,
+    text_and_image,
 )
 from chameleon_jax.data.batch import Batch
 from chameleon_jax.errors import ConfigError
@@ -80,7 +81,7 @@ def weights_of(norm_order: str, untied: tuple[str, ...] = ()):
 @functools.cache
 def gradient_of(dominant: float, mesh_sizes: tuple[int, int, int] = (1, 1, 1), **settings):
     config = config_of(**settings)
-    recipe = Recipe.of(PretrainTask(config=config), config)
+    recipe = Recipe.of(PretrainTask(config=config, vocab=text_and_image()), config)
     mesh = mesh_lib.make_mesh(
         MeshConfig(**dict(zip(mesh_lib.AXES, mesh_sizes, strict=True))), jax.devices()[: int(np.prod(mesh_sizes))]
     )
@@ -159,7 +160,7 @@ def test_nor_do_untied_parts(sizes, settings):
 def losses_of(compute_dtype: str, steps: int) -> np.ndarray:
     rows = 4
     config = config_of(rows=rows, steps=steps, norm_order="pre", compute_dtype=compute_dtype)
-    recipe = Recipe.of(PretrainTask(config=config), config)
+    recipe = Recipe.of(PretrainTask(config=config, vocab=text_and_image()), config)
     mesh = mesh_lib.make_mesh(MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     state = state_lib.initialise(recipe.task.initial_params(None, mesh), recipe, mesh)
     step = step_lib.compiled_train_step(recipe, mesh, statistics=False)
@@ -183,7 +184,7 @@ def test_two_hundred_steps_track_those_of_float32():
 def test_parameters_in_bfloat16_are_refused_for_training():
     config = config_of(param_dtype="bfloat16")
     with pytest.raises(ConfigError, match="'embed' is bfloat16 and trained"):
-        Recipe.of(PretrainTask(config=config), config)
+        Recipe.of(PretrainTask(config=config, vocab=text_and_image()), config)
 
 
 def test_the_figures_would_notice_a_sum_in_bfloat16(monkeypatch):
@@ -200,7 +201,7 @@ def test_the_figures_would_notice_a_sum_in_bfloat16(monkeypatch):
 def test_rows_of_the_dominant_id_are_what_a_loop_in_float64_gives():
     """The fp32 gradient itself, against the sum of the cotangents of the embedded tokens."""
     config = config_of(norm_order="pre", compute_dtype="float32")
-    task, batch = PretrainTask(config=config), batch_of()
+    task, batch = PretrainTask(config=config, vocab=text_and_image()), batch_of()
     weights = weights_of("pre")
     probe = jnp.zeros((ROWS, LENGTH, config.model.d_model))
 

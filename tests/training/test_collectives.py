@@ -14,6 +14,7 @@ from chameleon_jax.configs import (
     TrainableConfig,
     TrainConfig,
     TransformerConfig,
+    text_and_image,
 )
 from chameleon_jax.data.batch import Batch
 from chameleon_jax.parallel.mesh import make_mesh
@@ -53,7 +54,9 @@ def gathered_shapes(mesh, trainable):
     )
     made = make_mesh(config.mesh)
     with jax.set_mesh(made):
-        recipe = Recipe.of(PretrainTask(config=config), config, {"image": (4, 1028), "added": (4000, 4010)})
+        recipe = Recipe.of(
+            PretrainTask(config=config, vocab=text_and_image()), config, {"image": (4, 1028), "added": (4000, 4010)}
+        )
         step = step_lib.compiled_train_step(recipe, made, statistics=False)
         program = step.lower(state_lib.abstract(recipe, made), batch).compile().as_text()
     results = re.findall(r"= (.+?) all-gather(?:-start)?\(", program)

@@ -108,7 +108,7 @@ def evaluated(config, source, step=8):
     batch = Loader(config.data, config.train.batch_size, 1).host_batch(0)
     with jax.set_mesh(mesh):
         sums = jax.device_get(
-            step_lib.compiled_eval_step(Recipe.of(PretrainTask(config=config), config), mesh)(weights, batch)
+            step_lib.compiled_eval_step(Recipe.of(PretrainTask.of(config, source), config), mesh)(weights, batch)
         )
     return float(sums.nll.sum() / sums.weight.sum()), weights, batch
 
@@ -230,7 +230,7 @@ def test_a_path_that_is_no_run_is_refused(config, bundle, tmp_path):
 
 
 def test_another_tokenizer_is_refused_with_both_fingerprints_unless_no_ids_are_taken(config, source, bundle):
-    other = dataclasses.replace(bundle, images=ImageConfig(resolution=32))
+    other = TokenizerBundle.of_pictures(images=ImageConfig(resolution=32), text=bundle.text, vqgan=None)
     mesh = make_mesh(ONE, jax.devices()[:1])
     with pytest.raises(ConfigError, match=rf"{bundle.fingerprint()}.*{other.fingerprint()}"):
         load_initial(config, source, other, mesh)

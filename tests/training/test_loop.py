@@ -344,7 +344,7 @@ def test_the_loop_reads_nothing_from_the_devices_implicitly(config, tmp_path, re
 def test_an_implicit_transfer_in_the_loop_would_be_noticed(
     config, tmp_path, reads_are_guarded, monkeypatch, sin, message
 ):
-    monkeypatch.setattr(telemetry, "step_metrics", lambda metrics, losses: losses)
+    monkeypatch.setattr(telemetry, "step_metrics", lambda metrics, losses, modalities: losses)
     add = loop._Report.add
     monkeypatch.setattr(loop._Report, "add", lambda self, step, metrics: (sin(metrics), add(self, step, metrics)))
     with pytest.raises(Exception, match=message):

@@ -11,7 +11,8 @@ from chameleon_jax.configs import LossConfig
 from chameleon_jax.training import losses
 
 B, T, D, V = 3, 12, 16, 50
-CONFIG = LossConfig(z_loss=1e-2, text_weight=0.7, image_weight=1.9, chunk=12)
+CONFIG = LossConfig(z_loss=1e-2, chunk=12)
+MODALITY_WEIGHTS = (0.7, 1.9)
 
 
 def inputs(dtype=jnp.float32):
@@ -26,9 +27,9 @@ def inputs(dtype=jnp.float32):
     )
 
 
-def value_and_gradient(function, arrays, config):
+def value_and_gradient(function, arrays, config, modality_weights=MODALITY_WEIGHTS):
     def objective(hidden, head):
-        sums = function(hidden, head, *arrays[2:], config)
+        sums = function(hidden, head, *arrays[2:], modality_weights, config)
         return 3.0 * sums.objective, sums  # a factor, so that the cotangent is not 1
 
     return jax.jit(jax.grad(objective, argnums=(0, 1), has_aux=True))(*arrays[:2])
@@ -43,7 +44,7 @@ def test_chunked_and_plain_give_the_same_sums_and_gradients(chunk):
     config = dataclasses.replace(CONFIG, chunk=chunk)
     expected = value_and_gradient(losses.cross_entropy_plain, inputs(), config)
     assert_same(value_and_gradient(losses.cross_entropy, inputs(), config), expected)
-    assert_same(losses.cross_entropy(*inputs(), config), expected[1])
+    assert_same(losses.cross_entropy(*inputs(), MODALITY_WEIGHTS, config), expected[1])
 
 
 def test_sums_are_those_of_the_definition():
@@ -51,9 +52,9 @@ def test_sums_are_those_of_the_definition():
     logits = hidden.astype(np.float64) @ head.astype(np.float64)
     log_z = np.log(np.exp(logits).sum(-1))
     chosen = np.take_along_axis(logits, targets[..., None], -1)[..., 0]
-    sums = losses.cross_entropy(*inputs(), CONFIG)
+    sums = losses.cross_entropy(*inputs(), MODALITY_WEIGHTS, CONFIG)
     objective = 0.0
-    for m, modality_weight in enumerate((0.7, 1.9)):
+    for m, modality_weight in enumerate(MODALITY_WEIGHTS):
         w = weights * (modality == m)
         objective += modality_weight * (w * (log_z - chosen + 1e-2 * log_z**2)).sum()
         np.testing.assert_allclose(sums.weight[m], w.sum(), rtol=1e-5)
@@ -81,7 +82,7 @@ def test_tokens_of_weight_zero_get_no_gradient_and_change_nothing():
     np.testing.assert_array_equal(np.asarray(d_hidden)[silent], 0.0)
     other = jnp.where(silent[..., None], 100.0, hidden), head, jnp.where(silent, 0, targets), weights, 1 - modality
     other = (*other[:4], jnp.where(silent, 1 - modality, modality))
-    assert_same(losses.cross_entropy(*other, CONFIG), sums)
+    assert_same(losses.cross_entropy(*other, MODALITY_WEIGHTS, CONFIG), sums)
 
 
 def test_a_batch_without_any_weight_has_zero_sums_and_zero_gradient():
@@ -95,18 +96,30 @@ def test_a_batch_without_any_weight_has_zero_sums_and_zero_gradient():
 
 
 def test_sums_of_two_halves_add_up_to_those_of_the_whole():
-    whole = losses.cross_entropy(*inputs(), CONFIG)
-    halves = [losses.cross_entropy(x[:, s], h, *(y[:, s] for y in rest), CONFIG)
+    whole = losses.cross_entropy(*inputs(), MODALITY_WEIGHTS, CONFIG)
+    halves = [losses.cross_entropy(x[:, s], h, *(y[:, s] for y in rest), MODALITY_WEIGHTS, CONFIG)
               for x, h, *rest in [inputs()] for s in (slice(0, 5), slice(5, None))]  # fmt: skip
     assert_same(halves[0] + halves[1], whole)
 
 
 def test_a_modality_of_weight_zero_is_measured_but_not_trained():
-    config = dataclasses.replace(CONFIG, image_weight=0.0)
-    (d_hidden, _), sums = value_and_gradient(losses.cross_entropy, inputs(), config)
+    (d_hidden, _), sums = value_and_gradient(losses.cross_entropy, inputs(), CONFIG, (0.7, 0.0))
     image = np.asarray(inputs()[4]) == 1
     np.testing.assert_array_equal(np.asarray(d_hidden)[image], 0.0)
     assert sums.nll[1] > 0
+
+
+def test_a_table_may_have_more_rows_than_two():
+    hidden, head, targets, weights, _ = inputs()
+    modality = jnp.asarray(np.random.default_rng(1).integers(0, 3, (B, T)))  # none is of the last row
+    arrays, three = (hidden, head, targets, weights, modality), (0.7, 1.9, 0.3, 5.0)
+    chunked = value_and_gradient(losses.cross_entropy, arrays, CONFIG, three)
+    assert_same(chunked, value_and_gradient(losses.cross_entropy_plain, arrays, CONFIG, three))
+    sums = chunked[1]
+    assert sums.nll.shape == (4,) and sums.weight[3] == sums.nll[3] == 0
+    for m in range(3):
+        np.testing.assert_allclose(sums.weight[m], np.asarray(weights)[np.asarray(modality) == m].sum(), rtol=1e-5)
+    np.testing.assert_allclose(sums.normaliser, np.dot(three, sums.weight), rtol=1e-5)
 
 
 def test_bfloat16_hidden_states_give_nearly_the_gradient_of_float32():

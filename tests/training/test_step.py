@@ -16,6 +16,7 @@ from chameleon_jax.configs import (
     TrainableConfig,
     TrainConfig,
     TransformerConfig,
+    text_and_image,
 )
 from chameleon_jax.data.batch import Batch
 from chameleon_jax.parallel import mesh as mesh_lib
@@ -63,7 +64,9 @@ def batch(seed: int) -> Batch:
 
 
 def recipe_of(config: PretrainConfig) -> Recipe:
-    return Recipe.of(PretrainTask(config=config), config, {"text": (30, VOCAB), "image": (4, 20)})
+    return Recipe.of(
+        PretrainTask(config=config, vocab=text_and_image()), config, {"text": (30, VOCAB), "image": (4, 20)}
+    )
 
 
 def initialise(config: PretrainConfig, mesh):

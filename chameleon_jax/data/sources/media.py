@@ -61,7 +61,7 @@ def _read_below(reference: str, root: str, name: str) -> bytes:
     if not reference:
         raise DataError(f"{name} reference is empty")
     if _URL.match(reference):
-        raise DataError(f"{name} reference is a URL: {shown}; download the images first and name the files")
+        raise DataError(f"{name} reference is a URL: {shown}; download the files first and name them")
     if "\0" in reference:
         raise DataError(f"{name} path holds a NUL character: {shown}")
     if PurePosixPath(reference).is_absolute() or PureWindowsPath(reference).drive or "\\" in reference:
