@@ -63,7 +63,7 @@ def weights_of(vocab):
 
     weights = map_specs(draw, transformer.param_specs(model_of(vocab)))
     embed = weights["embed"].at[:, 0].set(2.0)
-    head = weights["head"].at[0].set(0.0).at[0, vocab.modalities[1].begin_marker].set(8.0)
+    head = weights["head"].at[0].set(0.0).at[0, vocab.modalities[IMAGE].begin_marker].set(8.0)
     return weights | {"embed": embed, "head": head}
 
 
@@ -87,10 +87,10 @@ def logits_of(vocab):
 
 def contexts(ids, vocab, scheme):
     """(pictures, bare) of a sequence that stands inside an image, from the published rules."""
-    picture = vocab.modality_of(np.array(ids)) == IMAGE
-    markers = (vocab.bos, vocab.modalities[1].begin_marker, vocab.modalities[1].end_marker)
-    pictures = [i for i, is_picture in zip(ids, picture, strict=True) if is_picture or i in markers]
-    begin = len(ids) - 1 - ids[::-1].index(vocab.modalities[1].begin_marker)
+    picture, is_code = vocab.modalities[IMAGE], vocab.modality_of(np.array(ids)) == IMAGE
+    markers = (vocab.bos, picture.begin_marker, picture.end_marker)
+    pictures = [i for i, is_picture in zip(ids, is_code, strict=True) if is_picture or i in markers]
+    begin = len(ids) - 1 - ids[::-1].index(picture.begin_marker)
     bare = ids[begin:] if scheme == "lumina" else [vocab.bos, *ids[begin:]]
     return pictures, bare
 
@@ -103,7 +103,7 @@ def by_hand(vocab, prompt, config):
     while state.finish[0] == FinishReason.RUNNING:
         logits = last(ids)
         emitted = int(state.emitted[0])
-        sizes = 2 if guidance.scheme == "lumina" and isinstance(vocab.modalities[1].grammar, GridSpan) else 0
+        sizes = 2 if guidance.scheme == "lumina" and isinstance(vocab.modalities[IMAGE].grammar, GridSpan) else 0
         if state.open[0] == IMAGE and emitted >= sizes:
             pictures, bare = contexts(ids, vocab, guidance.scheme)
             u = last(bare)
@@ -117,15 +117,15 @@ def by_hand(vocab, prompt, config):
 
 
 def image(vocab, code=3):
-    codes = np.full((2, 2), code) if isinstance(vocab.modalities[1].grammar, GridSpan) else np.arange(4) + code
-    return vocab.modalities[1].span(codes).tolist()
+    codes = np.full((2, 2), code) if isinstance(vocab.modalities[IMAGE].grammar, GridSpan) else np.arange(4) + code
+    return vocab.modalities[IMAGE].span(codes).tolist()
 
 
 PROMPTS = {
     "words": lambda vocab: [vocab.bos, vocab.text.start + 5, vocab.text.start + 9],
     "words and a picture": lambda vocab: [vocab.bos, vocab.text.start + 5, *image(vocab), vocab.text.start + 2],
     "nothing": lambda vocab: [vocab.bos],
-    "a picture that has begun": lambda vocab: [vocab.bos, vocab.text.start + 1, vocab.modalities[1].begin_marker],
+    "a picture that has begun": lambda vocab: [vocab.bos, vocab.text.start + 1, vocab.modalities[IMAGE].begin_marker],
 }
 
 
@@ -144,9 +144,8 @@ def test_guided_ids_are_those_of_contexts_run_anew(vocab, scheme, mode, images, 
     config = GenerationConfig(
         mode=mode,
         max_tokens=30,
-        max_images=images,
-        text=GREEDY,
-        image=GREEDY,
+        max_spans={"image": images},
+        sampling={"text": GREEDY, "image": GREEDY},
         guidance=GuidanceConfig(text=2.5, image=1.3, scheme=scheme),
     )
     prompt = np.array(PROMPTS[name](vocab))
@@ -160,7 +159,7 @@ def test_guided_ids_are_those_of_contexts_run_anew(vocab, scheme, mode, images, 
     assert outputs[1].ids.tolist() == outputs[2].ids.tolist() == expected
     assert guided >= 3 or name == "nothing"  # which need not begin a picture
     if name == "a picture that has begun":
-        begun = np.append(prompt, vocab.modalities[1].begin_marker)
+        begun = np.append(prompt, vocab.modalities[IMAGE].begin_marker)
         config = dataclasses.replace(config, max_tokens=config.max_tokens - 1)
         [output] = generate(weights, model_of(vocab), vocab, [begun], config)
         assert output.ids.tolist() == expected[1:]
@@ -168,29 +167,31 @@ def test_guided_ids_are_those_of_contexts_run_anew(vocab, scheme, mode, images, 
 
 def test_guidance_changes_pictures_and_leaves_words_alone():
     weights, prompt = weights_of(FIXED), np.array([FIXED.bos, FIXED.text.start + 5])
-    text = GenerationConfig(mode="text", max_tokens=12, text=GREEDY, guidance=GuidanceConfig(text=4.0))
+    text = GenerationConfig(
+        mode="text", max_tokens=12, sampling={"text": GREEDY, "image": GREEDY}, guidance=GuidanceConfig(text=4.0)
+    )
     [guided] = generate(weights, model_of(FIXED), FIXED, [prompt], text)
     [plain] = generate(weights, model_of(FIXED), FIXED, [prompt], dataclasses.replace(text, guidance=None))
     assert guided.ids.tolist() == plain.ids.tolist()
-    draw = dataclasses.replace(text, mode="image", max_images=2, max_tokens=40, image=GREEDY)
+    draw = dataclasses.replace(text, mode="image", max_spans={"image": 2}, max_tokens=40)
     [guided] = generate(weights, model_of(FIXED), FIXED, [prompt], draw)
     [plain] = generate(weights, model_of(FIXED), FIXED, [prompt], dataclasses.replace(draw, guidance=None))
     assert guided.ids.tolist() != plain.ids.tolist()
 
 
 @pytest.mark.parametrize(
-    ("config", "has_pictures", "lanes"),
+    ("config", "has_spans", "lanes"),
     [
         (GenerationConfig(), True, 1),
         (GenerationConfig(mode="text", guidance=GuidanceConfig()), True, 1),
-        (GenerationConfig(mode="image", max_images=1, guidance=GuidanceConfig()), False, 2),
-        (GenerationConfig(mode="image", max_images=1, guidance=GuidanceConfig()), True, 3),
-        (GenerationConfig(max_images=2, guidance=GuidanceConfig()), False, 3),
-        (GenerationConfig(max_images=2, guidance=GuidanceConfig(scheme="lumina")), True, 2),
+        (GenerationConfig(mode="image", max_spans={"image": 1}, guidance=GuidanceConfig()), False, 2),
+        (GenerationConfig(mode="image", max_spans={"image": 1}, guidance=GuidanceConfig()), True, 3),
+        (GenerationConfig(max_spans={"image": 2}, guidance=GuidanceConfig()), False, 3),
+        (GenerationConfig(max_spans={"image": 2}, guidance=GuidanceConfig(scheme="lumina")), True, 2),
     ],
 )
-def test_a_third_context_is_run_only_where_it_differs(config, has_pictures, lanes):
-    assert lanes_needed(config, has_pictures) == lanes
+def test_a_third_context_is_run_only_where_it_differs(config, has_spans, lanes):
+    assert lanes_needed(config, FIXED, has_spans) == lanes
 
 
 def test_guidance_needs_the_grammar():
