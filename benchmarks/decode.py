@@ -41,6 +41,7 @@ def our_model(context: int, args):
 
 
 def our_vocab(codes_per_image: int = 1024):
+    from chameleon_jax.configs import text_and_image
     from chameleon_jax.vocab import Vocab
 
     codes, reserved = 4096, 600
@@ -65,7 +66,8 @@ def ours(args) -> list[float]:
     weights = jax.jit(transformer.init, static_argnums=1)(jax.random.key(0), model)
     prompts = np.random.default_rng(0).integers(vocab.text.start, vocab.text.stop, (args.batch, args.prompt))
     greedy = SamplingConfig(temperature=0.0, top_p=1.0)
-    config = GenerationConfig(mode="unrestricted", max_tokens=args.tokens, text=greedy, image=greedy)
+    sampling = dict.fromkeys(vocab.names, greedy)
+    config = GenerationConfig(mode="unrestricted", max_tokens=args.tokens, sampling=sampling)
     seconds = []
     with Engine(weights, model, vocab, EngineConfig(slots=args.batch, block=32, weights=args.weights)) as engine:
         for _ in range(args.repeats + 1):
@@ -122,14 +124,15 @@ def image(args) -> list[float]:
     codes, guidance = args.tokens, GuidanceConfig()
     context = 64 * -(-(args.prompt + codes + 2) // 64)
     model, vocab = our_model(context, args), our_vocab(codes)
+    pictures = vocab.modalities[vocab.row("image")]
     weights = jax.jit(transformer.init, static_argnums=1)(jax.random.key(0), model)
     layers = transformer.by_layer(weights)
     prompt = np.array(
         [vocab.bos, *np.random.default_rng(0).integers(vocab.text.start, vocab.text.stop, args.prompt),
-        vocab.modalities[1].begin_marker]
+        pictures.begin_marker]
     )  # fmt: skip
-    sampling = SamplingConfig()
-    config = GenerationConfig(mode="image", max_images=1, image=sampling, text=sampling, guidance=guidance)
+    sampling = SamplingConfig()  # which is the table's too
+    config = GenerationConfig(mode="image", max_spans={"image": 1}, guidance=guidance)
 
     def by_engine() -> None:
         generate(weights, model, vocab, [prompt], config)
@@ -147,12 +150,12 @@ def image(args) -> list[float]:
         )
         _, bare = feed(np.array([[vocab.bos]]), np.array([[0]]), kv_cache.create(model, 1, context, DECODING))
         cache = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cache, bare)
-        token, places = vocab.modalities[1].begin_marker, np.array([len(prompt) - 1, 1])
+        token, places = pictures.begin_marker, np.array([len(prompt) - 1, 1])
         for _ in range(codes):
             logits, cache = feed(np.full((2, 1), token), places[:, None], cache)
             full, bare_logits = np.asarray(logits)
             mixed = bare_logits + guidance.text * (full - bare_logits)
-            masked = np.where(vocab.modality_of(np.arange(IDS)) == 1, mixed, -np.inf) / sampling.temperature
+            masked = np.where(pictures.holds(np.arange(IDS)), mixed, -np.inf) / sampling.temperature
             order = np.argsort(masked)
             p = np.exp(masked[order] - masked[order[-1]])
             p /= p.sum()
@@ -197,7 +200,7 @@ def accelerator(args) -> None:
     del big
     for batch in (1, 16):
         prompt = np.array([vocab.bos, *range(vocab.text.start, vocab.text.start + 30)])
-        config = GenerationConfig(mode="image", max_images=1, guidance=GuidanceConfig())
+        config = GenerationConfig(mode="image", max_spans={"image": 1}, guidance=GuidanceConfig())
         with Engine(weights, model, vocab, EngineConfig(slots=2 * batch, block=64)) as engine:
             for name in ("compile", "measure"):
                 started = time.perf_counter()

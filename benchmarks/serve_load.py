@@ -41,7 +41,7 @@ def make_workdir(folder: Path) -> None:
     import jax.numpy as jnp
 
     from chameleon_jax.checkpoints.checkpointer import Checkpointer
-    from chameleon_jax.configs import CheckpointConfig, ImageConfig, TransformerConfig, VQConfig
+    from chameleon_jax.configs import CheckpointConfig, ImageConfig, TransformerConfig, VQConfig, text_and_image
     from chameleon_jax.models import transformer
     from chameleon_jax.models.params import map_specs
     from chameleon_jax.tokenizers import vqgan

@@ -11,10 +11,11 @@ Examples:
   python -m experiments.generate --workdir=runs/lumina --format=lumina --image_size=768x512 --prompt="A red fox." --mode=image \\
       --max_images=1 --sampling=lumina --guidance=lumina --out=out
 
-Every --image takes the place of an <image> of the prompt, in order, and every --media=NAME=FILE that of a <NAME>; without such
-places they come first. Data of a modality without a codec are numbers: --media=moves=0,1,1. The workdir is that of
-`experiments.pretrain`; its newest checkpoint that verifies is used. Writes OUT/KK.txt (the words, with the names of the files
-where they came) and OUT/KK-N.png or .wav for each of --count outputs. docs/generate.md has all settings.
+Every --image takes the place of an <image> of the prompt (of its row's name, whatever that is), in order, and every
+--media=NAME=FILE that of a <NAME>; without such places they come first. Data of a modality without a codec are numbers:
+--media=moves=0,1,1. The workdir is that of `experiments.pretrain`; its newest checkpoint that verifies is used. Writes OUT/KK.txt
+(the words, with the names of the files where they came) and OUT/KK-N.png or .wav for each of --count outputs. docs/generate.md
+has all settings.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def _parts(args, bundle: TokenizerBundle) -> list[Part]:
             except ValueError:
                 raise GenerationError(f"--media={given}: '{name}' is numbers like 0,1,1") from None
         media.append(Segment(name, data))
-    return place(args.prompt, media, bundle.vocab.names)
+    return place(args.prompt, media)
 
 
 def main(config: GenerationConfig, args) -> None:

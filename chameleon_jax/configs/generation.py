@@ -97,8 +97,9 @@ class GenerationConfig(Config):
     seed: int = 0
 
     def validate(self):
-        for name, value in {"max_tokens": self.max_tokens, **self.max_spans}.items():
-            self.require(1 <= value < LARGEST_INT, f"{name} must be at least 1 and below {LARGEST_INT}, got {value}")
+        counts = {"max_tokens": self.max_tokens} | {f"max_spans of '{name}'": n for name, n in self.max_spans.items()}
+        for what, count in counts.items():
+            self.require(1 <= count < LARGEST_INT, f"{what} must be at least 1 and below {LARGEST_INT}, got {count}")
         self.require(0 <= self.seed < 2**32, f"seed must be in 0..{2**32 - 1}, got {self.seed}")
         for name, grid in self.grids.items():
             self.require(

@@ -33,7 +33,10 @@ PARTIAL_EVERY = 128  # codes between two looks at a span under way
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StreamedSpan:
-    """A span of a stream. While it is under way `done` of `of` codes have come, and the first stands in place of the others."""
+    """A span of a stream. While it is under way `done` of `of` codes have come, and the first stands in place of the others.
+
+    A run of a modality without markers comes in pieces, each with the codes since the last.
+    """
 
     data: Image.Image | SpanOutput
     done: int
@@ -148,7 +151,7 @@ class Generator:
         if not isinstance(piece, SpanPiece):
             return piece.text
         codec = self.bundle.codecs.get(piece.modality)
-        codes = piece.codes if codec else piece.codes[: piece.done]
+        codes = piece.codes if codec else piece.codes[: piece.done]  # numbers that stand in for others are none
         item = codec.decode(codes[None])[0] if codec else None
         data = SpanOutput(modality=piece.modality, codes=codes, item=item)
         return StreamedSpan(data=_picture(data), done=piece.done, of=piece.of)

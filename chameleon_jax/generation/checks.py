@@ -23,10 +23,14 @@ class Checked:
 
 
 def check_names(vocab: Vocab, config: GenerationConfig) -> None:
-    """Raise GenerationError for a modality that the vocabulary lacks, and for spans that cannot have the size that is asked for."""
+    """Raise GenerationError for a modality that the vocabulary lacks, for spans that cannot have the size that is
+    asked for, and for a number of spans of one that has none.
+    """
     grammar.written_rows(vocab, config.mode)
     for name in (*config.sampling, *config.max_spans, *config.grids):
-        vocab.row(name, GenerationError)
+        row = vocab.row(name, GenerationError)
+        if name in config.max_spans and row not in vocab.marked:
+            raise GenerationError(f"max_spans of '{name}' is asked for, which has no spans to count: leave it out")
     for name, grid in config.grids.items():
         spans = vocab.modalities[vocab.row(name)].grammar
         if not isinstance(spans, GridSpan):

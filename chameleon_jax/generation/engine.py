@@ -51,8 +51,8 @@ def generate(
 ) -> list[Generated]:
     """Continue every prompt. All run together, each until it ends by itself.
 
-    A prompt is ids, usually from `prompt.build_prompt`. It may end in a begin-of-image marker, in a grid vocabulary also in the
-    height, or height and width, behind it: then that image is written first. In mode `image` the marker is written, as the first
+    A prompt is ids, usually from `prompt.encode_turns`. It may end in a begin marker, of a grid also in the height, or height and
+    width, behind it: then that span is written first. In a mode of one modality with markers the marker is written, as the first
     id of the output, if the prompt lacks it. `row_ids` are the numbers by which rows draw (0, 1, ... by default, none negative):
     a prompt with the same seed and row id gives the same output in any batch, to the rounding of its logits. It runs on the mesh
     on which the weights lie, or the one in use. The weights are copied for the call; `donate` them if they are not needed

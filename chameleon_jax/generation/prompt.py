@@ -67,26 +67,27 @@ def encode_turns(
     return np.concatenate(ids).astype(np.int32)
 
 
-def place(text: str, media: Sequence[Segment], vocab_names: Sequence[str]) -> list[Part]:
+def place(text: str, media: Sequence[Segment]) -> list[Part]:
     """Words with data in their places: each `<NAME>` of a modality that is given stands for its next piece of data.
 
     Without places the data come first; without data a `<NAME>` is a word like any other. Raises GenerationError where there are
     places, but not as many as pieces of data of that modality.
     """
-    given = {name: [s for s in media if s.modality == name] for name in vocab_names}
-    names = [name for name in vocab_names if given[name]]
-    pieces = re.split("|".join(f"(<{re.escape(name)}>)" for name in names), text) if names else [text]
-    pieces = [piece for piece in pieces if piece]
-    places = [piece[1:-1] for piece in pieces if piece[1:-1] in names and piece == f"<{piece[1:-1]}>"]
+    given = {segment.modality: [s for s in media if s.modality == segment.modality] for segment in media}
+    words, *rest = re.split(f"<({'|'.join(given)})>", text) if given else [text]
+    places, between = rest[::2], rest[1::2]
     if not places:
         return [*media, text] if text else list(media)
-    for name in names:
-        if places.count(name) != len(given[name]):
+    for name, own in given.items():
+        if places.count(name) != len(own):
             raise GenerationError(
-                f"the prompt has {places.count(name)} <{name}> placeholders and {len(given[name])} of '{name}'; give one for each"
+                f"the prompt has {places.count(name)} <{name}> placeholders and {len(own)} of '{name}'; give one for each"
             )
-    queues = {name: iter(given[name]) for name in names}
-    return [next(queues[p[1:-1]]) if p[1:-1] in names and p == f"<{p[1:-1]}>" else p for p in pieces]
+    queues = {name: iter(own) for name, own in given.items()}
+    parts: list[Part] = [words]
+    for name, words in zip(places, between, strict=True):
+        parts += [next(queues[name]), words]
+    return [part for part in parts if part != ""]
 
 
 def build_request(

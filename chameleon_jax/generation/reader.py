@@ -33,8 +33,8 @@ class SpanPiece:
     """A span of another modality, or with `partial` the front of one; `index` counts the whole ones of its modality.
 
     `codes` are in the shape that the codec gave them; in the front of a span the first stands in place of those to come, as in
-    Meta's viewer. `done` of `of` have come. A span without markers has no end of its own: what came since the last piece is
-    one, of its own length.
+    Meta's viewer. `done` of `of` have come. A run of a modality without markers comes in pieces of one index: `codes` are those
+    since the last piece, and `of` is what there is so far.
     """
 
     modality: str
@@ -107,7 +107,8 @@ class OutputReader:
         self._held = ""  # whole characters that may begin a stop string
         self._span: list[int] | None = None  # ids of the span under way, its begin marker included
         self._modality = self._vocab.text  # of the span under way
-        self._codes = 0
+        self._codes = 0  # of the span under way, or of the run without markers
+        self._run: Modality | None = None  # without markers, other than text, that has come last
         self.spans = dict.fromkeys(self._vocab.names, 0)  # whole ones
         self.stopped = False
         self.tokens = dict.fromkeys(self._vocab.names, 0)
@@ -125,6 +126,9 @@ class OutputReader:
             begun = next((m for m in self._vocab.marked.values() if id == m.begin_marker), None)
             free = owner is not None and not owner.marked and owner is not self._vocab.text
             self.tokens[owner.name if free else self._vocab.text.name] += 1
+            if self._run is not None and owner is not self._run:
+                self.spans[self._run.name] += 1
+                self._run = None
             if owner is self._vocab.text:
                 self._add_text(self._decoder.decode(self._pieces.text_bytes(id)), out)
             elif free:
@@ -133,6 +137,8 @@ class OutputReader:
             elif begun:
                 self._end_text(out)
                 self._span, self._modality, self._codes = [id], begun, 0
+            elif any(m.counts(np.array(id)) or id == m.end_marker for m in self._vocab.marked.values()):
+                self._end_text(out)  # of a span that has not begun, as may come without restrictions
         return out
 
     def finish(self) -> list[TextPiece | SpanPiece]:
@@ -165,16 +171,15 @@ class OutputReader:
             out.append(TextPiece(text=held))
 
     def _add_code(self, modality: Modality, id: int, out: list[TextPiece | SpanPiece]) -> None:
-        """An id of a modality without markers, other than text."""
-        code, last = modality.codes(np.array([id])), out[-1] if out else None
-        if isinstance(last, SpanPiece) and last.modality == modality.name:
-            codes = np.concatenate([last.codes, code])
-            out[-1] = dataclasses.replace(last, codes=codes, done=len(codes), of=len(codes))
-            return
-        out.append(
-            SpanPiece(modality=modality.name, index=self.spans[modality.name], codes=code, done=1, of=1, partial=False)
-        )
-        self.spans[modality.name] += 1
+        """An id of a modality without markers, other than text: the first of a run, or a further one."""
+        name, code, last = modality.name, modality.codes(np.array([id])), out[-1] if out else None
+        self._codes = self._codes + 1 if self._run is modality else 1
+        if self._run is modality and isinstance(last, SpanPiece):
+            code = np.concatenate([last.codes, code])
+            out.pop()
+        self._run = modality
+        count = self._codes
+        out.append(SpanPiece(modality=name, index=self.spans[name], codes=code, done=count, of=count, partial=False))
 
     def _continue_span(self, id: int, out: list[TextPiece | SpanPiece]) -> bool:
         """Whether the id belongs to the span under way, which without restrictions may break off."""

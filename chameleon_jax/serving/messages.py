@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from chameleon_jax.errors import DataError
+from chameleon_jax.errors import ChameleonError, DataError, did_you_mean
 from chameleon_jax.generation.prompt import Format, Part, encode_turns
 from chameleon_jax.serving.errors import ApiError, bad_request
 from chameleon_jax.serving.schema import CodesPart, ImagePart, InputAudioPart, MediaPart, Message, TextPart
@@ -92,13 +92,18 @@ def _read_media(part: MediaPart, bundle: TokenizerBundle, param: str) -> Segment
 
 
 def _read_codes(part: CodesPart, bundle: TokenizerBundle, param: str) -> Segment:
-    names = bundle.vocab.names
-    if part.modality not in names or part.modality in bundle.codecs or part.modality == bundle.vocab.text.name:
-        given = [name for name in names[1:] if name not in bundle.codecs]
+    vocab = bundle.vocab
+    given = [name for name in vocab.names[1:] if name not in bundle.codecs]
+    if part.modality not in given:
+        name = part.modality[:40]
         raise bad_request(
-            f"{param}.modality: '{part.modality[:40]}' is not given in codes; that are: {', '.join(given) or 'none'}",
+            f"{param}.modality: '{name}' is not given in codes{did_you_mean(name, given)}; that are: {', '.join(given) or 'none'}",
             f"{param}.modality",
         )
+    try:
+        vocab.modalities[vocab.row(part.modality)].span(bundle.codes(part.modality, part.codes))
+    except ChameleonError as error:
+        raise bad_request(f"{param}.codes: {error}", f"{param}.codes", "invalid_codes") from None
     return Segment(part.modality, part.codes)
 
 

@@ -14,7 +14,10 @@ KEEP_ALIVE = b": waiting\n\n"  # a comment, which clients skip
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncodedSpan:
-    """Data of another modality than text, whole or as far as it has come: a file in base64, or codes where there is no codec."""
+    """Data of another modality than text, whole or as far as it has come: a file in base64, or codes where there is no codec.
+
+    `codes` are those up to `done`: all of them, but of a run without markers only what came since the last piece.
+    """
 
     modality: str
     media: str  # "image", "audio" or "codes"
@@ -88,13 +91,9 @@ class Choice:
             self._add_span(update.span)
 
     def _add_span(self, span: EncodedSpan) -> None:
-        """Codes without markers may come in pieces: they are one part."""
+        """Codes without markers come in pieces of one index: they are one part."""
         last = self._parts[-1] if self._parts else None
-        if isinstance(last, EncodedSpan) and (last.modality, last.index, last.media) == (
-            span.modality,
-            span.index,
-            "codes",
-        ):
+        if isinstance(last, EncodedSpan) and (last.modality, last.index) == (span.modality, span.index):
             self._parts[-1] = dataclasses.replace(span, codes=last.codes + span.codes)
         else:
             self._parts.append(span)

@@ -170,9 +170,8 @@ class RequestFields(Strict):
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
 
     format: Literal["completion", "chat", "lumina"] | None = None
-    mode: Annotated[str, Field(max_length=200)] | None = (
-        None  # names of the model's modalities joined by +, or for all of them
-    )
+    # Names of the model's modalities joined by +, interleaved or unrestricted.
+    mode: Annotated[str, Field(max_length=200)] | None = None
     max_spans: dict[str, Annotated[int, Field(ge=1, le=64)]] | None = None  # by modality
     max_images: Annotated[int, Field(ge=1, le=64)] | None = None
     image_size: Annotated[str, Field(pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$")] | None = None
@@ -318,7 +317,7 @@ def _explain(kind: type[Strict], error: ValidationError) -> ApiError:
     param = ".".join(path) or None
     message, code = first["msg"].removeprefix("Value error, "), "invalid_value"
     if first["type"] == "extra_forbidden":
-        fields = [name for part in (Message, ImagePart, CodesPart, InputAudio) for name in part.model_fields]
+        fields = [name for part in (Message, ImagePart, CodesPart, InputAudio, Sampling) for name in part.model_fields]
         known = kind.model_fields if len(path) == 1 else [*fields, "text", "url"]
         message, code = f"unknown field '{path[-1][:100]}'{did_you_mean(path[-1][:100], known)}", "unknown_parameter"
         return bad_request(message, param=param, code=code)

@@ -199,9 +199,9 @@ class Service:
                 parts = reader.finish() if is_end else reader.feed(item)
                 ids = () if is_end else tuple(map(int, item[: sum(reader.tokens.values()) - read]))
                 # Told with each span, so counted before it is.
-                prepared.usage.generated = {
-                    self._kind(name): sum(reader.tokens[name] for reader in readers) for name in self.bundle.vocab.names
-                }
+                prepared.usage.generated = dict.fromkeys(map(self._kind, self.bundle.vocab.names), 0)
+                for name in self.bundle.vocab.names:  # several may be of one kind
+                    prepared.usage.generated[self._kind(name)] += sum(reader.tokens[name] for reader in readers)
                 async for update in self._write(number, parts):
                     yield dataclasses.replace(update, ids=ids)
                     ids = ()
@@ -225,7 +225,7 @@ class Service:
                     span = await asyncio.get_running_loop().run_in_executor(self._painters, self._encode, part)
                 finally:
                     self._previews -= part.partial
-                self.metrics.spans.labels(part.modality).inc(not part.partial)
+                self.metrics.spans.labels(part.modality).inc(part.done == part.codes.size)  # not of a further piece
                 yield Update(choice=choice, span=span)
 
     def _encode(self, piece: SpanPiece) -> EncodedSpan:

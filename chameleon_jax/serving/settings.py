@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import secrets
+from collections.abc import Iterator
 
 from chameleon_jax.configs import GenerationConfig, GuidanceConfig, SamplingConfig, ServeConfig
-from chameleon_jax.errors import ChameleonError, GenerationError
+from chameleon_jax.errors import ChameleonError, GenerationError, did_you_mean
 from chameleon_jax.generation.checks import check_names
 from chameleon_jax.generation.grammar import written_rows
 from chameleon_jax.generation.prompt import check_decoders, image_grid
 from chameleon_jax.serving.errors import bad_request
 from chameleon_jax.serving.schema import ChatRequest, CompletionRequest, ImagesRequest, RequestFields
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
+
+_SEEDS = 2**31  # an engine takes seeds below it
 
 
 _SEEDS = 2**31  # an engine takes seeds below it
@@ -32,10 +36,14 @@ def choose_mode(request: RequestFields, bundle: TokenizerBundle) -> str:
     if request.mode:
         return request.mode
     asked = (request.modalities if isinstance(request, ChatRequest) else None) or [vocab.text.name]
-    kinds = {"text": vocab.text.name} | {codec.media: name for name, codec in reversed(bundle.codecs.items())}
-    names = {kinds.get(name, name) if name not in vocab.names else name for name in asked}
-    if unknown := next((name for name in names if name not in vocab.names), None):
-        raise bad_request(f"modalities: this model has no '{unknown}'; it has {', '.join(vocab.names)}", "modalities")
+    known = {"text": vocab.text.name} | {codec.media: name for name, codec in reversed(bundle.codecs.items())}
+    known |= {name: name for name in vocab.names}
+    if unknown := next((name for name in asked if name not in known), None):
+        hint = did_you_mean(unknown, list(known))
+        raise bad_request(
+            f"modalities: this model has no '{unknown}'{hint}; it has {', '.join(vocab.names)}", "modalities"
+        )
+    names = {known[name] for name in asked}
     return "interleaved" if names == set(vocab.names) else "+".join(name for name in vocab.names if name in names)
 
 
@@ -77,19 +85,26 @@ def generation_config(
         raise bad_request(f"stop: {len(request.stop)} strings, {serve.max_stop} are the most", "stop")
     base, vocab = serve.generation, bundle.vocab
     pictures, _ = bundle.of_kind("vqgan")
-    max_spans = dict(base.max_spans) | (request.max_spans or {})
+    if not pictures:
+        _refuse_settings_of_pictures(request)
+    max_spans = base.max_spans | (request.max_spans or {})
     if isinstance(request, ImagesRequest) or request.max_images:
-        max_spans[pictures] = request.max_images or 1
-    try:
+        max_spans |= {pictures: request.max_images or 1}
+    with _blaming("mode"):
         check_decoders(bundle, mode)
         written = written_rows(vocab, mode)
+    with _blaming("sampling"):
+        sampling = _sampling(request, base, bundle)
+    with _blaming("max_spans"):
+        check_names(vocab, GenerationConfig(mode=mode, max_spans=max_spans))
+    try:
         changes = {
             "mode": mode,
             "max_tokens": request.max_tokens or min(base.max_tokens, most),
-            "max_spans": {name: count for name, count in max_spans.items() if name},
+            "max_spans": max_spans,
             "stop_at_turn_end": format != "completion" or base.stop_at_turn_end,
             "seed": secrets.randbelow(_SEEDS) if request.seed is None else request.seed % _SEEDS,
-            "sampling": _sampling(request, base, bundle),
+            "sampling": sampling,
             "guidance": _guidance(base.guidance, request, format) if any(r in vocab.marked for r in written) else None,
         }
         if size is not None and not _is_the_only_size(size, bundle):
@@ -100,6 +115,21 @@ def generation_config(
         return made
     except ChameleonError as error:
         raise bad_request(str(error)) from None
+
+
+@contextlib.contextmanager
+def _blaming(field: str) -> Iterator[None]:
+    """Turns errors into refusals that name a field of the request."""
+    try:
+        yield
+    except ChameleonError as error:
+        raise bad_request(f"{field}: {error}", field) from None
+
+
+def _refuse_settings_of_pictures(request: RequestFields) -> None:
+    names = ("max_images", "image_size", "image_temperature", "image_top_p", "image_top_k")
+    if given := next((name for name in names if getattr(request, name) is not None), None):
+        raise bad_request(f"{given}: this model has no pictures", given)
 
 
 def _is_the_only_size(size: tuple[int, int], bundle: TokenizerBundle) -> bool:
@@ -114,6 +144,8 @@ def default_sampling(base: GenerationConfig, bundle: TokenizerBundle) -> dict[st
 
 def _sampling(request: RequestFields, base: GenerationConfig, bundle: TokenizerBundle) -> dict[str, SamplingConfig]:
     """The plain fields are for all modalities, but the penalty for text alone; those of pictures and `sampling` go before them."""
+    for name in request.sampling or {}:
+        bundle.vocab.row(name, GenerationError)
     pictures, _ = bundle.of_kind("vqgan")
     made = {}
     for name, settings in default_sampling(base, bundle).items():
@@ -124,8 +156,6 @@ def _sampling(request: RequestFields, base: GenerationConfig, bundle: TokenizerB
         for more in (of_pictures if name == pictures else {}, dict((request.sampling or {}).get(name, ()))):
             given |= {field: value for field, value in more.items() if value is not None}
         made[name] = dataclasses.replace(settings, **{field: v for field, v in given.items() if v is not None})
-    for name in request.sampling or {}:
-        bundle.vocab.row(name, GenerationError)
     return made
 
 

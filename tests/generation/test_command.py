@@ -11,7 +11,7 @@ from chameleon_jax import cli
 from chameleon_jax.configs import GenerationConfig
 from chameleon_jax.generation import engine, loading
 from chameleon_jax.generation.output_files import write_output
-from chameleon_jax.generation.prompt import ImageOutput, TextOutput
+from chameleon_jax.generation.prompt import SpanOutput, TextOutput
 from experiments import generate
 from tests.tiny_run import make_run
 
@@ -62,7 +62,7 @@ def test_pictures_of_any_shape_go_into_a_chat(command, loaded, tmp_path):
     images = [f"--image={tmp_path / name}" for name in ("a.png", "b.png")]
     (ids,) = command("--format=chat", "--mode=text", "--prompt=<image> or <image>?", "--max_tokens=5", *images)
     vocab = loaded.bundle.vocab
-    assert (ids == vocab.modalities[1].begin_marker).sum() == 2 and ids[-1] == vocab.end_of_turn
+    assert (ids == vocab.modalities[vocab.row("image")].begin_marker).sum() == 2 and ids[-1] == vocab.end_of_turn
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["00.txt"]
 
 
@@ -70,7 +70,7 @@ def test_pictures_of_any_shape_go_into_a_chat(command, loaded, tmp_path):
     "flags, told",
     [
         (["--count=0"], "--count is 0"),
-        (["--image=missing.png"], "--image missing.png cannot be read: No such file"),
+        (["--image=missing.png"], "missing.png cannot be read: No such file"),
         (["--image_size=8x12"], "8x12 pixels .* multiples of 8"),
         (["--temperature=-1"], "temperature must be finite and >= 0"),
         *[
@@ -94,9 +94,9 @@ def test_a_folder_that_cannot_be_made_is_named(command, tmp_path, capsys):
     assert "cannot be made: File exists" in capsys.readouterr().err
 
 
-def test_a_broken_picture_is_left_out(tmp_path):
-    parts = [TextOutput(text="so "), ImageOutput(pixels=None), TextOutput(text="it is")]
-    assert write_output(parts, tmp_path, 0) == "so it is"
+def test_a_broken_picture_is_left_out(loaded, tmp_path):
+    parts = [TextOutput(text="so "), SpanOutput(modality="image"), TextOutput(text="it is")]
+    assert write_output(parts, tmp_path, 0, loaded.bundle) == "so it is"
     assert [path.name for path in tmp_path.iterdir()] == ["00.txt"]
 
 

@@ -30,7 +30,8 @@ TEXT, IMAGE = 0, 1  # rows of the modality table
 
 CODES = 4
 VOCAB = Vocab.from_config(text_and_image(image_codes=16, reserved=4, text_tokens=256, codes_per_image=CODES))
-BOI, EOI, EOS, WORD = VOCAB.modalities[1].begin_marker, VOCAB.modalities[1].end_marker, VOCAB.eos, VOCAB.text.start
+CODE = VOCAB.modalities[IMAGE]
+BOI, EOI, EOS, WORD = CODE.begin_marker, CODE.end_marker, VOCAB.eos, VOCAB.text.start
 CONTEXT = 96
 MODEL = TransformerConfig(
     vocab_size=VOCAB.size + 2,  # a padded head, as a mesh may ask for
@@ -44,12 +45,12 @@ MODEL = TransformerConfig(
     compute_dtype="float32",
     init_std=0.2,
 )
-IMAGE = [BOI, *range(VOCAB.modalities[1].start, VOCAB.modalities[1].start + CODES), EOI]
+PICTURE = [BOI, *range(CODE.start, CODE.start + CODES), EOI]
 PROMPTS = [
     np.array([VOCAB.bos, WORD + 7, WORD + 3]),
-    np.array([VOCAB.bos, *IMAGE, *range(WORD, WORD + 20)]),
+    np.array([VOCAB.bos, *PICTURE, *range(WORD, WORD + 20)]),
     np.array([VOCAB.bos]),
-    np.array([VOCAB.bos, WORD + 9, *IMAGE, WORD + 1, WORD + 2]),
+    np.array([VOCAB.bos, WORD + 9, *PICTURE, WORD + 1, WORD + 2]),
 ]
 GREEDY = SamplingConfig(temperature=0.0)
 RANDOM = SamplingConfig(temperature=1.0, top_p=0.95)
@@ -92,7 +93,8 @@ def _run(weights, prompts, config, row_ids=(5, 6, 7, 8), model=MODEL):
 
 
 def _config(mode="interleaved", settings=RANDOM, **kwargs):
-    return GenerationConfig(**({"mode": mode, "text": settings, "image": settings, "max_tokens": 40} | kwargs))
+    both = {"text": settings, "image": settings}
+    return GenerationConfig(**({"mode": mode, "sampling": both, "max_tokens": 40} | kwargs))
 
 
 def _ids(outputs):
@@ -110,7 +112,7 @@ def _uncached_logits(weights, tokens, model=MODEL):
 
 def _greedy_without_cache(weights, prompt, mode, steps, max_images, model=MODEL):
     """Run the whole sequence anew for every token."""
-    state = grammar.start(VOCAB, _config(mode, max_images=max_images), np.array([steps]), np.array([OUTSIDE]))
+    state = grammar.start(VOCAB, _config(mode, max_spans={"image": max_images}), np.array([steps]), np.array([OUTSIDE]))
     ids = prompt.tolist()
     allowed, advance = jax.jit(grammar.allowed, static_argnums=(1, 2)), jax.jit(grammar.advance, static_argnums=2)
     while state.finish[0] == grammar.FinishReason.RUNNING:
@@ -126,7 +128,7 @@ def _greedy_without_cache(weights, prompt, mode, steps, max_images, model=MODEL)
 @pytest.mark.parametrize("mode", ["text", "image", "interleaved"])
 def test_greedy_decoding_equals_running_the_whole_sequence_anew(weights, eager_weights, mode):
     chosen = eager_weights if mode == "interleaved" else weights
-    outputs = _run(chosen, PROMPTS, _config(mode, GREEDY, max_images=3))
+    outputs = _run(chosen, PROMPTS, _config(mode, GREEDY, max_spans={"image": 3}))
     expected = [_greedy_without_cache(chosen, prompt, mode, 40, 3) for prompt in PROMPTS]
     assert _ids(outputs) == expected
 
@@ -185,7 +187,9 @@ def test_an_output_put_behind_its_prompt_is_continued_as_if_never_stopped(weight
 @pytest.mark.parametrize("mode", ["text", "image", "interleaved"])
 def test_images_are_whole_and_the_end_stays_outside_of_them(eager_weights, mode):
     images, reasons = 0, set()
-    for output in [o for s in range(10) for o in _run(eager_weights, PROMPTS, _config(mode, max_images=3, seed=s))]:
+    for output in [
+        o for s in range(10) for o in _run(eager_weights, PROMPTS, _config(mode, max_spans={"image": 3}, seed=s))
+    ]:
         spans = split_spans(output.ids, VOCAB)
         assert all(span.complete for span in spans)
         drawn = [span for span in spans if span.modality == IMAGE]
@@ -193,7 +197,7 @@ def test_images_are_whole_and_the_end_stays_outside_of_them(eager_weights, mode)
         assert EOS not in output.ids[:-1]
         assert (output.ids[-1] == EOS) == (output.finish_reason == "eos")
         assert mode != "text" or not drawn
-        assert mode != "image" or (len(output.ids) == 3 * (CODES + 2) and output.finish_reason == "images")
+        assert mode != "image" or (len(output.ids) == 3 * (CODES + 2) and output.finish_reason == "spans")
         images += len(drawn)
         reasons.add(output.finish_reason)
     assert mode == "text" or images > 10
@@ -202,16 +206,16 @@ def test_images_are_whole_and_the_end_stays_outside_of_them(eager_weights, mode)
 
 @pytest.mark.parametrize("mode", ["image", "interleaved"])
 def test_a_prompt_that_ends_in_the_begin_marker_gets_its_codes_first(weights, mode):
-    output = _run(weights, [np.array([VOCAB.bos, WORD, BOI])], _config(mode, max_images=1))[0]
+    output = _run(weights, [np.array([VOCAB.bos, WORD, BOI])], _config(mode, max_spans={"image": 1}))[0]
     first = split_spans(output.ids, VOCAB)[0]
     assert first.modality == IMAGE and first.complete and len(first.ids) == CODES + 1
-    assert mode != "image" or (len(output.ids) == CODES + 1 and output.finish_reason == "images")
+    assert mode != "image" or (len(output.ids) == CODES + 1 and output.finish_reason == "spans")
 
 
 def test_in_image_mode_the_begin_marker_may_be_left_to_the_engine(weights):
     """Greedy: the same codes come whether the prompt or the grammar sets the marker."""
     prompts = [np.array([VOCAB.bos, WORD]), np.array([VOCAB.bos, WORD, BOI])]
-    written, given = _run(weights, prompts, _config("image", GREEDY, max_images=1))
+    written, given = _run(weights, prompts, _config("image", GREEDY, max_spans={"image": 1}))
     assert written.ids[0] == BOI and np.array_equal(written.ids[1:], given.ids)
 
 
@@ -229,10 +233,13 @@ def test_modalities_have_their_own_settings(weights):
     """Greedy text, hot images: two seeds give other images and the same text."""
     settings = {"text": GREEDY, "image": SamplingConfig(temperature=5.0, top_p=1.0)}
     image = [np.array([VOCAB.bos, WORD, BOI])]
-    first, other = (_run(weights, image, GenerationConfig(seed=s, max_tokens=9, **settings))[0].ids for s in (0, 1))
+    first, other = (
+        _run(weights, image, GenerationConfig(seed=s, max_tokens=9, sampling=settings))[0].ids for s in (0, 1)
+    )
     assert not np.array_equal(first[:CODES], other[:CODES])
     texts = [
-        _run(weights, PROMPTS[:1], GenerationConfig(mode="text", seed=s, max_tokens=9, **settings)) for s in (0, 1)
+        _run(weights, PROMPTS[:1], GenerationConfig(mode="text", seed=s, max_tokens=9, sampling=settings))
+        for s in (0, 1)
     ]
     assert _ids(texts[0]) == _ids(texts[1])
 
@@ -245,7 +252,7 @@ def test_the_loop_goes_on_over_blocks(weights, monkeypatch):
 
 def test_bfloat16_and_chunked_attention_obey_the_grammar(weights):
     model = dataclasses.replace(MODEL, compute_dtype="bfloat16", attention="chunked", attention_chunk=16)
-    for output in _run(weights, PROMPTS, _config("image", max_images=2), model=model):
+    for output in _run(weights, PROMPTS, _config("image", max_spans={"image": 2}), model=model):
         assert len(output.ids) == 2 * (CODES + 2)
 
 
@@ -279,16 +286,16 @@ def test_no_prompts_give_no_outputs(weights):
         ([0, VOCAB.size], {}, f"vocabulary ends at {VOCAB.size - 1}"),
         ([0, VOCAB.pad], {}, "padding id 1"),
         ([WORD] * CONTEXT, {}, f"{CONTEXT} ids"),
-        ([0, *IMAGE[:3]], {}, "cut image at id 1: 2 of 4 codes"),
-        ([0, *IMAGE[:3], WORD], {}, "cut image"),
-        ([0, *IMAGE[1:]], {}, "cut image"),
-        (IMAGE[1:], {}, "cut image at id 0"),
-        ([0, EOI], {}, "cut image"),
-        ([0, BOI, WORD], {}, "cut image at id 1: 0 of 4"),
+        ([0, *PICTURE[:3]], {}, "cut span of 'image' at id 1: 2 of 4 codes"),
+        ([0, *PICTURE[:3], WORD], {}, "cut span of 'image'"),
+        ([0, *PICTURE[1:]], {}, "cut span of 'image'"),
+        (PICTURE[1:], {}, "cut span of 'image' at id 0"),
+        ([0, EOI], {}, "cut span of 'image'"),
+        ([0, BOI, WORD], {}, "cut span of 'image' at id 1: 0 of 4"),
         ([0, BOI], {"mode": "text"}, "mode 'text' cannot write"),
         ([0, BOI], {"max_tokens": CODES}, f"room for {CODES} "),
-        ([0], {"mode": "image", "max_tokens": CODES + 1}, f"an image needs {CODES + 2}"),
-        ([WORD] * (CONTEXT - CODES - 1), {"mode": "image"}, f"an image needs {CODES + 2}"),
+        ([0], {"mode": "image", "max_tokens": CODES + 1}, f"a span of 'image' needs {CODES + 2}"),
+        ([WORD] * (CONTEXT - CODES - 1), {"mode": "image"}, f"a span of 'image' needs {CODES + 2}"),
     ],
 )
 def test_a_prompt_that_cannot_be_served_is_refused_with_a_reason(weights, prompt, config, told):

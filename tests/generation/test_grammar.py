@@ -8,17 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chameleon_jax.configs import GenerationConfig, SamplingConfig, text_and_image
+from chameleon_jax.configs import GenerationConfig, ModalityConfig, SamplingConfig, text_and_image
 from chameleon_jax.generation import grammar
 from chameleon_jax.generation.grammar import OUTSIDE, FinishReason, split_spans
 from chameleon_jax.generation.sampling import SamplingArrays, sample
-from chameleon_jax.vocab import FixedSpan, Modality, Vocab
+from chameleon_jax.vocab import Vocab
 
 TEXT, IMAGE = 0, 1  # rows of the modality table
 
 CODES = 4
 VOCAB = Vocab.from_config(text_and_image(image_codes=8, reserved=4, text_tokens=256, codes_per_image=CODES))
-BOI, EOI = VOCAB.modalities[1].begin_marker, VOCAB.modalities[1].end_marker
+PICTURE = VOCAB.modalities[IMAGE]
+BOI, EOI = PICTURE.begin_marker, PICTURE.end_marker
 
 allowed = jax.jit(grammar.allowed, static_argnums=(1, 2))
 advance = jax.jit(grammar.advance, static_argnums=2)
@@ -26,7 +27,7 @@ advance = jax.jit(grammar.advance, static_argnums=2)
 
 def _start(mode, remaining, opened=OUTSIDE, max_images=2, vocab=VOCAB, grid=None, **config):
     remaining = np.atleast_1d(remaining)
-    config = GenerationConfig(mode=mode, max_images=max_images, **config)
+    config = GenerationConfig(**{"mode": mode, "max_spans": {"image": max_images}} | config)
     grid = None if grid is None else np.tile(grid, (len(remaining), 1))
     return grammar.start(vocab, config, remaining, np.full(len(remaining), opened), grid)
 
@@ -52,7 +53,7 @@ def _random_walk(mode, remaining, rng, opened=OUTSIDE, max_images=2, favour=()):
 
 
 TEXT_IDS = set(range(VOCAB.text.start, VOCAB.text.stop))
-CODE_IDS = set(range(VOCAB.modalities[1].start, VOCAB.modalities[1].stop))
+CODE_IDS = set(range(PICTURE.start, PICTURE.stop))
 
 
 def test_text_mode_allows_text_pieces_and_the_end_only():
@@ -72,7 +73,7 @@ def test_inside_an_image_come_exactly_n_codes_then_the_end_marker(mode):
     state = advance(_start(mode, 100), np.array([BOI]), VOCAB)
     for _ in range(CODES):
         assert _ids(_allowed(state)[0]) == CODE_IDS
-        state = advance(state, np.array([VOCAB.modalities[1].start]), VOCAB)
+        state = advance(state, np.array([PICTURE.start]), VOCAB)
     assert _ids(_allowed(state)[0]) == {EOI}
 
 
@@ -83,7 +84,7 @@ def test_an_image_may_begin_only_where_all_of_it_fits():
 
 def test_no_more_images_begin_than_were_asked_for():
     state = _start("interleaved", 100, max_images=1)
-    for token in [BOI, *[VOCAB.modalities[1].start] * CODES, EOI]:
+    for token in [BOI, *[PICTURE.start] * CODES, EOI]:
         state = advance(state, np.array([token]), VOCAB)
     assert _ids(_allowed(state)[0]) == TEXT_IDS | {VOCAB.eos}
 
@@ -94,12 +95,12 @@ def test_ids_beyond_the_vocabulary_are_never_allowed():
 
 def test_image_mode_stops_when_all_images_are_there():
     ids, why = _random_walk("image", 100, np.random.default_rng(0), max_images=3)
-    assert why == FinishReason.IMAGES and len(ids) == 3 * (CODES + 2)
+    assert why == FinishReason.SPANS and len(ids) == 3 * (CODES + 2)
 
 
 def test_all_images_there_at_the_last_position_is_not_a_cut():
     _, why = _random_walk("image", 2 * (CODES + 2), np.random.default_rng(0), max_images=2)
-    assert why == FinishReason.IMAGES
+    assert why == FinishReason.SPANS
 
 
 def test_image_mode_stops_for_length_when_the_next_image_does_not_fit():
@@ -150,7 +151,7 @@ def test_unrestricted_rows_may_write_every_id_but_padding_and_open_no_spans():
     state = _start("unrestricted", 100, max_images=1)
     every = set(range(VOCAB.size)) - {VOCAB.pad}
     assert _ids(np.asarray(allowed(state, VOCAB, VOCAB.size + 7))[0]) == every
-    for token in (BOI, BOI, EOI, VOCAB.modalities[1].start, VOCAB.bos, VOCAB.end_of_turn):
+    for token in (BOI, BOI, EOI, PICTURE.start, VOCAB.bos, VOCAB.end_of_turn):
         state = _after(state, token)
         assert _choices(state) == every and state.modality[0] == TEXT
 
@@ -169,7 +170,7 @@ def test_unrestricted_rows_end_at_end_of_sequence_at_stop_ids_and_at_length():
 
 
 def test_a_stop_id_ends_the_row_outside_of_images_only():
-    stops = (VOCAB.modalities[1].start, EOI, WORD)
+    stops = (PICTURE.start, EOI, WORD)
     state = _start("interleaved", 100, stop_ids=stops)
     state = _after(state, *_image())
     assert state.finish[0] == FinishReason.RUNNING
@@ -184,13 +185,13 @@ def test_the_begin_marker_of_an_image_may_be_a_stop_id():
 
 @pytest.mark.parametrize("mode", ["text", "image", "interleaved"])
 def test_stop_ids_allow_nothing_that_the_mode_does_not(mode):
-    stops = (BOI, EOI, VOCAB.bos, VOCAB.pad, VOCAB.end_of_turn, VOCAB.eos, WORD, VOCAB.modalities[1].start)
+    stops = (BOI, EOI, VOCAB.bos, VOCAB.pad, VOCAB.end_of_turn, VOCAB.eos, WORD, PICTURE.start)
     assert _choices(_start(mode, 100, stop_ids=stops)) == _choices(_start(mode, 100))
 
 
 def test_a_row_can_be_started_alone_and_put_among_others():
     configs = [
-        GenerationConfig(mode="image", max_images=1),
+        GenerationConfig(mode="image", max_spans={"image": 1}),
         GenerationConfig(mode="text", stop_ids=(WORD,)),
         GenerationConfig(mode="unrestricted", stop_at_turn_end=True),
     ]
@@ -248,12 +249,11 @@ def _random_row(rng, vocab, cuts):
         least = _span_length(vocab, first) - (opened == IMAGE) - np.count_nonzero(said)
     config = GenerationConfig(
         mode=mode,
-        max_images=int(rng.integers(1, 4)),
-        image_grid=size,
+        max_spans={"image": int(rng.integers(1, 4))},
+        grids={"image": size} if size else {},
         stop_at_turn_end=bool(rng.random() < 0.5),
         stop_ids=tuple(rng.integers(0, vocab.size, rng.choice([0, 1, 8])).tolist()),
-        text=sampling(),
-        image=sampling(),
+        sampling={"text": sampling(), "image": sampling()},
     )
     return _Row(config, int(rng.integers(least, 61)), opened, said)
 
@@ -261,9 +261,8 @@ def _random_row(rng, vocab, cuts):
 @functools.partial(jax.jit, static_argnames=("vocab",))
 def _write(state, settings, key, vocab):
     """61 ids a row from random logits, in which markers and ends are likelier than other ids, and the state behind them."""
-    likely = (
-        jnp.zeros(vocab.size).at[jnp.array([vocab.modalities[1].begin_marker, vocab.modalities[1].end_marker])].set(3.0)
-    )
+    picture = vocab.modalities[IMAGE]
+    likely = jnp.zeros(vocab.size).at[jnp.array([picture.begin_marker, picture.end_marker])].set(3.0)
     likely = likely.at[jnp.array([vocab.eos, vocab.end_of_turn])].set(1.0)
 
     def step(carry, key):
@@ -281,28 +280,29 @@ def _write(state, settings, key, vocab):
 
 def _read_image(vocab, ids, said, wanted):
     """Read the rest of an image off the front of `ids`, a list; returns its size."""
-    size = ()
+    picture, size = vocab.modalities[IMAGE], ()
     if vocab is GRIDS:
-        grid = vocab.modalities[1].grammar
+        grid = picture.grammar
         size = tuple(side or (ids.pop(0) - grid.size_base) * grid.unit for side in said)
         assert size in SIDES and size == (wanted or size)
     rows, columns = size or (1, CODES)
     for _ in range(rows):
-        assert all(vocab.modalities[1].start <= ids.pop(0) < vocab.modalities[1].stop for _ in range(columns))
-        assert not size or ids.pop(0) == vocab.modalities[1].grammar.newline
-    assert ids.pop(0) == vocab.modalities[1].end_marker
+        assert all(picture.start <= ids.pop(0) < picture.stop for _ in range(columns))
+        assert not size or ids.pop(0) == picture.grammar.newline
+    assert ids.pop(0) == picture.end_marker
     return size
 
 
 def _check(vocab, row, ids, why):
     """Read the ids one after the other by the rules of the request; an IndexError is an image that was cut."""
     config, ids, count, images = row.config, list(ids), len(ids), 0
+    most, grid = config.max_spans["image"], config.grids.get("image")
     ends = {vocab.eos, *config.stop_ids} | ({vocab.end_of_turn} if config.stop_at_turn_end else set())
     writes, draws, free = config.mode != "image", config.mode != "text", config.mode == "unrestricted"
     assert count <= row.remaining and vocab.pad not in ids
     ended = False
     if row.opened == IMAGE and not free:
-        _read_image(vocab, ids, row.said, config.image_grid)
+        _read_image(vocab, ids, row.said, grid)
         images = 1
     while ids:
         assert not ended
@@ -310,10 +310,10 @@ def _check(vocab, row, ids, why):
         ended = token in ends
         if free:
             assert 0 <= token < vocab.size
-        elif token == vocab.modalities[1].begin_marker:
+        elif token == vocab.modalities[IMAGE].begin_marker:
             images += 1
-            assert draws and images <= config.max_images
-            assert ended or _read_image(vocab, ids, (0, 0), config.image_grid) is not None
+            assert draws and images <= most
+            assert ended or _read_image(vocab, ids, (0, 0), grid) is not None
         else:
             turn = {vocab.end_of_turn} if config.stop_at_turn_end else set()
             assert writes and (vocab.text.start <= token < vocab.text.stop or token in {vocab.eos} | turn)
@@ -322,9 +322,9 @@ def _check(vocab, row, ids, why):
     elif writes:
         assert why == FinishReason.LENGTH and count == row.remaining
     else:
-        assert why == (FinishReason.IMAGES if images == config.max_images else FinishReason.LENGTH)
+        assert why == (FinishReason.SPANS if images == most else FinishReason.LENGTH)
         room = row.remaining - count
-        assert images == config.max_images or room < _span_length(vocab, config.image_grid or (2, 2))
+        assert images == most or room < _span_length(vocab, grid or (2, 2))
     return images
 
 
@@ -340,7 +340,9 @@ def test_thousands_of_mixed_rows_from_random_logits_never_leave_the_grammar(voca
             np.array([row.opened for row in rows]),
             np.array([row.said for row in rows]),
         )
-        state, tokens = _write(state, SamplingArrays.of([row.config for row in rows]), jax.random.key(batch), vocab)
+        state, tokens = _write(
+            state, SamplingArrays.of([row.config for row in rows], vocab), jax.random.key(batch), vocab
+        )
         counts = [row.remaining - int(left) for row, left in zip(rows, state.remaining, strict=True)]
         for row, ids, count, why in zip(rows, tokens.tolist(), counts, state.finish.tolist(), strict=True):
             images += _check(vocab, row, ids[:count], why)
@@ -348,26 +350,26 @@ def test_thousands_of_mixed_rows_from_random_logits_never_leave_the_grammar(voca
             reasons.add((row.config.mode, FinishReason(why).name))
     assert images > 1000
     assert reasons == {(mode, why) for mode in ("text", "interleaved", "unrestricted") for why in ("EOS", "LENGTH")} | {
-        ("image", why) for why in ("EOS", "LENGTH", "IMAGES")
+        ("image", why) for why in ("EOS", "LENGTH", "SPANS")
     }
 
 
-def test_a_further_fixed_modality_is_a_further_row_of_the_table(monkeypatch):
-    audio = Modality(name="audio", start=12, stop=14, begin_marker=14, end_marker=15, grammar=FixedSpan(length=2))
-    text = dataclasses.replace(VOCAB.text, start=18)
-    image = dataclasses.replace(VOCAB.modalities[1], start=4, stop=10, end_marker=10, begin_marker=11)
-    vocab = dataclasses.replace(VOCAB, modalities=(text, image, audio), begin_of_image=11, end_of_image=10)
-    monkeypatch.setitem(grammar.MODES, "image", (2,))
-    state, out = _start("image", 9, max_images=1, vocab=vocab), []
+def test_a_further_fixed_modality_is_a_further_row_of_the_table():
+    sound = ModalityConfig(name="sound", ids=2, length=2)
+    table = text_and_image(image_codes=8, reserved=4, text_tokens=256, codes_per_image=CODES)
+    vocab = Vocab.from_config(dataclasses.replace(table, modalities=(*table.modalities, sound)))
+    row = vocab.modalities[2]
+    assert vocab.modalities[:2] == VOCAB.modalities and row.start == VOCAB.size
+    state, out = _start("sound", 9, vocab=vocab, max_spans={"sound": 1}), []
     while state.finish[0] == FinishReason.RUNNING:
         token = int(np.flatnonzero(np.asarray(allowed(state, vocab, vocab.size))[0])[-1])
         out.append(token)
         state = advance(state, np.array([token]), vocab)
-    assert out == [14, 13, 13, 15]
+    assert out == [row.begin_marker, row.stop - 1, row.stop - 1, row.end_marker]
 
 
 def _image(codes=CODES):
-    return [BOI, *[VOCAB.modalities[1].start] * codes, EOI]
+    return [BOI, *[PICTURE.start] * codes, EOI]
 
 
 WORD = VOCAB.text.start
@@ -385,7 +387,7 @@ WORD = VOCAB.text.start
         (_image()[:3], [(IMAGE, 3, False)]),
         ([BOI], [(IMAGE, 1, False)]),
         ([*_image(2), WORD], [(IMAGE, 4, False), (TEXT, 1, True)]),
-        ([*_image()[:-1], VOCAB.modalities[1].start, EOI], [(IMAGE, 5, False), (IMAGE, 2, False)]),
+        ([*_image()[:-1], PICTURE.start, EOI], [(IMAGE, 5, False), (IMAGE, 2, False)]),
         ([EOI, EOI], [(IMAGE, 1, False), (IMAGE, 1, False)]),
         ([BOI, WORD], [(IMAGE, 1, False), (TEXT, 1, True)]),
     ],
@@ -397,9 +399,7 @@ def test_spans_are_cut_at_markers_and_broken_images_are_reported(ids, expected):
 
 def test_no_id_is_lost_in_any_stream():
     rng = np.random.default_rng(3)
-    likely = np.array(
-        [BOI, EOI, VOCAB.modalities[1].start, VOCAB.modalities[1].start + 1, WORD, VOCAB.eos, VOCAB.end_of_turn]
-    )
+    likely = np.array([BOI, EOI, PICTURE.start, PICTURE.start + 1, WORD, VOCAB.eos, VOCAB.end_of_turn])
     for _ in range(200):
         ids = rng.choice(likely, size=rng.integers(1, 40))
         assert np.array_equal(np.concatenate([span.ids for span in split_spans(ids, VOCAB)]), ids)

@@ -17,7 +17,8 @@ TEXT, IMAGE = 0, 1  # rows of the modality table
 SIZES = {"image_span": "grid", "codes_per_image": 16, "max_grids": 4, "grid_unit": 2}
 VOCAB = Vocab.from_config(text_and_image(image_codes=16, reserved=9, text_tokens=256, **SIZES))
 FIXED = Vocab.from_config(text_and_image(image_codes=16, reserved=9, text_tokens=256, codes_per_image=4))
-BOI, WORD, TURN = VOCAB.modalities[1].begin_marker, VOCAB.text.start, VOCAB.end_of_turn
+PICTURE = VOCAB.modalities[IMAGE]
+BOI, WORD, TURN = PICTURE.begin_marker, VOCAB.text.start, VOCAB.end_of_turn
 MODEL = TransformerConfig(
     vocab_size=VOCAB.size,
     d_model=32,
@@ -31,7 +32,7 @@ MODEL = TransformerConfig(
     init_std=0.2,
 )
 RANDOM = SamplingConfig(temperature=1.0, top_p=1.0)
-GRID = VOCAB.modalities[1].grammar
+GRID = PICTURE.grammar
 
 
 def side_id(side):
@@ -55,7 +56,7 @@ def weights():
 
 
 def run(weights, prompts, vocab=VOCAB, **config):
-    settings = {"text": RANDOM, "image": RANDOM, "max_tokens": 64, "max_images": 2} | config
+    settings = {"sampling": {"text": RANDOM, "image": RANDOM}, "max_tokens": 64, "max_spans": {"image": 2}} | config
     prompts = [np.array(prompt) for prompt in [*prompts, *[[0]] * (4 - len(prompts))]]
     return engine.generate(weights, MODEL, vocab, prompts, GenerationConfig(**settings))
 
@@ -76,18 +77,18 @@ def test_images_of_the_models_own_choice_are_whole_and_differ(weights):
 def test_a_prompt_may_say_the_size_in_part_or_whole(weights):
     prompts = [[0, BOI], [0, WORD, BOI, side_id(4)], [0, BOI, side_id(2), side_id(6)]]
     for seed in range(3):
-        outputs = run(weights, prompts, mode="image", max_images=1, seed=seed)
+        outputs = run(weights, prompts, mode="image", max_spans={"image": 1}, seed=seed)
         grids = [images(np.concatenate([prompts[i], outputs[i].ids]))[0].grid for i in range(3)]
         assert grids[1][0] == 4 and grids[2] == (2, 6)
         for i in range(3):
             assert images(outputs[i].ids)[0].grid == grids[i]  # the output alone tells it too
-            assert outputs[i].finish_reason == "images"
+            assert outputs[i].finish_reason == "spans"
 
 
 def test_the_size_asked_for_is_kept_in_every_mode(weights):
     found = []
     for mode in ("image", "interleaved"):
-        for output in run(weights, [[0], [0, WORD], [0, BOI]], mode=mode, image_grid=(4, 2)):
+        for output in run(weights, [[0], [0, WORD], [0, BOI]], mode=mode, grids={"image": (4, 2)}):
             found += [span.grid for span in images(output.ids)]
     assert len(found) > 8 and set(found) == {(4, 2)}
 
@@ -104,30 +105,36 @@ def test_the_end_of_a_turn_ends_an_output_that_may_end_so(weights):
 def test_sizes_and_ends_share_one_compiled_loop(weights):
     run(weights, [[0]])
     before = lanes.run_block._cache_size()
-    for config in ({"image_grid": (2, 2)}, {"image_grid": (4, 4), "mode": "image"}, {"stop_at_turn_end": True}):
-        run(weights, [[0, BOI, side_id(2)]] if "image_grid" not in config else [[0]], **config)
+    for config in (
+        {"grids": {"image": (2, 2)}},
+        {"grids": {"image": (4, 4)}, "mode": "image"},
+        {"stop_at_turn_end": True},
+    ):
+        run(weights, [[0, BOI, side_id(2)]] if "grids" not in config else [[0]], **config)
     assert lanes.run_block._cache_size() == before
 
 
-CUT = [0, *VOCAB.modalities[1].span(np.zeros((2, 4), int))][:-3]
+CUT = [0, *PICTURE.span(np.zeros((2, 4), int))][:-3]
 
 
 @pytest.mark.parametrize(
     "prompt, config, told",
     [
-        (CUT, {}, "prompt 0 has a cut image at id 1: 7 codes that do not fill 2 rows of 4"),
-        ([0, BOI, WORD], {}, "cut image at id 1: 0 codes"),
-        ([0, BOI, side_id(2), WORD], {}, "cut image"),
-        ([0, side_id(2)], {}, "cut image"),
+        (CUT, {}, "prompt 0 has a cut span of 'image' at id 1: 7 codes that do not fill 2 rows of 4"),
+        ([0, BOI, WORD], {}, "cut span of 'image' at id 1: 0 codes"),
+        ([0, BOI, side_id(2), WORD], {}, "cut span of 'image'"),
+        ([0, side_id(2)], {}, "cut span of 'image'"),
         ([0, BOI], {"mode": "text"}, "mode 'text' cannot write"),
         ([0, BOI, side_id(8), side_id(4)], {}, "8x4 = 32 codes, 16 are the most"),
-        ([0, BOI, side_id(4)], {"image_grid": (2, 2)}, "(4, 0) codes (height, width), image_grid asks for (2, 2)"),
-        ([0, BOI, side_id(4), side_id(4)], {"max_tokens": 20}, "room for 20 (max_tokens 20, context 128); an image needs 21"),
-        ([0], {"max_tokens": 9, "mode": "image"}, "an image needs 10"),
-        ([0], {"max_tokens": 23, "mode": "image", "image_grid": (4, 4)}, "an image needs 24"),
-        ([0], {"image_grid": (3, 4)}, "image_grid asks for 3x4 codes (height x width): sides are multiples of 2 up to 8"),
-        ([0], {"image_grid": (4, 6)}, "4x6 = 24 codes, 16 are the most"),
-        ([0], {"image_grid": (4, 4), "vocab": FIXED}, "every image of this vocabulary has 4 codes"),
+        ([0, BOI, side_id(4)], {"grids": {"image": (2, 2)}}, "(4, 0) codes (height, width), the request asks for (2, 2)"),
+        ([0, BOI, side_id(4), side_id(4)], {"max_tokens": 20},
+         "room for 20 (max_tokens 20, context 128); a span of 'image' needs 21"),
+        ([0], {"max_tokens": 9, "mode": "image"}, "a span of 'image' needs 10"),
+        ([0], {"max_tokens": 23, "mode": "image", "grids": {"image": (4, 4)}}, "a span of 'image' needs 24"),
+        ([0], {"grids": {"image": (3, 4)}},
+         "'image' is asked for with 3x4 codes (height x width): sides are multiples of 2 up to 8"),
+        ([0], {"grids": {"image": (4, 6)}}, "4x6 = 24 codes, 16 are the most"),
+        ([0], {"grids": {"image": (4, 4)}, "vocab": FIXED}, "'image' of this vocabulary has no spans of many sizes"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_served_is_refused_with_a_reason(weights, prompt, config, told):

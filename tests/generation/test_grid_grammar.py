@@ -23,11 +23,12 @@ VOCAB = Vocab.from_config(
         grid_unit=UNIT,
     )
 )
-GRID = VOCAB.modalities[1].grammar
-BOI, EOI, EOL = VOCAB.modalities[1].begin_marker, VOCAB.modalities[1].end_marker, GRID.newline
+PICTURE = VOCAB.modalities[IMAGE]
+GRID = PICTURE.grammar
+BOI, EOI, EOL = PICTURE.begin_marker, PICTURE.end_marker, GRID.newline
 SIDES = [UNIT * n for n in range(1, LONGEST + 1)]
 SMALLEST = 4 + UNIT * (UNIT + 1)
-WORD, CODE = VOCAB.text.start, VOCAB.modalities[1].start
+WORD, CODE = VOCAB.text.start, PICTURE.start
 
 allowed = jax.jit(grammar.allowed, static_argnums=(1, 2))
 advance = jax.jit(grammar.advance, static_argnums=2)
@@ -39,7 +40,7 @@ def side_id(side):
 
 def ids_of(height, width, seed=0):
     codes = np.random.default_rng(seed).integers(0, 8, (height, width))
-    return VOCAB.modalities[1].span(codes).tolist(), codes
+    return PICTURE.span(codes).tolist(), codes
 
 
 def start(remaining, said=None, mode="interleaved", **config):
@@ -81,7 +82,7 @@ def images_of(ids):
         height, width = ((next(ids) - GRID.size_base) * UNIT for _ in range(2))
         assert height in SIDES and width in SIDES and height * width <= MOST
         for _ in range(height):
-            assert all(VOCAB.modalities[1].start <= next(ids) < VOCAB.modalities[1].stop for _ in range(width))
+            assert all(PICTURE.start <= next(ids) < PICTURE.stop for _ in range(width))
             assert next(ids) == EOL
         assert next(ids) == EOI
         sizes.append((height, width))
@@ -97,13 +98,13 @@ def test_every_walk_gives_whole_grids_within_the_length(mode, said):
     least = GRID.length(height, width) - len(begun)
     for _ in range(40):
         remaining = int(rng.integers(least, 90))
-        ids, why = walk(start(remaining, said, mode, max_images=3), rng, favour=(BOI,))
+        ids, why = walk(start(remaining, said, mode, max_spans={"image": 3}), rng, favour=(BOI,))
         sizes = images_of(begun + ids)
         assert len(ids) <= remaining and len(sizes) <= 3
         assert said is None or all(s in (0, g) for s, g in zip(said, sizes[0], strict=True))
         assert why != FinishReason.LENGTH or mode == "image" or len(ids) == remaining
         assert (VOCAB.eos in ids) == (why == FinishReason.EOS)
-        assert (len(sizes) == 3) if why == FinishReason.IMAGES else (mode == "interleaved" or len(sizes) < 3)
+        assert (len(sizes) == 3) if why == FinishReason.SPANS else (mode == "interleaved" or len(sizes) < 3)
         spans = split_spans(begun + ids, VOCAB)
         assert [span.grid for span in spans if span.modality == IMAGE] == sizes
         assert all(span.complete for span in spans)
@@ -116,14 +117,14 @@ def test_every_walk_gives_whole_grids_within_the_length(mode, said):
 def test_a_size_that_is_asked_for_is_the_size_of_every_image(size):
     rng = np.random.default_rng(1)
     for _ in range(10):
-        ids, why = walk(start(200, mode="image", max_images=2, image_grid=size), rng)
-        assert why == FinishReason.IMAGES and images_of(ids) == [size] * 2
+        ids, why = walk(start(200, mode="image", max_spans={"image": 2}, grids={"image": size}), rng)
+        assert why == FinishReason.SPANS and images_of(ids) == [size] * 2
 
 
 def test_an_image_begins_only_where_the_smallest_or_the_wanted_one_fits():
     assert [BOI in choices(start(room)) for room in (SMALLEST - 1, SMALLEST)] == [False, True]
     wanted = GRID.length(4, 6)
-    assert [BOI in choices(start(room, image_grid=(4, 6))) for room in (wanted - 1, wanted)] == [False, True]
+    assert [BOI in choices(start(room, grids={"image": (4, 6)})) for room in (wanted - 1, wanted)] == [False, True]
 
 
 @pytest.mark.parametrize("room", range(SMALLEST - 1, 60))
@@ -141,7 +142,7 @@ def test_sizes_come_only_where_a_whole_image_of_them_fits(room):
 
 def test_rows_end_in_a_forced_row_end_and_the_image_in_a_forced_marker():
     state = follow(start(100), [BOI, side_id(2), side_id(4)])
-    codes = list(range(VOCAB.modalities[1].start, VOCAB.modalities[1].stop))
+    codes = list(range(PICTURE.start, PICTURE.stop))
     for _ in range(2):
         for _ in range(4):
             assert choices(state) == codes
@@ -157,12 +158,12 @@ def test_rows_end_in_a_forced_row_end_and_the_image_in_a_forced_marker():
 def test_rows_of_a_batch_have_sizes_of_their_own():
     spans = [ids_of(*size)[0] for size in ((2, 6), (8, 2), (4, 4))]
     opened = np.full(3, OUTSIDE)
-    state = grammar.start(VOCAB, GenerationConfig(mode="image", max_images=1), np.array([50, 28, 24]), opened)
+    state = grammar.start(VOCAB, GenerationConfig(mode="image", max_spans={"image": 1}), np.array([50, 28, 24]), opened)
     for step in range(max(map(len, spans))):
         tokens = np.array([span[step] if step < len(span) else VOCAB.pad for span in spans])
         assert np.asarray(allowed(state, VOCAB, VOCAB.size))[np.arange(3), tokens].all()
         state = advance(state, tokens, VOCAB)
-    assert state.finish.tolist() == [FinishReason.IMAGES] * 3
+    assert state.finish.tolist() == [FinishReason.SPANS] * 3
 
 
 @pytest.mark.parametrize("stops", [True, False])
@@ -181,7 +182,7 @@ def test_a_grid_is_read_back_with_its_size_even_when_its_beginning_stands_in_the
     ids, codes = ids_of(*size)
     image, text = split_spans([*ids[in_prompt:], WORD], VOCAB)
     assert (image.modality, image.complete, image.grid) == (IMAGE, True, size)
-    np.testing.assert_array_equal(VOCAB.modalities[1].codes(image.content).reshape(image.grid), codes)
+    np.testing.assert_array_equal(PICTURE.codes(image.content).reshape(image.grid), codes)
     assert text.ids.tolist() == [WORD]
 
 

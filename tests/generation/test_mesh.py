@@ -36,7 +36,7 @@ MODEL = TransformerConfig(
     vocab_size=384, d_model=32, n_layers=2, n_heads=8, n_kv_heads=8, head_dim=8, d_ff=48, max_seq_len=64, compute_dtype="float32"
 )  # fmt: skip
 MESHES = [{"tensor": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
-GREEDY = GenerationConfig(mode="text", max_tokens=12, text=SamplingConfig(temperature=0.0))
+GREEDY = GenerationConfig(mode="text", max_tokens=12, sampling={"text": SamplingConfig(temperature=0.0)})
 PROMPTS = [np.array([VOCAB.bos, *range(70 + i, 75 + 3 * i)], np.int32) for i in range(3)]
 
 
@@ -89,8 +89,8 @@ def test_a_step_can_be_chosen_and_the_newest_is_the_default(load):
 
 
 def test_a_mesh_that_does_not_divide_is_refused_before_anything_is_read(load, monkeypatch):
-    monkeypatch.setattr(run, "restore_subtree", lambda *args: pytest.fail("read"))
-    monkeypatch.setattr(run, "saved_metadata", lambda folder: {"config": {"model": MODEL.to_dict() | {"d_ff": 44}}})
+    monkeypatch.setattr(loading, "restore_subtree", lambda *args: pytest.fail("read"))
+    monkeypatch.setattr(loading, "saved_metadata", lambda folder: {"config": {"model": MODEL.to_dict() | {"d_ff": 44}}})
     with pytest.raises(ConfigError, match=r"model.d_ff = 44 is not a multiple of the mesh's tensor = 8"):
         load(mesh_with({"tensor": 8}))
 

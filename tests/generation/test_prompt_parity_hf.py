@@ -10,9 +10,10 @@ from PIL import Image
 from tokenizers import processors
 
 from chameleon_jax.configs import ImageConfig, VQConfig, text_and_image
-from chameleon_jax.generation.prompt import Turn, build_chat, build_prompt
+from chameleon_jax.generation.prompt import encode_turns, place
 from chameleon_jax.tokenizers import vqgan
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
+from chameleon_jax.tokenizers.documents import Segment
 from chameleon_jax.tokenizers.images import prepare
 from chameleon_jax.tokenizers.text import train_bpe
 
@@ -74,8 +75,7 @@ def theirs(processor, text, pictures, **settings):
 
 
 def without_codes(ids, bundle):
-    is_code = (ids >= bundle.vocab.modalities[1].start) & (ids < bundle.vocab.modalities[1].stop)
-    return np.where(is_code, bundle.vocab.placeholder, ids)
+    return np.where(bundle.vocab.modalities[1].holds(ids), bundle.vocab.placeholder, ids)
 
 
 @pytest.mark.parametrize(
@@ -85,11 +85,8 @@ def without_codes(ids, bundle):
 def test_prompts_and_pixels_equal_those_of_the_port(bundle, processor, text, pictures, form):
     pixels = [prepare(picture, bundle.pictures.config) for picture in PICTURES[:pictures]]
     ids, values = theirs(processor, text, PICTURES[:pictures], return_for_text_completion=form == "completion")
-    ours = (
-        build_prompt(text, pixels, bundle)
-        if form == "completion"
-        else build_chat([Turn(role="user", text=text, images=pixels)], bundle)
-    )
+    parts = place(text, [Segment("image", item) for item in pixels])
+    ours = encode_turns([parts], bundle, format=form)
     np.testing.assert_array_equal(without_codes(ours, bundle), ids)
     if pictures:
         np.testing.assert_array_equal(np.stack(pixels), values.transpose(0, 2, 3, 1))
@@ -98,10 +95,7 @@ def test_prompts_and_pixels_equal_those_of_the_port(bundle, processor, text, pic
 def test_a_chat_of_turns_is_the_port_s_text_with_separators(bundle, processor):
     turn = processor.end_of_turn
     text = f"<image>what is this?{turn}a red heart{turn}and this? <image>"
-    turns = [
-        Turn(role="user", text="<image>what is this?", images=[prepare(PICTURES[0], bundle.pictures.config)]),
-        Turn(role="assistant", text="a red heart"),
-        Turn(role="user", text="and this? <image>", images=[prepare(PICTURES[1], bundle.pictures.config)]),
-    ]
+    first, second = (Segment("image", prepare(picture, bundle.pictures.config)) for picture in PICTURES)
+    turns = [[first, "what is this?"], ["a red heart"], ["and this? ", second]]
     ids, _ = theirs(processor, text, PICTURES)
-    np.testing.assert_array_equal(without_codes(build_chat(turns, bundle), bundle), ids)
+    np.testing.assert_array_equal(without_codes(encode_turns(turns, bundle, format="chat"), bundle), ids)

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chameleon_jax.configs import SAMPLING_PRESETS, GenerationConfig, GuidanceConfig, SamplingConfig
+from chameleon_jax.configs import SAMPLING_PRESETS, GenerationConfig, GuidanceConfig, SamplingConfig, text_and_image
 from chameleon_jax.errors import ConfigError
 from chameleon_jax.generation import sampling
 from chameleon_jax.generation.sampling import SamplingArrays
+from chameleon_jax.vocab import Vocab
 
 sample_jit = jax.jit(sampling.sample)
 top_k_mask = jax.jit(sampling.top_k_mask)
@@ -311,9 +312,15 @@ def test_top_p_keeps_as_many_as_transformers_on_its_boundary(probabilities, p):
 
 def test_settings_are_picked_by_row_and_modality():
     greedy, wide = SamplingConfig(temperature=0.0), SamplingConfig(temperature=2.0, top_p=1.0, top_k=7)
-    configs = [GenerationConfig(text=greedy, image=wide), GenerationConfig(text=wide, image=greedy)]
-    settings = SamplingArrays.of(configs).at(jnp.asarray([1, 1]))
+    table = text_and_image(image_codes=8, reserved=4, text_tokens=256, codes_per_image=4).with_row(
+        "text", sampling=greedy
+    )
+    configs = [GenerationConfig(sampling={"image": wide}), GenerationConfig(sampling={"text": wide, "image": greedy})]
+    of_requests = SamplingArrays.of(configs, Vocab.from_config(table))
+    settings = of_requests.at(jnp.asarray([1, 1]))
     assert settings.temperature.tolist() == [2.0, 0.0] and settings.top_k.tolist() == [7, 0]
+    # What a request does not name is as the table says.
+    assert of_requests.at(jnp.asarray([0, 0])).temperature.tolist() == [0.0, 2.0]
 
 
 def test_presets_are_those_of_the_released_decoders():
@@ -330,7 +337,9 @@ def test_presets_are_those_of_the_released_decoders():
 
 def test_a_request_with_all_settings_survives_json():
     text, image = SAMPLING_PRESETS["lumina"]
-    config = GenerationConfig(text=text, image=image, guidance=GuidanceConfig(scheme="lumina"), stop_ids=(3, 4))
+    config = GenerationConfig(
+        sampling={"text": text, "image": image}, guidance=GuidanceConfig(scheme="lumina"), stop_ids=(3, 4)
+    )
     assert GenerationConfig.from_dict(config.to_dict()) == config
     assert GenerationConfig.from_dict(GenerationConfig().to_dict()) == GenerationConfig()
 
@@ -342,7 +351,7 @@ def test_a_request_with_all_settings_survives_json():
         # Beyond what the device can hold they would be other numbers there.
         (lambda: SamplingConfig(top_k=2**31), "top_k must be in 0..2147483647"),
         (lambda: SamplingConfig(top_p=1e-50), "top_p must be in"),
-        (lambda: GenerationConfig(max_images=2**31), "max_images must be at least 1 and below"),
+        (lambda: GenerationConfig(max_spans={"image": 2**31}), "max_spans of 'image' must be at least 1 and below"),
         (lambda: GenerationConfig(seed=2**32), "seed must be in 0..4294967295"),
         (lambda: GenerationConfig(seed=-1), "seed must be in 0..4294967295"),
         (lambda: GenerationConfig(stop_ids=(2**31,)), "stop_ids must be at most 8 ids"),

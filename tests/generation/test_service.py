@@ -19,6 +19,7 @@ from tests.generation.test_guidance import CONTEXT, FIXED, model_of, weights_of
 
 MODEL, VOCAB = model_of(FIXED), FIXED
 RANDOM = SamplingConfig(temperature=1.0, top_p=0.9)
+BOTH = {"text": RANDOM, "image": RANDOM}
 CONFIG = EngineConfig(slots=4, block=4, max_queued=64)
 
 
@@ -26,8 +27,8 @@ def request(seed=0, mode="interleaved", length=3, guided=False, **changes):
     random = np.random.default_rng(seed)
     prompt = np.array([VOCAB.bos, *random.integers(VOCAB.text.start, VOCAB.text.stop, length)])
     guidance = GuidanceConfig(text=2.0) if guided else None
-    settings = {"max_tokens": 20, "max_images": 2} | changes
-    config = GenerationConfig(mode=mode, text=RANDOM, image=RANDOM, seed=seed, guidance=guidance, **settings)
+    settings = {"max_tokens": 20, "max_spans": {"image": 2}} | changes
+    config = GenerationConfig(mode=mode, sampling=BOTH, seed=seed, guidance=guidance, **settings)
     return Request(prompt=prompt, config=config)
 
 
@@ -259,7 +260,11 @@ def test_four_devices_give_the_same(alone):
     mesh = make_mesh(MeshConfig(data=2, fsdp=1, tensor=2), jax.devices()[:4])
     greedy = SamplingConfig(temperature=0.0)
     config = GenerationConfig(
-        mode="image", max_images=2, max_tokens=20, text=greedy, image=greedy, guidance=GuidanceConfig()
+        mode="image",
+        max_spans={"image": 2},
+        max_tokens=20,
+        sampling={"text": greedy, "image": greedy},
+        guidance=GuidanceConfig(),
     )
     prompts = [asked.prompt for asked in MIXED[:3]]
     expected = generate(weights_of(VOCAB), MODEL, VOCAB, prompts, config)
@@ -287,7 +292,7 @@ def test_eight_bits_are_near_and_a_quarter():
             assert (error <= scale / 2 * 1.0001).all()
     with Engine(weights, MODEL, VOCAB, EngineConfig(slots=2, weights="int8")) as service:
         output = service.stream(request(mode="image")).result()
-    assert output.finish_reason == "images" and len(output.ids) == 12
+    assert output.finish_reason == "spans" and len(output.ids) == 12
 
 
 def test_a_row_whose_logits_are_no_numbers_stops_and_its_lane_is_free_for_the_next():

@@ -26,7 +26,7 @@ from tests.tiny_run import make_run
 SERVE = ServeConfig(
     port=0,
     generation=GenerationConfig(
-        text=SamplingConfig(temperature=1.0, top_p=1.0), image=SamplingConfig(temperature=1.0, top_p=1.0)
+        sampling={name: SamplingConfig(temperature=1.0, top_p=1.0) for name in ("text", "image")}
     ),
     engine=EngineConfig(slots=4, max_queued=8, block=4),
     partial_every=4,

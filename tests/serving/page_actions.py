@@ -2,6 +2,7 @@
 
 import base64
 import io
+import wave
 
 from PIL import Image
 
@@ -12,6 +13,18 @@ def picture_url(colour=(200, 30, 30), side=16) -> str:
     content = io.BytesIO()
     Image.new("RGB", (side, side), colour).save(content, "PNG")
     return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def wav_file(seconds=0.2, rate=8000) -> bytes:
+    content = io.BytesIO()
+    with wave.open(content, "wb") as file:
+        file.setparams((1, 2, rate, 0, "NONE", ""))
+        file.writeframes(bytes(i % 251 for i in range(int(2 * seconds * rate))))
+    return content.getvalue()
+
+
+def wav_url() -> str:
+    return "data:audio/wav;base64," + base64.b64encode(wav_file()).decode()
 
 
 def ask(page, fake, text="Hello"):

@@ -278,16 +278,21 @@ class FakeServer:
     def say(self, text: str, ids: list[int]) -> None:
         self.chunk({"choices": [{"index": 0, "delta": {"content": text, "token_ids": ids}, "finish_reason": None}]})
 
-    def draw(self, url: str, codes: int, of: int, ids: list[int], *, index: int = 0) -> None:
+    def draw(self, url: str, done: int, of: int, ids: list[int], *, index: int = 0) -> None:
         picture = {
             "type": "image_url",
             "index": index,
             "image_url": {"url": url},
-            "partial": codes < of,
-            "codes": codes,
+            "partial": done < of,
+            "done": done,
             "of": of,
         }
         self.chunk({"choices": [{"index": 0, "delta": {"images": [picture], "token_ids": ids}, "finish_reason": None}]})
+
+    def give(self, part: dict, done: int, of: int, ids: list[int], *, index: int = 0) -> None:
+        """Data of another kind: a part of type `audio_url` or `codes`."""
+        media = part | {"index": index, "partial": done < of, "done": done, "of": of}
+        self.chunk({"choices": [{"index": 0, "delta": {"media": [media], "token_ids": ids}, "finish_reason": None}]})
 
     def end(self, reason: str = "stop", tokens: int = 7) -> None:
         self.chunk({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
@@ -380,6 +385,9 @@ class FakeServer:
 
 
 def describe(id: int) -> dict:
-    """Ids below 10 are markers, below 1000 picture codes, the rest words."""
+    """Ids below 10 are markers, below 1000 picture codes, from 8000 on codes of calls and from 9000 on moves, all others words."""
+    if id >= 8000:
+        kind, modality = ("audio", "calls") if id < 9000 else ("codes", "moves")
+        return {"id": id, "kind": kind, "modality": modality, "piece": str(id % 1000)}
     kind = "marker" if id < 10 else "image" if id < 1000 else "text"
     return {"id": id, "kind": kind, "piece": f"<m{id}>" if id < 10 else "" if id < 1000 else f" w{id}"}

@@ -34,7 +34,7 @@ def chat(**settings):
 def scripted(tiny):
     """Says "a red heart", a picture and " words", a few ids at a time, as far as it is let."""
     vocab, text = tiny.bundle.vocab, tiny.bundle.text
-    picture = vocab.modalities[1].span(list(range(16)))
+    picture = vocab.modalities[vocab.row("image")].span(list(range(16)))
     return ScriptedEngine(
         tiny, [text.encode("a red heart"), picture[:9], picture[9:], text.encode(" words"), [vocab.eos]]
     )
@@ -153,10 +153,10 @@ def test_pieces_of_a_stream_come_when_they_are_made(server, scripted):
         assert delta["content"] == "a red heart" and delta["token_ids"]
         scripted.release()
         (image,) = next(events)["choices"][0]["delta"]["images"]
-        assert (image["partial"], image["codes"], image["of"], image["index"]) == (True, 8, 16, 0)
+        assert (image["partial"], image["done"], image["of"], image["index"]) == (True, 8, 16, 0)
         scripted.release()
         (image,) = next(events)["choices"][0]["delta"]["images"]
-        assert (image["partial"], image["codes"]) == (False, 16)
+        assert (image["partial"], image["done"]) == (False, 16)
         scripted.release(2)
         assert next(events)["choices"][0]["delta"]["content"] == " words"
         assert len(next(events)["choices"][0]["delta"]["token_ids"]) == 1
@@ -277,7 +277,7 @@ def test_a_length_that_lies_is_refused_unread(server, scripted):
 
 def test_a_client_that_does_not_read_is_dropped(server, tiny):
     vocab = tiny.bundle.vocab
-    picture = vocab.modalities[1].span(list(range(16)))
+    picture = vocab.modalities[vocab.row("image")].span(list(range(16)))
     engine = ScriptedEngine(tiny, [picture] * 40_000)
     engine.release(10**6)
     url = urlsplit(server(engine=engine, idle_seconds=0.5))
@@ -347,7 +347,7 @@ def test_numbers_for_an_operator(server, scripted):
     text = httpx.get(url + "/metrics").text
     assert 'chameleon_responses_total{path="/v1/chat/completions",status="200"} 1.0' in text
     assert 'chameleon_responses_total{path="other",status="404"} 1.0' in text
-    assert "chameleon_images_total 1.0" in text and "chameleon_slots 4.0" in text
+    assert 'chameleon_spans_total{modality="image"} 1.0' in text and "chameleon_slots 4.0" in text
     health = httpx.get(url + "/health").json()
     assert {"status", "running", "queued", "tokens_per_second", "slots"} <= set(health)
 

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from chameleon_jax.configs import GenerationConfig
-from chameleon_jax.generation.prompt import Turn, build_chat, build_prompt, build_request
+from chameleon_jax.generation.prompt import build_request, encode_turns
 from chameleon_jax.serving import schema
 from chameleon_jax.serving.errors import ApiError
-from chameleon_jax.serving.messages import PictureLimits, build_ids, read_turns
-from chameleon_jax.tokenizers.images import load_pixels
+from chameleon_jax.serving.messages import build_ids, read_turns
+from chameleon_jax.tokenizers.documents import Segment
 from tests.serving.conftest import data_url
 from tests.tiny_run import make_run
 
@@ -31,21 +31,18 @@ def content(*parts):
 
 def ids_of(bundle, messages, format="chat", **settings):
     request = schema.parse(schema.ChatRequest, json.dumps({"messages": messages}).encode())
-    turns = read_turns(request.messages, format, PictureLimits(count=8, config=bundle.pictures.config))
+    turns = read_turns(request.messages, format, bundle, 8)
     return build_ids(turns, format, bundle, longest=10_000, **settings).tolist()
 
 
-@pytest.fixture(scope="module")
-def pixels(tiny):
-    def load(color):
-        file = io.BytesIO()
-        Image.new("RGB", (24, 17), color).save(file, "PNG")
-        return load_pixels(file.getvalue(), tiny.bundle.pictures.config)
-
-    return {color: load(color) for color in COLORS}
+def picture(color):
+    """The segment of the same file, as the Python API takes it."""
+    file = io.BytesIO()
+    Image.new("RGB", (24, 17), color).save(file, "PNG")
+    return Segment("image", file.getvalue())
 
 
-def test_a_conversation_is_that_of_build_chat(tiny, pixels):
+def test_a_conversation_is_that_of_encode_turns(tiny):
     messages = [
         {"role": "system", "content": "words"},
         {"role": "user", "content": content("a ", "red", "or", "blue", " heart")},
@@ -53,34 +50,34 @@ def test_a_conversation_is_that_of_build_chat(tiny, pixels):
         {"role": "user", "content": "größer"},
     ]
     turns = [
-        Turn(role="user", text="words\na <image>or<image> heart", images=[pixels["red"], pixels["blue"]]),
-        Turn(role="assistant", text="<image>yes", images=[pixels["green"]]),
-        Turn(role="user", text="größer"),
+        ["words\na ", picture("red"), "or", picture("blue"), " heart"],
+        [picture("green"), "yes"],
+        ["größer"],
     ]
-    assert ids_of(tiny.bundle, messages) == build_chat(turns, tiny.bundle).tolist()
+    assert ids_of(tiny.bundle, messages) == encode_turns(turns, tiny.bundle, format="chat").tolist()
 
 
-def test_a_completion_is_that_of_build_prompt(tiny, pixels):
+def test_a_completion_is_that_of_encode_turns(tiny):
     messages = [{"role": "user", "content": content("some ", "words", "red")}]
-    wanted = build_prompt("some words<image>", [pixels["red"]], tiny.bundle)
+    wanted = encode_turns([["some words", picture("red")]], tiny.bundle)
     assert ids_of(tiny.bundle, messages, "completion") == wanted.tolist()
 
 
 def test_lumina_is_asked_in_its_words():
     bundle = make_run(is_grid=True).bundle
-    wanted, _ = build_request(
-        "a heart", [], bundle, GenerationConfig(mode="image"), format="lumina", image_size=(8, 24)
-    )
+    config = GenerationConfig(mode="image")
+    wanted, _ = build_request(["a heart"], bundle, config, format="lumina", image_size=(8, 24))
     ids = ids_of(bundle, [{"role": "user", "content": "a heart"}], "lumina", image_size=(8, 24))
     assert ids == wanted.tolist()
 
 
-def test_what_a_user_spells_opens_nothing(tiny, pixels):
+def test_what_a_user_spells_opens_nothing(tiny):
     vocab = tiny.bundle.vocab
+    begin = vocab.modalities[vocab.row("image")].begin_marker
     spelled = "<image> <racm3:break> <reserved08706> </s> IMGIMGAZ \ud800 \0"
     ids = ids_of(tiny.bundle, [{"role": "user", "content": content(spelled, "red")}])
-    assert sum(id == vocab.modalities[1].begin_marker for id in ids) == 1
-    words = ids[1 : ids.index(vocab.modalities[1].begin_marker)]
+    assert ids.count(begin) == 1
+    words = ids[1 : ids.index(begin)]
     assert min(words) >= vocab.text.start
     assert tiny.bundle.text.decode(np.array(words)) == spelled.replace("\ud800", "�")
 

@@ -37,10 +37,11 @@ def test_a_continuation_is_raw_unless_asked_otherwise(tiny):
 
 def test_words_and_pictures_have_settings_of_their_own(tiny):
     both = config_of(tiny, temperature=0.5, top_p=0.8, top_k=7, repetition_penalty=1.2)
-    assert both.text == SamplingConfig(temperature=0.5, top_p=0.8, top_k=7, repetition_penalty=1.2)
-    assert both.image == SamplingConfig(temperature=0.5, top_p=0.8, top_k=7)
+    assert both.sampling["text"] == SamplingConfig(temperature=0.5, top_p=0.8, top_k=7, repetition_penalty=1.2)
+    assert both.sampling["image"] == SamplingConfig(temperature=0.5, top_p=0.8, top_k=7)
     own = config_of(tiny, temperature=0.5, image_temperature=0, image_top_p=0.7, image_top_k=3)
-    assert own.image == SamplingConfig(temperature=0, top_p=0.7, top_k=3) and own.text.temperature == 0.5
+    assert own.sampling["image"] == SamplingConfig(temperature=0, top_p=0.7, top_k=3)
+    assert own.sampling["text"].temperature == 0.5
 
 
 @pytest.mark.parametrize(
@@ -55,8 +56,8 @@ def test_words_and_pictures_have_settings_of_their_own(tiny):
         ({"kind": schema.ImagesRequest}, "image"),
     ],
 )
-def test_the_mode_is_said_or_follows_from_the_modalities(settings, mode):
-    assert choose_mode(request(**settings)) == mode
+def test_the_mode_is_said_or_follows_from_the_modalities(tiny, settings, mode):
+    assert choose_mode(request(**settings), tiny.bundle) == mode
 
 
 def test_guidance_is_turned_on_by_a_scale(tiny):

@@ -1,23 +1,27 @@
 // One answer: its parts in order, grown from the chunks of a stream, and how they look.
 
+import { codesBox } from "./codes.js";
 import { button, el } from "./dom.js";
+import { download, isDataOf } from "./files.js";
 import { say, speak } from "./notices.js";
-import { download, isPictureUrl } from "./pictures.js";
+import { player } from "./sounds.js";
 import { TokenView } from "./tokens.js";
 
 const ENDS = {
   stop: "",
   eos: "",
-  images: "",
   length: "no room for more",
   content_filter: "filtered",
 };
+
+// By kind of data: how it is called, and what the number of its parts counts.
+const NOUNS = { image: "picture", audio: "sound", codes: "row of numbers" };
 
 // Pictures of small models are shown larger, but not so large that only blur is seen.
 const [LEAST_WIDTH, ENLARGED] = [220, 3];
 
 export class Answer {
-  parts = []; // {type: "text", text} or {type: "image", index, url, partial, codes, of}
+  parts = []; // {type: "text", text} or {type: "image" | "audio" | "codes", modality, index, url | codes, partial, done, of}
   ids = [];
   promptIds = []; // where the server tells them
   state = "waiting"; // then "running", then "done", "stopped" or "failed"
@@ -36,7 +40,7 @@ export class Answer {
   #tools = el("span", { className: "tools" });
   #tokens = new TokenView();
 
-  /** `settings` are those of the request; `actions` may hold `usePicture(url)`. */
+  /** `settings` are those of the request; `actions` may hold `use(part)`, which puts a part into the prompt. */
   constructor(settings, actions) {
     this.#settings = settings;
     this.actions = actions;
@@ -69,8 +73,8 @@ export class Answer {
   /** What is whole, as parts of a prompt. */
   content() {
     return this.parts
-      .filter((part) => part.type === "text" || (part.url && !part.partial))
-      .map((part) => (part.type === "text" ? { type: "text", text: part.text } : { type: "image", url: part.url, alt: "" }));
+      .filter((part) => part.type === "text" || (!part.partial && (part.url || part.codes)))
+      .map(asGiven);
   }
 
   queue(length) {
@@ -83,9 +87,9 @@ export class Answer {
     this.promptIds = chunk.prompt_token_ids ?? this.promptIds;
     const choice = chunk.choices?.[0];
     if (choice) {
-      const { content, images, token_ids: ids } = choice.delta ?? {};
+      const { content, images = [], media = [], token_ids: ids } = choice.delta ?? {};
       if (content) this.#takeText(content);
-      for (const image of images ?? []) this.#takePicture(image);
+      for (const part of [...images, ...media]) this.#takePart(part);
       if (ids?.length) this.#takeIds(ids);
       if (choice.finish_reason) this.note = ENDS[choice.finish_reason] ?? choice.finish_reason;
     }
@@ -108,16 +112,21 @@ export class Answer {
     say(text);
   }
 
-  #takePicture({ index, image_url: image, partial = false, codes, of }) {
+  // What is not whole is replaced by what comes next; of numbers those behind `done` are replaced.
+  #takePart({ type, modality, index, partial = false, codes, done, of, ...rest }) {
+    const kind = type.replace("_url", "");
+    if (!(kind in NOUNS)) return; // of a newer server
     this.#begin();
-    let part = this.parts.find((each) => each.type === "image" && each.index === index);
+    let part = this.parts.find((each) => each.type === kind && each.modality === modality && each.index === index);
     if (!part) {
-      part = { type: "image", index, url: null };
+      part = { type: kind, modality, index };
       this.parts.push(part);
-      say(" A picture begins. ");
+      say(` A ${NOUNS[kind]} begins. `);
     }
-    Object.assign(part, { partial, codes, of, ...(isPictureUrl(image?.url) && { url: image.url }) });
-    if (!partial) say(" The picture is complete. ");
+    const url = rest[type]?.url;
+    Object.assign(part, { partial, done, of }, isDataOf(kind, url) && { url });
+    if (kind === "codes") part.codes = [...(part.codes ?? []).slice(0, (done ?? codes.length) - codes.length), ...codes];
+    if (!partial) say(` The ${NOUNS[kind]} is complete. `);
   }
 
   #takeIds(ids) {
@@ -142,7 +151,7 @@ export class Answer {
     for (const [i, part] of this.parts.entries()) {
       this.#shown[i] ??= this.#body.appendChild(part.type === "text" ? el("div", { className: "text" }) : this.#figure(i));
       if (part.type === "text") showText(this.#shown[i], part.text);
-      else this.#showPicture(this.#shown[i], part, i);
+      else this.#showPart(this.#shown[i], part, i);
     }
     const isOpen = this.state === "waiting" || this.state === "running";
     this.node.dataset.state = this.state;
@@ -164,31 +173,41 @@ export class Answer {
   }
 
   #figure(i) {
-    const picture = el("img", { alt: `Picture ${this.#number(i)} of the answer`, hidden: true });
-    const bar = el("progress", { max: 1, value: 0, ariaLabel: `Codes of picture ${this.#number(i)}` });
-    const caption = el("figcaption", {}, el("span", { className: "progress" }), el("span", { className: "tools", hidden: true }));
-    caption.lastChild.append(
-      button("Download", () => download(this.parts[i].url, `chameleon-${this.#settings.seed}-${this.#number(i)}`)),
-      button("Use in prompt", () => this.actions.usePicture(this.parts[i].url)),
-    );
-    const figure = el("figure", {}, el("div", { className: "frame" }, picture), bar, caption);
-    picture.onload = () => (figure.style.maxWidth = `${Math.max(LEAST_WIDTH, ENLARGED * picture.naturalWidth)}px`);
+    const part = this.parts[i];
+    const number = this.#number(i);
+    const name = `${NOUNS[part.type]} ${number}`;
+    const bar = el("progress", { max: 1, value: 0, ariaLabel: `Codes of ${name}` });
+    const tools = el("span", { className: "tools", hidden: true });
+    if (part.type !== "codes") tools.append(button("Download", () => download(part.url, `chameleon-${this.#settings.seed}-${number}`)));
+    tools.append(button("Use in prompt", () => this.actions.use(asGiven(part))));
+    const caption = el("figcaption", {}, el("span", { className: "progress" }), tools);
+    const shown = {
+      image: () => el("img", { alt: `Picture ${number} of the answer`, hidden: true }),
+      audio: () => player(null, `Sound ${number} of the answer`),
+      codes: () => codesBox([]),
+    }[part.type]();
+    const figure = el("figure", { className: part.type }, el("div", { className: "frame" }, shown), bar, caption);
+    shown.onload = () => (figure.style.maxWidth = `${Math.max(LEAST_WIDTH, ENLARGED * shown.naturalWidth)}px`);
     return figure;
   }
 
-  #number = (i) => this.parts.slice(0, i + 1).filter((part) => part.type === "image").length;
+  #number = (i) => this.parts.slice(0, i + 1).filter((part) => part.type === this.parts[i].type).length;
 
-  #showPicture(figure, { url, partial, codes, of }, i) {
-    const picture = figure.querySelector("img");
-    if (this.#drawn[i] !== url) picture.src = url;
-    this.#drawn[i] = url;
-    picture.hidden = !url;
+  #showPart(figure, { type, modality, url, codes, partial, done, of }, i) {
+    const shown = figure.querySelector(".frame").firstChild;
+    if (type === "codes") shown.textContent = codes.join(" ");
+    else {
+      const isReady = url && (type === "image" || !partial); // a sound that changes while it is played is no use
+      if (isReady && this.#drawn[i] !== url) shown.src = this.#drawn[i] = url;
+      shown.hidden = !isReady;
+    }
     figure.classList.toggle("partial", partial);
     const bar = figure.querySelector("progress");
     bar.hidden = !partial;
-    if (of) Object.assign(bar, { max: of, value: codes });
-    figure.querySelector(".progress").textContent = partial ? (of ? `${codes} of ${of} codes` : `${codes ?? "some"} codes`) : "";
-    figure.querySelector(".tools").hidden = partial || !url;
+    if (of) Object.assign(bar, { max: of, value: done });
+    const count = partial ? (of ? `${done} of ${of} codes` : `${done ?? "some"} codes`) : "";
+    figure.querySelector(".progress").textContent = type === "codes" ? [modality, count].filter(Boolean).join(": ") : count;
+    figure.querySelector(".tools").hidden = partial || !(url || codes);
   }
 
   async #copy(control) {
@@ -207,3 +226,5 @@ function showText(node, text) {
   const shown = node.firstChild ?? node.appendChild(document.createTextNode(""));
   if (text.length > shown.length) shown.appendData(text.slice(shown.length));
 }
+
+const asGiven = ({ type, text, url, codes, modality }) => ({ type, text, url, codes, modality });

@@ -31,7 +31,9 @@ async function run() {
   const chosen = settings.request();
   const content = composer.content();
   if (running || !chosen) return;
-  if (!content.length && chosen.format !== "completion" && chosen.mode !== "image") {
+  const wrong = composer.check();
+  if (wrong) return notice(wrong);
+  if (!content.length && chosen.format !== "completion" && settings.kinds(chosen.mode).includes("text")) {
     composer.focus();
     notice("Write something or add a picture first.", { kind: "hint" });
     return;
@@ -62,7 +64,7 @@ async function again(i, isNewSeed) {
 /** Answer the last exchange; false if nothing came of it. `retry` does what led here once more. */
 async function generate(chosen, retry) {
   clearNotices();
-  const answer = new Answer(chosen, { usePicture });
+  const answer = new Answer(chosen, { use });
   const messages = conversation.messages(chosen.format);
   conversation.addAnswer(answer);
   setRunning(new AbortController());
@@ -146,8 +148,8 @@ function joined(parts) {
   }, []);
 }
 
-function usePicture(url) {
-  composer.addPicture(url);
+function use(part) {
+  composer.add(part);
   composer.focus();
 }
 
@@ -189,7 +191,9 @@ async function loadModels() {
 }
 
 function useModel() {
-  settings.useModel(models[byId("model").selectedIndex]);
+  const model = models[byId("model").selectedIndex];
+  settings.useModel(model);
+  composer.useModel(model);
 }
 
 function askKey(isRefused) {
@@ -218,11 +222,11 @@ const askServer = watchServer(
   () => running !== null,
   (queued) => conversation.length && running && conversation.at(-1).answers.at(-1)?.queue(queued),
 );
-for (const [title, mode, text] of EXAMPLES) {
+for (const [title, kind, text] of EXAMPLES) {
   const fill = () => {
-    settings.setMode(mode);
-    const pictures = composer.content().filter((part) => part.type === "image");
-    composer.set([...pictures, { type: "text", text }]);
+    settings.setMode(kind);
+    const given = composer.content().filter((part) => part.type !== "text");
+    composer.set([...given, { type: "text", text }]);
     composer.focus();
   };
   byId("examples").append(el("li", {}, button(title, fill)));

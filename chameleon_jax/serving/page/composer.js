@@ -1,20 +1,28 @@
-// The prompt as a list of cards, words or a picture each. The list in the page is the state: a card that moves is an element that moves.
+// The prompt as a list of cards, words, a picture, a sound or numbers each. The list in the page is the state: a card that moves is an element that moves.
 
+import { parseCodes, problem } from "./codes.js";
 import { button, byId, el } from "./dom.js";
 import { notice, say } from "./notices.js";
 import { readPicture } from "./pictures.js";
+import { isSoundFile, player, readSound } from "./sounds.js";
+
+const KINDS = { text: "Text", image: "Picture", audio: "Sound", codes: "Numbers" };
+const FIELDS = "textarea, input, audio"; // of a card, what takes the focus
 
 export class Composer {
   #list = byId("cards");
+  #modalities = []; // as the server describes them; none where it does not
 
   constructor() {
     byId("add-text").onclick = () => this.#addText("").querySelector("textarea").focus();
-    byId("add-picture").onclick = () => byId("file").click();
-    byId("file").onchange = async (event) => {
-      const files = [...event.target.files];
-      event.target.value = ""; // so that the same file can be picked again
-      await this.addFiles(files);
-    };
+    for (const [control, id] of Object.entries({ "add-picture": "file", "add-sound": "sound-file" })) {
+      byId(control).onclick = () => byId(id).click();
+      byId(id).onchange = async (event) => {
+        const files = [...event.target.files];
+        event.target.value = ""; // so that the same file can be picked again
+        await this.addFiles(files);
+      };
+    }
     document.addEventListener("paste", (event) => this.#paste(event));
     document.addEventListener("dragover", (event) => this.#fileOver(event));
     document.addEventListener("drop", (event) => this.#fileDrop(event));
@@ -23,19 +31,43 @@ export class Composer {
     this.set([]);
   }
 
-  /** The parts, in order: {type: "text", text} or {type: "image", url, alt}. Empty words are left out. */
-  content() {
-    const parts = [...this.#list.children].map((card) =>
-      card.dataset.kind === "text"
-        ? { type: "text", text: card.querySelector("textarea").value }
-        : { type: "image", url: card.querySelector("img").src, alt: card.querySelector("input").value },
+  /** Offer what this model reads. */
+  useModel({ chameleon: { modalities = [] } = {} } = {}) {
+    this.#modalities = modalities;
+    const reads = (media) => modalities.filter((each) => each.media === media && each.reads);
+    byId("add-picture").hidden = modalities.length > 0 && !reads("image").length;
+    byId("add-sound").hidden = !reads("audio").length;
+    const offers = reads("codes").map(({ name }) =>
+      button(`+ ${name}`, () => this.#addCodes(name, []).querySelector("input").focus(), { className: "add-codes" }),
     );
-    return parts.filter((part) => part.type === "image" || part.text.trim());
+    byId("add-codes").replaceChildren(...offers);
+  }
+
+  /** The parts, in order, as `set` takes them: {type: "text", text}, {type: "image", url, alt}, {type: "audio", url, name} or
+   *  {type: "codes", modality, codes}; `modality` of a picture or a sound where it is known. Empty words are left out. */
+  content() {
+    const parts = [...this.#list.children].map(({ given }) => given());
+    return parts.filter((part) => part.type !== "text" || part.text.trim());
+  }
+
+  /** What is wrong with the first part that cannot be sent, which gets the focus; empty if all can. */
+  check() {
+    for (const card of this.#list.children) {
+      const part = card.given();
+      const modality = this.#modalities.find(({ name }) => name === part.modality);
+      const wrong = part.type === "codes" && modality ? problem(part.codes, modality) : "";
+      const input = card.querySelector("input");
+      if (wrong) input.setAttribute("aria-invalid", "true");
+      else input?.removeAttribute("aria-invalid");
+      if (wrong) input.focus();
+      if (wrong) return wrong;
+    }
+    return "";
   }
 
   set(parts) {
     this.#list.replaceChildren();
-    for (const part of parts) part.type === "text" ? this.#addText(part.text) : this.#addPicture(part.url, part.alt);
+    for (const part of parts) this.#addPart(part, null);
     if (!this.#list.querySelector("textarea")) this.#addText("");
   }
 
@@ -43,46 +75,72 @@ export class Composer {
     this.#list.querySelector("li:last-child textarea, li:last-child input, textarea")?.focus();
   }
 
-  /** Add the pictures in `files` before the element `next`, or at the end; what is no picture is named in a notice. */
+  /** Add the pictures and sounds in `files` before the element `next`, or at the end; what is neither is named in a notice. */
   async addFiles(files, next = this.#place()) {
     for (const file of files) {
       try {
-        this.addPicture(await readPicture(file), file.name?.replace(/\.\w+$/, "") ?? "", next);
+        const name = file.name?.replace(/\.\w+$/, "") ?? "";
+        if (!isSoundFile(file)) this.add({ type: "image", url: await readPicture(file), alt: name }, next);
+        else if (byId("add-sound").hidden) throw new Error(`${file.name}: this model reads no sounds.`);
+        else this.add({ type: "audio", url: await readSound(file), name }, next);
       } catch (error) {
         notice(error.message);
       }
     }
   }
 
-  addPicture(url, alt = "", next = this.#place()) {
-    this.#addPicture(url, alt, next?.isConnected ? next : null);
-    say("Picture added. ");
+  /** Add a part before the element `next`, or at the end. */
+  add(part, next = this.#place()) {
+    this.#addPart(part, next?.isConnected ? next : null);
+    say(`${KINDS[part.type]} added. `);
   }
 
-  // Pictures go before an empty text at the end: one goes on writing below them.
+  // They go before an empty text at the end: one goes on writing below them.
   #place() {
     const last = this.#list.lastElementChild;
     return last?.querySelector("textarea")?.value === "" ? last : null;
   }
 
+  #addPart({ type, text, url, alt, name, codes, modality }, next) {
+    if (type === "text") return this.#addText(text, next);
+    if (type === "image") return this.#addPicture(url, alt, modality, next);
+    return type === "audio" ? this.#addSound(url, name, modality, next) : this.#addCodes(modality, codes, next);
+  }
+
   #addText(text, next = null) {
     const area = el("textarea", { value: text, rows: 1, placeholder: "Write here", spellcheck: true });
     area.setAttribute("aria-describedby", "cards-help");
-    return this.#card("text", area, next);
+    return this.#card("text", area, next, () => ({ type: "text", text: area.value }));
   }
 
-  #addPicture(url, alt, next = null) {
+  #addPicture(url, alt = "", modality = undefined, next = null) {
     const picture = el("img", { src: url, alt });
     const input = el("input", { value: alt, placeholder: "Describe it for those who cannot see it" });
     input.addEventListener("input", () => (picture.alt = input.value));
     const hint = el("small", { textContent: "Stays on this page; the model does not get it." });
     const label = el("label", { className: "alt" }, el("span", { textContent: "Description" }), input, hint);
-    return this.#card("image", el("div", { className: "picture" }, picture, label), next);
+    const body = el("div", { className: "picture" }, picture, label);
+    return this.#card("image", body, next, () => ({ type: "image", url: picture.src, alt: input.value, modality }));
   }
 
-  #card(kind, body, next) {
+  #addSound(url, name = "", modality = undefined, next = null) {
+    const body = el("div", { className: "sound" }, player(url), el("small", { textContent: name }));
+    return this.#card("audio", body, next, () => ({ type: "audio", url, name, modality }));
+  }
+
+  #addCodes(modality, codes, next = null) {
+    const known = this.#modalities.find(({ name }) => name === modality);
+    const count = known?.span === "fixed" ? `${known.length} numbers` : "Numbers";
+    const placeholder = known ? `${count} from 0 to ${known.ids - 1}, with commas` : "Numbers, with commas";
+    const input = el("input", { value: codes.join(", "), placeholder, inputMode: "numeric", autocomplete: "off" });
+    const label = el("label", { className: "codes-input" }, el("span", { textContent: modality }), input);
+    return this.#card("codes", label, next, () => ({ type: "codes", modality, codes: parseCodes(input.value) }));
+  }
+
+  // `given` tells the part that the card stands for.
+  #card(kind, body, next, given) {
     const grip = el("span", { className: "grip", textContent: "⠿", title: "Drag to move", ariaHidden: "true" });
-    const card = el("li", { className: "card", dataset: { kind } }, grip, body);
+    const card = el("li", { className: "card", dataset: { kind }, given }, grip, body);
     card.append(
       el(
         "div",
@@ -103,7 +161,7 @@ export class Composer {
     card.remove();
     if (!this.#list.childElementCount) this.#addText("");
     this.#name();
-    (neighbour ?? this.#list.firstElementChild).querySelector("textarea, input").focus();
+    (neighbour ?? this.#list.firstElementChild).querySelector(FIELDS).focus();
     say("Part removed. ");
   }
 
@@ -122,8 +180,8 @@ export class Composer {
   #name() {
     const cards = [...this.#list.children];
     for (const [i, card] of cards.entries()) {
-      const name = `${card.dataset.kind === "text" ? "Text" : "Picture"}, part ${i + 1} of ${cards.length}`;
-      card.querySelector("textarea, .alt input").ariaLabel = card.dataset.kind === "text" ? name : `${name}: description`;
+      const name = `${KINDS[card.dataset.kind]}, part ${i + 1} of ${cards.length}`;
+      card.querySelector(FIELDS).ariaLabel = card.dataset.kind === "image" ? `${name}: description` : name;
       card.querySelector(".up").ariaLabel = `Move up: ${name}`;
       card.querySelector(".down").ariaLabel = `Move down: ${name}`;
       card.querySelector(".remove").ariaLabel = `Remove: ${name}`;
@@ -177,14 +235,14 @@ export class Composer {
   }
 
   #paste(event) {
-    const files = [...(event.clipboardData?.files ?? [])].filter((file) => file.type.startsWith("image/"));
+    const files = [...(event.clipboardData?.files ?? [])].filter((file) => file.type.startsWith("image/") || isSoundFile(file));
     if (!files.length) return;
     event.preventDefault();
     const card = event.target.closest?.("#cards .card");
     this.addFiles(files, card ? this.#split(card) : undefined);
   }
 
-  /** Where a picture pasted into `card` goes: at the caret, so words behind it become a card of their own. */
+  /** Where a file pasted into `card` goes: at the caret, so words behind it become a card of their own. */
   #split(card) {
     const area = card.querySelector("textarea");
     if (!area) return card.nextElementSibling;

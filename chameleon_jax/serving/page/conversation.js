@@ -1,6 +1,8 @@
 // Exchanges: what was asked, and the answers to it, of which one is shown and goes into the next request.
 
+import { codesBox } from "./codes.js";
 import { button, byId, el } from "./dom.js";
+import { player } from "./sounds.js";
 
 export class Conversation {
   #exchanges = []; // {content, answers, shown, node}
@@ -72,9 +74,7 @@ export class Conversation {
     const asked = el(
       "section",
       { className: "asked", ariaLabel: `Prompt ${i + 1}` },
-      ...content.map((part) =>
-        part.type === "text" ? el("p", { className: "text", textContent: part.text }) : el("img", { src: part.url, alt: part.alt || "Picture of the prompt" }),
-      ),
+      ...content.map(show),
       ...(content.length ? [] : [el("p", { className: "text nothing", textContent: "(empty prompt)" })]),
       el("div", { className: "foot" }, button("Edit", () => this.#actions.edit(i), { ariaLabel: `Edit prompt ${i + 1}` })),
     );
@@ -114,5 +114,15 @@ export class Conversation {
   }
 }
 
-const asPart = (part) =>
-  part.type === "text" ? { type: "text", text: part.text } : { type: "image_url", image_url: { url: part.url } };
+const show = (part) =>
+  ({
+    text: () => el("p", { className: "text", textContent: part.text }),
+    image: () => el("img", { src: part.url, alt: part.alt || "Picture of the prompt" }),
+    audio: () => player(part.url, part.name || "Sound of the prompt"),
+    codes: () => el("div", { className: "given-codes" }, el("small", { textContent: part.modality }), codesBox(part.codes)),
+  })[part.type]();
+
+function asPart({ type, text, url, codes, modality }) {
+  if (type === "text") return { type, text };
+  return type === "codes" ? { type, modality, codes } : { type: `${type}_url`, modality, [`${type}_url`]: { url } };
+}

@@ -1,4 +1,6 @@
-// Picture files as data: URLs that a server takes, and data: URLs as files.
+// Picture files as data: URLs that a server takes.
+
+import { readUrl } from "./files.js";
 
 const SIDE = 2048; // models see some 512 pixels a side; camera files would only fill the server's limit on bodies
 const BYTES = 1_500_000;
@@ -27,25 +29,3 @@ export async function readPicture(file) {
   const png = canvas.toDataURL("image/png");
   return png.length <= BYTES ? png : canvas.toDataURL("image/jpeg", 0.92);
 }
-
-const readUrl = (blob) =>
-  new Promise((resolve, reject) => {
-    const reader = new FileReader();
-    reader.onload = () => resolve(reader.result);
-    reader.onerror = () => reject(new Error(`${blob.name || "The picture"} could not be read.`));
-    reader.readAsDataURL(blob);
-  });
-
-/** Offer the picture of a data: URL as a file called `name` and the ending of its kind. */
-export function download(url, name) {
-  const [, type, base64] = /^data:(image\/[\w.+-]+);base64,(.*)$/s.exec(url);
-  const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([bytes], { type }));
-  link.download = `${name}.${type.slice("image/".length).replace("jpeg", "jpg")}`;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-}
-
-/** Only pictures that came with the answer are shown: a URL of anything else could call elsewhere. */
-export const isPictureUrl = (url) => typeof url === "string" && /^data:image\/[\w.+-]+;base64,/.test(url);

@@ -4,16 +4,18 @@ import { button, el } from "./dom.js";
 
 const KEY = "chameleon.settings";
 
+// Of a server that does not describe its model.
+const MODALITIES = [
+  { name: "text", media: "text" },
+  { name: "image", media: "image" },
+];
+const NOUNS = { text: "Words", image: "Pictures", audio: "Sounds" };
+
 const CHOICES = {
   mode: {
     label: "Answer with",
     fallback: "interleaved",
-    options: [
-      ["text", "Words", "Words only"],
-      ["image", "Pictures", "Pictures only"],
-      ["interleaved", "Both", "Words and pictures, each picture whole"],
-      ["unrestricted", "Anything", "Whatever the model chooses"],
-    ],
+    options: [], // of the model
   },
   format: {
     label: "Form of the prompt",
@@ -26,11 +28,11 @@ const CHOICES = {
   },
 };
 
-// name: [label, least, most, step, hint]. `modes` of a group are those in which it matters.
+// name: [label, least, most, step, hint]. `kinds` of a group are the kinds of data for which it matters.
 const GROUPS = [
   {
     title: "Words",
-    modes: ["text", "interleaved", "unrestricted"],
+    kinds: ["text", "audio", "codes"],
     fields: {
       temperature: ["Temperature", 0, 10, "any", "0 takes the likeliest"],
       top_p: ["Top p", 0.000001, 1, "any", "1 keeps all"],
@@ -40,7 +42,7 @@ const GROUPS = [
   },
   {
     title: "Pictures",
-    modes: ["image", "interleaved", "unrestricted"],
+    kinds: ["image"],
     fields: {
       image_temperature: ["Temperature", 0, 10, "any", "0 takes the likeliest"],
       image_top_p: ["Top p", 0.000001, 1, "any", "1 keeps all"],
@@ -53,12 +55,11 @@ const GROUPS = [
   },
   {
     title: "Length",
-    modes: ["text", "image", "interleaved", "unrestricted"],
+    kinds: ["text", "image", "audio", "codes"],
     fields: { max_tokens: ["Most tokens", 1, 10000000, 1, "words and codes"] },
   },
 ];
 
-const PICTURE_MODES = GROUPS[1].modes;
 const PREVIEWS = 16; // of a picture, however many codes it has
 const SEEDS = 2 ** 31;
 
@@ -66,6 +67,7 @@ export class Settings {
   #form;
   #defaults = {}; // of fields, the words in one that is empty
   #previewEvery = 64;
+  #modalities = MODALITIES;
   #inputs = {}; // by name; of choices, the radio buttons
 
   constructor(form) {
@@ -75,7 +77,7 @@ export class Settings {
     size.setAttribute("list", "sizes");
     const seed = this.#input("seed", { type: "number", min: 0, max: SEEDS - 1, step: 1 });
     const sizeField = field("Size of pictures", size, "width x height");
-    sizeField.dataset.modes = PICTURE_MODES.join(" ");
+    sizeField.dataset.kinds = "image";
     form.append(
       el("div", { className: "fields" }, field("Seed", seed, "empty: always new"), sizeField),
       el("datalist", { id: "sizes" }),
@@ -85,24 +87,34 @@ export class Settings {
     form.append(advanced, button("Back to defaults", () => this.#reset(), { className: "quiet" }));
     form.addEventListener("input", () => this.#save());
     form.addEventListener("submit", (event) => event.preventDefault());
+    this.#offerModes();
     this.#load();
   }
 
   /** `model`: as the server lists it. All but its id is this server's own, and may be missing. */
   useModel({ defaults = {}, image_sizes: sizes = [], chameleon = {} } = {}) {
-    const { modes, codes_per_image: codes = 1024 } = chameleon;
-    this.#previewEvery = Math.ceil(codes / PREVIEWS);
+    const { modes, modalities = MODALITIES } = chameleon;
+    this.#modalities = modalities;
+    const codes = Math.max(0, ...modalities.filter(({ media }) => media === "image").map(({ length }) => length ?? 0));
+    this.#previewEvery = Math.ceil((codes || 1024) / PREVIEWS);
+    this.#offerModes(modes);
     this.#defaults = { seed: "random", image_size: "the model's", ...defaults, partial_every: this.#previewEvery };
-    for (const radio of this.#inputs.mode) radio.disabled = modes ? !modes.includes(radio.value) : false;
     this.#form.querySelector("#sizes").replaceChildren(...sizes.map((value) => el("option", { value })));
     this.#load();
   }
 
-  /** Choose the mode; one that the model does not have is left alone. */
-  setMode(mode) {
+  /** Choose the mode of the first modality of a kind of data, or `interleaved`; one that the model does not have is left alone. */
+  setMode(kind) {
+    const mode = this.#modalities.find(({ media }) => media === kind)?.name ?? kind;
     const radio = this.#inputs.mode.find((each) => each.value === mode);
-    if (!radio.disabled) radio.checked = true;
+    if (radio && !radio.disabled) radio.checked = true;
     this.#save();
+  }
+
+  /** The kinds of data that a mode may write. */
+  kinds(mode) {
+    const named = this.#modalities.filter(({ name }) => name === mode);
+    return (named.length ? named : this.#modalities).map(({ media }) => media);
   }
 
   /** The fields of a request; a seed is always among them, so that an answer can be had again. Null, and shown, if one is wrong. */
@@ -179,10 +191,13 @@ export class Settings {
 
   // Groups that do not matter in this mode are hidden; under each choice stands what the chosen one means.
   #fit(mode) {
-    for (const part of this.#form.querySelectorAll("[data-modes]")) part.hidden = !part.dataset.modes.split(" ").includes(mode);
+    const kinds = this.kinds(mode);
+    for (const part of this.#form.querySelectorAll("[data-kinds]")) {
+      part.hidden = !part.dataset.kinds.split(" ").some((kind) => kinds.includes(kind));
+    }
     for (const hint of this.#form.querySelectorAll("[data-hints]")) {
-      const chosen = this.#inputs[hint.dataset.hints].findIndex((radio) => radio.checked);
-      hint.textContent = CHOICES[hint.dataset.hints].options[chosen][2];
+      const chosen = this.#inputs[hint.dataset.hints].find((radio) => radio.checked);
+      hint.textContent = chosen.getAttribute("aria-description");
     }
     for (const [name, input] of Object.entries(this.#inputs)) {
       // The server samples pictures as it was told to sample words, where it was told nothing about pictures.
@@ -194,27 +209,41 @@ export class Settings {
 
   #choice(name, { label, options }) {
     const hint = el("small", { className: "hint", dataset: { hints: name } });
-    const radios = options.map(([value, , title]) =>
-      el("input", { type: "radio", name, value, attributes: { "aria-description": title } }),
-    );
-    this.#inputs[name] = radios;
-    const buttons = options.map(([, text, title], i) => el("label", { title }, radios[i], el("span", { textContent: text })));
-    return el(
-      "fieldset",
-      { className: "choice" },
-      el("legend", { textContent: label }),
-      el("div", { className: "segments" }, ...buttons),
-      hint,
-    );
+    const segments = el("div", { className: "segments" });
+    this.#fill(name, segments, options);
+    return el("fieldset", { className: "choice" }, el("legend", { textContent: label }), segments, hint);
   }
 
-  #group({ title, modes, fields }) {
+  // `options`: [value, words, what it means, whether the model lacks it].
+  #fill(name, segments, options) {
+    this.#inputs[name] = options.map(([value, , title, isMissing = false]) =>
+      el("input", { type: "radio", name, value, disabled: isMissing, attributes: { "aria-description": title } }),
+    );
+    const labels = options.map(([, text, title], i) => el("label", { title }, this.#inputs[name][i], el("span", { textContent: text })));
+    segments.replaceChildren(...labels);
+  }
+
+  // A button for each modality, one for all of them and one for whatever comes; `modes` are those that the server has.
+  #offerModes(modes) {
+    const nouns = this.#modalities.map(({ name, media }) => (name === media && NOUNS[media]) || name[0].toUpperCase() + name.slice(1).replaceAll("_", " "));
+    const all = this.#modalities.length > 1 ? [["interleaved", nouns.length === 2 ? "Both" : "All", `${nouns.join(", ")}, each whole`]] : [];
+    const options = [
+      ...this.#modalities.map(({ name }, i) => [name, nouns[i], `${nouns[i]} only`]),
+      ...all,
+      ["unrestricted", "Anything", "Whatever the model chooses"],
+    ];
+    const segments = this.#form.querySelector(".segments");
+    this.#fill("mode", segments, options.map((option) => [...option, modes ? !modes.includes(option[0]) : false]));
+    segments.classList.toggle("many", options.length > 4);
+  }
+
+  #group({ title, kinds, fields }) {
     const inputs = Object.entries(fields).map(([name, [label, min, max, step, hint]]) =>
       field(label, this.#input(name, { type: "number", min, max, step }), hint),
     );
     return el(
       "fieldset",
-      { dataset: { modes: modes.join(" ") } },
+      { dataset: { kinds: kinds.join(" ") } },
       el("legend", { textContent: title }),
       el("div", { className: "fields" }, ...inputs),
     );

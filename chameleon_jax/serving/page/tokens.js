@@ -5,14 +5,16 @@ import { button, el } from "./dom.js";
 
 const CELL = { width: 84, height: 30 }; // as in style.css
 const ASKED = 1024; // ids of one request
-const KINDS = { text: "words", image: "picture codes", marker: "markers" };
+// The legend has the first three always, the others where they occur.
+const KINDS = { text: "words", image: "picture codes", marker: "markers", audio: "sound codes", codes: "other codes" };
+const ALWAYS = ["text", "image", "marker"];
 
-const known = new Map(); // id -> {kind, piece}: what an id is does not change while the server runs
+const known = new Map(); // id -> {kind, modality, piece}: what an id is does not change while the server runs
 
 async function look(ids) {
   const missing = [...new Set(ids)].filter((id) => !known.has(id));
   for (let i = 0; i < missing.length; i += ASKED) {
-    for (const { id, kind, piece } of await getTokens(missing.slice(i, i + ASKED))) known.set(id, { kind, piece });
+    for (const { id, ...what } of await getTokens(missing.slice(i, i + ASKED))) known.set(id, what);
   }
 }
 
@@ -84,9 +86,10 @@ export class TokenView {
   }
 
   #count() {
-    const counts = { text: 0, image: 0, marker: 0 };
+    const counts = Object.fromEntries(Object.keys(KINDS).map((kind) => [kind, 0]));
     for (const id of this.#ids) counts[known.get(id)?.kind] += 1;
-    const legend = Object.entries(KINDS).map(([kind, name]) =>
+    const shown = Object.entries(KINDS).filter(([kind]) => ALWAYS.includes(kind) || counts[kind]);
+    const legend = shown.map(([kind, name]) =>
       el("span", { className: `legend ${kind}`, textContent: `${counts[kind].toLocaleString("en")} ${name}`, dataset: { count: counts[kind] } }),
     );
     this.#counts.replaceChildren(`${this.#ids.length.toLocaleString("en")} tokens: `, ...legend);
@@ -122,8 +125,8 @@ export class TokenView {
   }
 
   #describe(at) {
-    const { kind, piece } = known.get(this.#ids[at]) ?? { kind: "unknown", piece: "" };
-    const what = kind === "image" ? "picture code" : `${kind} “${visible(piece)}”`;
+    const { kind, modality = kind, piece } = known.get(this.#ids[at]) ?? { kind: "unknown", piece: "" };
+    const what = kind === "image" ? "picture code" : `${kind === "text" ? "text" : modality} “${visible(piece)}”`;
     return `${at + 1} of ${this.#ids.length}: id ${this.#ids[at]}, ${what}`;
   }
 
