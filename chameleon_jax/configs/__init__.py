@@ -24,6 +24,7 @@ from chameleon_jax.configs.generation import (
 from chameleon_jax.configs.model import (
     MeshConfig,
     NumericsConfig,
+    PatchEncoderConfig,
     TransformerConfig,
 )
 from chameleon_jax.configs.serving import ServeConfig
@@ -59,6 +60,7 @@ __all__ = [
     "MeshConfig",
     "NumericsConfig",
     "OptimConfig",
+    "PatchEncoderConfig",
     "PretrainConfig",
     "RunConfig",
     "SamplingConfig",
