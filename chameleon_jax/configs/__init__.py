@@ -24,6 +24,7 @@ from chameleon_jax.configs.generation import (
 from chameleon_jax.configs.model import (
     MeshConfig,
     NumericsConfig,
+    PatchEncoderConfig,
     TransformerConfig,
 )
 from chameleon_jax.configs.serving import ServeConfig
@@ -62,6 +63,7 @@ __all__ = [
     "ModalityConfig",
     "NumericsConfig",
     "OptimConfig",
+    "PatchEncoderConfig",
     "PretrainConfig",
     "RunConfig",
     "SamplingConfig",

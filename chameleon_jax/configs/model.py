@@ -28,6 +28,24 @@ class NumericsConfig(Config):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PatchEncoderConfig(Config):
+    """The encoder of pictures that are perceived, not generated: patches of pixels to vectors in the decoder's width."""
+
+    patch_size: int = 16  # pixels; sides of pictures are multiples of it
+    width: int = 256
+    n_layers: int = 2  # 0: a linear projection of the pixels
+    n_heads: int = 4
+    d_ff: int = 1024
+
+    def validate(self):
+        for name in ("patch_size", "width", "n_heads", "d_ff"):
+            self.require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        self.require(self.n_layers >= 0, f"n_layers must be at least 0, got {self.n_layers}")
+        self.require(self.width % self.n_heads == 0, f"width {self.width} is not a multiple of n_heads {self.n_heads}")
+        self.require(self.width % 4 == 0, f"width must be a multiple of 4 for positions in two axes, got {self.width}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig(Config):
     """The decoder. Dimension letters: D d_model, L n_layers, N n_heads, K n_kv_heads, H head_dim, F d_ff, V vocab_size.
 
@@ -60,6 +78,9 @@ class TransformerConfig(Config):
         Literal["mlp", "norms", "attention"], ...
     ] = ()  # parts with parameters for each modality of the input
     modalities: int = 2  # rows of the vocabulary's modality table, which untied parts have parameters for
+    perception: PatchEncoderConfig | None = (
+        None  # encoder of the pictures that prompts hold as vectors; None: ids alone
+    )
     numerics: NumericsConfig = dataclasses.field(default_factory=NumericsConfig)
 
     @property

@@ -42,6 +42,11 @@ class NativeWeights:
                 f"the model in {workdir} has parts by modality (untied={list(config.untied)}), which no other layout has and no "
                 "conversion takes: use its workdir as it is"
             )
+        if config.perception is not None:
+            raise ConvertError(
+                f"the model in {workdir} has a patch encoder, which no other layout has and no conversion takes: use its workdir "
+                "as it is"
+            )
         dtypes = {leaf.dtype for leaf in self._checkpoint.leaves.values()}
         self.config = dataclasses.replace(config, param_dtype=source.exact_dtype(dtypes))
         for parameter in layout.parameters(self.config):

@@ -49,6 +49,30 @@ def _embed_backward(dtype, rules, residuals, gradient):
 embed.defvjp(_embed_forward, _embed_backward)
 
 
+@jax.custom_vjp
+def place(x: Float[Array, "B T D"], vectors: Float[Array, "B P D"], index: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """`vectors[b, index[b, t]]` where the index is not negative, x elsewhere; the gradient of the vectors is summed in fp32."""
+    taken = jax.vmap(lambda row, at: row[at])(vectors, jnp.maximum(index, 0))
+    return jnp.where(index[..., None] >= 0, taken.astype(x.dtype), x)
+
+
+def _place_forward(x, vectors, index):
+    # An empty slice stands for the shape and dtype of the vectors.
+    return place(x, vectors, index), (index, vectors[..., :0])
+
+
+def _place_backward(residuals, gradient):
+    index, like_vectors = residuals
+    count = like_vectors.shape[1]
+    put = jax.vmap(lambda row, at, part: row.at[at].add(part, mode="drop"))
+    total = jnp.zeros((*like_vectors.shape[:2], gradient.shape[-1]), jnp.float32)
+    total = put(total, jnp.where(index >= 0, index, count), gradient.astype(jnp.float32))
+    return jnp.where(index[..., None] >= 0, 0, gradient), total.astype(like_vectors.dtype), None
+
+
+place.defvjp(_place_forward, _place_backward)
+
+
 def by_modality(
     function: Callable[[Any], Array], parameters: Any, modality: Int[Array, "B T"] | None
 ) -> Float[Array, "B T *rest"]:

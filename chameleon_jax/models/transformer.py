@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from chameleon_jax.configs import TransformerConfig
-from chameleon_jax.models import kv_cache, params, quantize, untied
+from chameleon_jax.models import kv_cache, params, perception, quantize, untied
 from chameleon_jax.models.attention.mask import SAVED_NAME, MaskSpec
 from chameleon_jax.models.attention.registry import attention
 from chameleon_jax.models.keys import fold_name
@@ -29,6 +29,7 @@ from chameleon_jax.models.layers import (
     dropout,
     embed,
     linear,
+    place,
     qk_norm,
     rms_norm,
     rotary_angles,
@@ -91,7 +92,7 @@ def param_specs(config: TransformerConfig) -> dict[str, Any]:
         """The specs of a part, by modality if it is untied."""
         return params.map_specs(lambda spec: spec.by_modality(c.modalities), specs) if name in c.untied else specs
 
-    return {
+    specs = {
         "embed": weight("V D", "", c.vocab_size, c.d_model, role="embedding"),
         "layers": {
             "attn": part("attention", attn),
@@ -102,6 +103,9 @@ def param_specs(config: TransformerConfig) -> dict[str, Any]:
         "norm": part("norms", norm("D", c.d_model)),
         "head": weight("D V", "D", c.d_model, c.vocab_size, role="head"),
     }
+    if c.perception is not None:
+        specs["perception"] = perception.param_specs(c.perception, c.d_model, c.param_dtype)
+    return specs
 
 
 def by_layer_specs(config: TransformerConfig) -> dict[str, Any]:
@@ -152,6 +156,8 @@ def forward(
     config: TransformerConfig,
     *,
     modality: Int[Array, "B T"] | None = None,
+    vectors: Float[Array, "B P D"] | None = None,
+    vector_index: Int[Array, "B T"] | None = None,
     dropout_key: jax.Array | None = None,
     cache: KVCache | None = None,
     visible: int | None = None,
@@ -162,7 +168,8 @@ def forward(
     """Run the decoder.
 
     `modality` is the row of the modality table of every token, which chooses its parameters where `config.untied` names parts;
-    without such parts it is not looked at.
+    without such parts it is not looked at. Where `vector_index` is not negative, the position holds that one of its row's `vectors`
+    (of `perception.encode`) instead of its token's embedding.
     Without `cache`, a token sees the earlier tokens of its own segment. With it, `positions` are also cache slots, the new keys
     and values are written there, and a token sees every slot up to its own, which must have been filled; a token of segment 0
     (padding) is not written. No token may lie at slot `visible` or behind: the rest of the cache is not looked at.
@@ -171,6 +178,8 @@ def forward(
     hidden states to the vocabulary.
     """
     x = embed(weights["embed"], tokens, config.compute_dtype, rules)
+    if vectors is not None:
+        x = constrain(place(x, vectors, vector_index), "B T D", rules)
     slots = None
     mask = MaskSpec(query_segments=segment_ids, key_segments=segment_ids)
     if cache is not None:
@@ -354,9 +363,10 @@ def flops_per_token(config: TransformerConfig, seq_len: int) -> float:
     """Forward and backward FLOPs of one token: 6 N without the embedding, plus causal attention 6 L N H T.
 
     Half of the T x T scores exist under a causal mask; PaLM, appendix B counts all of them. Of untied parts, N counts what one
-    token uses: the parameters of one modality.
+    token uses: the parameters of one modality. The encoder of pictures is not counted.
     """
-    active = params.map_specs(lambda spec: spec.tied, param_specs(config))
+    specs = {name: part for name, part in param_specs(config).items() if name != "perception"}
+    active = params.map_specs(lambda spec: spec.tied, specs)
     matrices = params.count(active) - config.vocab_size * config.d_model
     return 6.0 * matrices + 6.0 * config.n_layers * config.n_heads * config.head_dim * seq_len
 

@@ -36,6 +36,13 @@ DIMENSIONS = {
     "F": "feed-forward",
     "V": "vocabulary",
     "R": "chosen rows of the vocabulary",
+    # of the patch encoder, which lies whole on every device
+    "p": "pixels of a patch",
+    "d": "width",
+    "l": "layers",
+    "n": "heads",
+    "h": "head size",
+    "f": "feed-forward",
 }
 
 Axes = str | tuple[str, ...]
