@@ -21,7 +21,7 @@ class SoundConfig(Config):
     frames_per_code: int = 2
     codes: int = 256
     embed_dim: int = 16
-    channels: int = 192
+    channels: int = 128
     encoder_blocks: int = 2
     decoder_blocks: int = 3
     # Iterations of the Griffin-Lim algorithm, which turns a spectrogram without phases into a waveform.
@@ -72,16 +72,18 @@ class SoundConfig(Config):
 class SoundTrainConfig(Config):
     """Training of the sound codec: reconstruction of the log spectrogram + commitment loss (van den Oord et al. 2017)."""
 
-    steps: int = 2_000
+    steps: int = 1_500
     batch_size: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     warmup_steps: int = 50
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    # Of the squared error of the spectral envelope: pitch takes few of the codes then, and what is said most of them.
+    envelope_weight: float = 4.0
     commitment_weight: float = 0.25
     ema_decay: float = 0.99
     # A code that is unused for so many steps is restarted from the batch; 0 = never.
-    dead_code_steps: int = 50
+    dead_code_steps: int = 20
     # Random shifts of training sounds in time, in samples either way.
     jitter: int = 80
     log_every: int = 50

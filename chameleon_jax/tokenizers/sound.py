@@ -226,7 +226,8 @@ class _Autoencoder(nn.Module):
         return self.encoder(features.reshape(len(features), -1, config.frames_per_code * config.bins))
 
     def decode(self, latents: Float[Array, "B n D"]) -> Float[Array, "B frames bins"]:
-        return self.decoder(latents).reshape(len(latents), -1, self.config.bins)
+        louder = self.decoder(latents).reshape(len(latents), -1, self.config.bins)
+        return louder + spectrum.RANGE[0] / _SPREAD  # than silence, in which training begins and most of a sound lies
 
     def __call__(self, features: Array) -> Array:
         """Touches every parameter, for `init`."""

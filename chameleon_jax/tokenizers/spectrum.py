@@ -14,14 +14,14 @@ from jaxtyping import Array, Complex, Float
 
 _OVERLAP = 4
 # Magnitude below which a frequency counts as silent: about 50 dB below a tone of the loudness that sounds are prepared with.
-_FLOOR = 0.05
+FLOOR = 0.05
 RANGE = (-3.0, 3.0)  # of log magnitudes: the floor, and the loudest frequencies of a prepared sound
 _MOMENTUM = 0.99
 
 
 def log_magnitudes(waveforms: Float[Array, "B samples"], hop: int) -> Float[Array, "B frames bins"]:
     """log(magnitude + floor) of each frame; within about `RANGE` for waveforms with a root mean square of 0.1."""
-    return jnp.log(jnp.abs(_transform(waveforms, hop)) + _FLOOR)
+    return jnp.log(jnp.abs(_transform(waveforms, hop)) + FLOOR)
 
 
 def waveforms(log_magnitudes: Float[Array, "B frames bins"], hop: int, steps: int) -> Float[Array, "B samples"]:
@@ -29,7 +29,7 @@ def waveforms(log_magnitudes: Float[Array, "B frames bins"], hop: int, steps: in
 
     `steps` iterations of the fast Griffin-Lim algorithm (Perraudin et al. 2013, algorithm 2), from phases of a fixed seed.
     """
-    magnitudes = jnp.maximum(jnp.exp(log_magnitudes) - _FLOOR, 0.0)
+    magnitudes = jnp.maximum(jnp.exp(log_magnitudes) - FLOOR, 0.0)
     # One random phase for each frequency and frame, the same for every sound: what comes of one depends on it alone.
     phases = jax.random.uniform(jax.random.key(0), magnitudes.shape[1:], maxval=2 * np.pi)
 
