@@ -14,6 +14,7 @@ import numpy as np
 
 from chameleon_jax.demo import digits, spoken_digits
 from chameleon_jax.demo.digits import WORDS
+from chameleon_jax.files import atomic_write
 
 FORMS = ("text", "image", "sound")  # names of modalities
 DIRECTIONS = tuple(itertools.permutations(FORMS, 2))
@@ -42,7 +43,7 @@ def write(folder: str | Path, *, seed: int = 0, documents: dict[str, int] = DOCU
             forms = asked[:1] if random.random() < SINGLE else asked
             segments = [{f: WORDS[label] if f == "text" else str(random.choice(files[f][label]))} for f in forms]
             records.append({"id": f"{part}-{index:05d}", "segments": segments})
-        (folder / f"{part}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        atomic_write(folder / f"{part}.jsonl", "".join(json.dumps(record) + "\n" for record in records))
 
 
 def _files(folder: Path, manifest: str, field: str) -> list[list[str]]:

@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from chameleon_jax.files import atomic_write
+
 SIZE = 5  # squares a side
 WALLS = (2, 4)  # least and most of a grid
 ACTIONS = ("up", "down", "left", "right", "stop")
@@ -130,7 +132,7 @@ def write(folder: str | Path, *, train: int = TRAIN, unseen: int = 500, seed: in
             for form, data in (("text", describe(grid)), ("image", name)):
                 segments = [{form: data, "loss": False}, actions]
                 records.append({"id": f"{part}-{index:05d}-{form}", "segments": segments})
-        (folder / f"{part}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        atomic_write(folder / f"{part}.jsonl", "".join(json.dumps(record) + "\n" for record in records))
 
 
 def _step(grid: Grid, square: Square, action: int) -> Square:

@@ -17,11 +17,15 @@ RUNS = Path(__file__).resolve().parents[2] / "gin_configs" / "runs"
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """`python -m experiments.MODULE FLAGS`, and what it is for."""
+    """`python -m experiments.MODULE FLAGS`, and what it is for.
+
+    `writes` is the file that it writes last, of a command that would begin again: where it is there, the command is not run.
+    """
 
     what: str
     module: str
     flags: tuple[str, ...]
+    writes: Path | None = None
 
     @property
     def typed(self) -> str:
@@ -69,6 +73,9 @@ def follow(commands: Sequence[Command], last: str) -> None:
 def run(number: int, of: int, command: Command) -> None:
     """Run it in this process: JAX is imported once and not by every command."""
     print(f"\n[{number}/{of}] {command.what}\n  $ {command.typed}", flush=True)
+    if command.writes and command.writes.exists():
+        print(f"  {command.writes} is there already", flush=True)
+        return
     own, sys.argv = sys.argv, [command.module, *command.flags]
     try:
         runpy.run_module(f"experiments.{command.module}", run_name="__main__", alter_sys=True)

@@ -56,7 +56,12 @@ def commands(root: Path, *, seed: int, steps: int | None) -> list[Command]:
     seeded, stores = f"--gin.SEED={seed}", (f"--gin.TRAIN={store / 'train'}", f"--gin.UNSEEN={store / 'unseen'}")
     length = journey.steps("TrainConfig", steps)
     return [
-        Command("write grids and their shortest paths", "grid_world", (f"--seed={seed}", f"--workdir={data}")),
+        Command(
+            "write grids and their shortest paths",
+            "grid_world",
+            (f"--seed={seed}", f"--workdir={data}"),
+            data / "unseen.jsonl",
+        ),
         Command(
             "train the tokenizer: text pieces and picture codec; actions need none",
             "train_tokenizer",

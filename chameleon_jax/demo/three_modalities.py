@@ -20,6 +20,7 @@ from chameleon_jax.evaluation.sound import picture as spectrogram_picture
 from chameleon_jax.evaluation.sound import spectrogram
 from chameleon_jax.files import atomic_write
 from chameleon_jax.generation.loading import Run
+from chameleon_jax.tokenizers.bundle import VOCAB
 from chameleon_jax.tokenizers.images import to_image
 
 SIDE = 88  # of pictures on the page
@@ -33,11 +34,17 @@ def commands(root: Path, *, seed: int, steps: int | None) -> list[Command]:
     seeded, stores = f"--gin.SEED={seed}", (f"--gin.TRAIN={store / 'train'}", f"--gin.HELDOUT={store / 'heldout'}")
     length = journey.steps("TrainConfig", steps)
     return [
-        Command("write drawn, spoken and written digits", "digit_pairs", (f"--seed={seed}", f"--workdir={data}")),
+        Command(
+            "write drawn, spoken and written digits",
+            "digit_pairs",
+            (f"--seed={seed}", f"--workdir={data}"),
+            data / "heldout.jsonl",
+        ),
         Command(
             "train the tokenizer: text pieces, picture codec and sound codec",
             "train_tokenizer",
             (run_file("three_modalities_tokenizer.gin"), f"--gin.DATA={data}", seeded, f"--workdir={tokenizer}"),
+            tokenizer / VOCAB,
         ),
         journey.tokenize("three_modalities_tokenize.gin", root, "train", seed),
         journey.tokenize("three_modalities_tokenize.gin", root, "heldout", seed),
