@@ -1,25 +1,24 @@
-"""Write small grids with walls, in words and as PNG files, and the shortest path through each as numbers.
+"""Write grids with walls, told in words or drawn, and their shortest paths as numbers: a data set with a modality without a codec.
 
 Examples:
-  python -m experiments.grid_world --workdir=runs/grid/data
+  python -m experiments.grid_world --workdir=runs/actions/data
 """
+
+from absl import flags
 
 from chameleon_jax import cli
 from chameleon_jax.demo import grid_world
 from chameleon_jax.errors import ConfigError
 
 
-def _flags(parser):
-    parser.add_argument("--seed", type=int, default=0, help="of the grids (default: 0)")
-    parser.add_argument("--train", type=int, default=8_000, help="grids to train on (default: 8000)")
-    parser.add_argument("--unseen", type=int, default=500, help="grids kept from training (default: 500)")
+def _flags(values):
+    flags.DEFINE_integer("seed", 0, "of the grids", flag_values=values)
 
 
 def main(args) -> None:
-    for name, least in (("seed", 0), ("train", 1), ("unseen", 1)):
-        if getattr(args, name) < least:
-            raise ConfigError(f"--{name} must be at least {least}, got {getattr(args, name)}")
-    grid_world.write(args.workdir, train=args.train, unseen=args.unseen, seed=args.seed)
+    if args.seed < 0:
+        raise ConfigError(f"--seed must be at least 0, got {args.seed}")
+    grid_world.write(args.workdir, seed=args.seed)
     print(f"{args.workdir}: train.jsonl, unseen.jsonl and images/")
 
 

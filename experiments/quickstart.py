@@ -12,18 +12,13 @@ Writes quickstart.json (seed, caption_accuracy, recognised, psnr, seconds) and q
 
 import dataclasses
 import json
-import runpy
-import shlex
-import sys
 import time
 from pathlib import Path
 
 from absl import flags
 
 from chameleon_jax import cli
-from chameleon_jax.demo import quickstart
-from chameleon_jax.errors import ChameleonError, ConfigError
-from chameleon_jax.files import atomic_write
+from chameleon_jax.demo import journey, quickstart
 
 
 def _flags(values):
@@ -33,42 +28,12 @@ def _flags(values):
     flags.DEFINE_integer("seed", 0, "of data, codec, transformer and drawing", flag_values=values)
 
 
-def _check(args, seed: Path) -> None:
-    """Before the first step: what a later command would refuse minutes from now. `seed` is the file of this workdir's seed."""
-    for name, least in (("steps", 1), ("codec_steps", 1), ("seed", 0)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise ConfigError(f"--{name} must be at least {least}, got {value}")
-    if seed.exists() and seed.read_text().strip() != str(args.seed):
-        raise ConfigError(
-            f"{seed.parent} was made with --seed={seed.read_text().strip()}: use it, or another --workdir"
-        )
-
-
-def _run(number: int, command: quickstart.Command) -> None:
-    """Run it in this process: JAX is imported once and not by every command."""
-    typed = shlex.join(["python", "-m", f"experiments.{command.module}", *command.flags])
-    print(f"\n[{number}/6] {command.what}\n  $ {typed}", flush=True)
-    own, sys.argv = sys.argv, [command.module, *command.flags]
-    try:
-        runpy.run_module(f"experiments.{command.module}", run_name="__main__", alter_sys=True)
-    except SystemExit as ended:
-        if ended.code:
-            raise ChameleonError(f"step {number} ended with exit code {ended.code}; its own message is above") from None
-    finally:
-        sys.argv = own
-
-
 def main(args) -> None:
     start, root = time.monotonic(), Path(args.workdir).resolve()
-    root.mkdir(parents=True, exist_ok=True)
-    _check(args, root / "seed")
-    atomic_write(root / "seed", f"{args.seed}\n")
-    journey = quickstart.commands(root, seed=args.seed, steps=args.steps, codec_steps=args.codec_steps)
-    for number, command in enumerate(journey, 1):
-        _run(number, command)
+    journey.claim(root, seed=args.seed, steps=args.steps, codec_steps=args.codec_steps)
+    asked = quickstart.commands(root, seed=args.seed, steps=args.steps, codec_steps=args.codec_steps)
+    journey.follow(asked, "captions of held-out digits, and digits drawn from captions")
 
-    print("\n[6/6] captions of held-out digits, and digits drawn from captions", flush=True)
     from chameleon_jax.demo import judge
     from chameleon_jax.generation.loading import load_run
 
@@ -88,7 +53,7 @@ def main(args) -> None:
     print(f"codec            {psnr:.1f} dB PSNR on held-out digits")
     print(f"time             {seconds:.0f} s\nlook at          {root / 'quickstart.png'}")
     flags = (f"--workdir={model}", "--prompt=the digit 7", "--mode=image", "--guidance=meta", f"--out={root / 'out'}")
-    print(f"go on with       {shlex.join(['python', '-m', 'experiments.generate', *flags])}")
+    print(f"go on with       {journey.Command('', 'generate', flags).typed}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from chameleon_jax.files import atomic_write
+
 SIZE = 5  # squares a side
 WALLS = (2, 4)  # least and most of a grid
 ACTIONS = ("up", "down", "left", "right", "stop")
@@ -23,6 +25,7 @@ STOP = ACTIONS.index("stop")
 SQUARE = 2  # pixels a side of a drawn square: a patch of 2 x 2 pixels is one square
 LONGEST = SIZE * SIZE  # actions of an episode, stop included, are fewer than squares
 UNSEEN_OF = 8  # one grid in so many is unseen
+TRAIN = 24_000  # grids of the training part
 
 _MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
 _GROUND, _WALL, _AGENT, _GOAL = (235, 235, 235), (40, 40, 40), (30, 90, 230), (40, 170, 60)
@@ -111,8 +114,11 @@ def draw(grid: Grid) -> UInt8[np.ndarray, "10 10 3"]:
     return picture
 
 
-def write(folder: str | Path, *, train: int = 8_000, unseen: int = 500, seed: int = 0) -> None:
-    """Write PNG files and `train.jsonl` and `unseen.jsonl` with id, text, image and actions below `folder`."""
+def write(folder: str | Path, *, train: int = TRAIN, unseen: int = 500, seed: int = 0) -> None:
+    """Write PNG files, and `train.jsonl` and `unseen.jsonl` (source kind `folder`) with two documents of each grid below `folder`.
+
+    One tells the grid in words, one draws it, and the actions follow, of which alone a model is to learn.
+    """
     from PIL import Image
 
     folder = Path(folder)
@@ -121,10 +127,12 @@ def write(folder: str | Path, *, train: int = 8_000, unseen: int = 500, seed: in
         records = []
         for index, grid in enumerate(generate(count, unseen=part == "unseen", seed=seed)):
             name = f"images/{part}-{index:05d}.png"
-            Image.fromarray(draw(grid)).save(folder / name)
-            record = {"id": f"{part}-grid-{index:05d}", "text": describe(grid), "image": name}
-            records.append(record | {"actions": list(solution(grid))})
-        (folder / f"{part}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+            Image.fromarray(draw(grid)).save(folder / name, compress_level=1)
+            actions = {"actions": list(solution(grid))}
+            for form, data in (("text", describe(grid)), ("image", name)):
+                segments = [{form: data, "loss": False}, actions]
+                records.append({"id": f"{part}-{index:05d}-{form}", "segments": segments})
+        atomic_write(folder / f"{part}.jsonl", "".join(json.dumps(record) + "\n" for record in records))
 
 
 def _step(grid: Grid, square: Square, action: int) -> Square:

@@ -1,0 +1,55 @@
+"""The word, the picture and the sound of a digit in one stream: documents of two of them, in both orders, and of one.
+
+Any of the three can so be learned from any other. Pictures and sounds of a digit are paired at random, so that each tells of the
+other the digit alone. Pictures and voices of the held-out part are in no document of the training part.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+
+from chameleon_jax.demo import digits, spoken_digits
+from chameleon_jax.demo.digits import WORDS
+from chameleon_jax.files import atomic_write
+
+FORMS = ("text", "image", "sound")  # names of modalities
+DIRECTIONS = tuple(itertools.permutations(FORMS, 2))
+DOCUMENTS = {"train": 24_000, "heldout": 1_500}
+SINGLE = 0.05  # of the documents hold one form alone
+
+
+def write(folder: str | Path, *, seed: int = 0, documents: dict[str, int] = DOCUMENTS) -> None:
+    """Write pictures, sounds, and `train.jsonl` and `heldout.jsonl` (source kind `folder`) below `folder`.
+
+    Raises DataError when the speech synthesiser is not installed.
+    """
+    folder = Path(folder)
+    spoken_digits.write(folder / "spoken", seed=seed)
+    digits.write(folder / "drawn", seed=seed)
+    random = np.random.default_rng(seed)
+    for part, count in documents.items():
+        files = {
+            "image": _files(folder, f"drawn/{part}.jsonl", "image"),
+            "sound": _files(folder, f"spoken/{part}.jsonl", "sound"),
+        }
+        records = []
+        for index in range(count):
+            label = int(random.integers(10))
+            asked = DIRECTIONS[random.integers(len(DIRECTIONS))]
+            forms = asked[:1] if random.random() < SINGLE else asked
+            segments = [{f: WORDS[label] if f == "text" else str(random.choice(files[f][label]))} for f in forms]
+            records.append({"id": f"{part}-{index:05d}", "segments": segments})
+        atomic_write(folder / f"{part}.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+
+
+def _files(folder: Path, manifest: str, field: str) -> list[list[str]]:
+    """References of the files of each digit, relative to `folder`."""
+    found: list[list[str]] = [[] for _ in WORDS]
+    for line in (folder / manifest).read_text().splitlines():
+        record = json.loads(line)
+        found[record["label"]].append(str(Path(manifest).parent / record[field]))
+    return found

@@ -1,0 +1,86 @@
+"""A demonstration as the commands that a user would type, run in this process up to the first error."""
+
+from __future__ import annotations
+
+import dataclasses
+import runpy
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from chameleon_jax.errors import ChameleonError, ConfigError
+from chameleon_jax.files import atomic_write
+
+RUNS = Path(__file__).resolve().parents[2] / "gin_configs" / "runs"
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """`python -m experiments.MODULE FLAGS`, and what it is for.
+
+    `writes` is the file that it writes last, of a command that would begin again: where it is there, the command is not run.
+    """
+
+    what: str
+    module: str
+    flags: tuple[str, ...]
+    writes: Path | None = None
+
+    @property
+    def typed(self) -> str:
+        """As it is typed into a shell."""
+        return shlex.join(["python", "-m", f"experiments.{self.module}", *self.flags])
+
+
+def run_file(name: str) -> str:
+    """The flag that names a run file of this project."""
+    return f"--gin_file={RUNS / name}"
+
+
+def steps(config: str, count: int | None) -> tuple[str, ...]:
+    """The flag that sets the steps of a training; none where the run file's stay."""
+    return () if count is None else (f"--gin.{config}.steps={count}",)
+
+
+def tokenize(file: str, root: Path, part: str, seed: int) -> Command:
+    """`root/data/PART.jsonl` to `root/store/PART` with the tokenizer in `root/tokenizer`."""
+    inputs = (f"--gin.MANIFEST={root / 'data' / part}.jsonl", f"--gin.TOKENIZER={root / 'tokenizer'}")
+    flags = (run_file(file), *inputs, f"--gin.SEED={seed}", f"--workdir={root / 'store' / part}")
+    return Command(f"documents to tokens ({part})", "tokenize", flags)
+
+
+def claim(root: Path, *, seed: int, **counts: int | None) -> None:
+    """Make `root` the workdir of this seed, before anything is run. Raises ConfigError for another seed's, or a count below 1."""
+    for name, value, least in (("seed", seed, 0), *((name, value, 1) for name, value in counts.items())):
+        if value is not None and value < least:
+            raise ConfigError(f"--{name} must be at least {least}, got {value}")
+    file = root / "seed"
+    if file.exists() and file.read_text().strip() != str(seed):
+        raise ConfigError(f"{root} was made with --seed={file.read_text().strip()}: use it, or another --workdir")
+    root.mkdir(parents=True, exist_ok=True)
+    atomic_write(file, f"{seed}\n")
+
+
+def follow(commands: Sequence[Command], last: str) -> None:
+    """Run all, then announce the caller's own last step. Raises ChameleonError at the first that fails."""
+    of = len(commands) + 1
+    for number, command in enumerate(commands, 1):
+        run(number, of, command)
+    print(f"\n[{of}/{of}] {last}", flush=True)
+
+
+def run(number: int, of: int, command: Command) -> None:
+    """Run it in this process: JAX is imported once and not by every command."""
+    print(f"\n[{number}/{of}] {command.what}\n  $ {command.typed}", flush=True)
+    if command.writes and command.writes.exists():
+        print(f"  {command.writes} is there already", flush=True)
+        return
+    own, sys.argv = sys.argv, [command.module, *command.flags]
+    try:
+        runpy.run_module(f"experiments.{command.module}", run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        if ended.code:
+            raise ChameleonError(f"step {number} ended with exit code {ended.code}; its own message is above") from None
+    finally:
+        sys.argv = own
