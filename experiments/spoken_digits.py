@@ -6,13 +6,15 @@ Examples:
   python -m experiments.spoken_digits --workdir=runs/three/sounds
 """
 
+from absl import flags
+
 from chameleon_jax import cli
 from chameleon_jax.demo import spoken_digits
 from chameleon_jax.errors import ConfigError
 
 
-def _flags(parser):
-    parser.add_argument("--seed", type=int, default=0, help="of accents, speed, pitch and noise (default: 0)")
+def _flags(values):
+    flags.DEFINE_integer("seed", 0, "of accents, speed, pitch and noise", flag_values=values)
 
 
 def main(args) -> None:
