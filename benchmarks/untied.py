@@ -176,20 +176,27 @@ def decoding(shapes: Shapes, dtype: str) -> dict[str, Callable[[], Any]]:
 
 
 def compare(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
-    """Milliseconds (median) of each, and the ratio to the last variant before it that is called tied."""
+    """Milliseconds (median) of each by the wall and of the processor, and ratios to the last variant before it called tied."""
     for run in runs.values():
         run(), run()
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    clocks = {"wall": time.perf_counter, "cpu": time.process_time}
+    seconds: dict[str, dict[str, list[float]]] = {name: {clock: [] for clock in clocks} for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            start = time.perf_counter()
+            starts = {clock: read() for clock, read in clocks.items()}
             run()
-            seconds[name].append(time.perf_counter() - start)
-    table, base = {}, []
+            for clock, read in clocks.items():
+                seconds[name][clock].append(read() - starts[clock])
+    table, base = {}, {}
     for name, times in seconds.items():
         base = times if name.startswith("tied") else base
-        ratio = statistics.median(a / b for a, b in zip(times, base, strict=True))
-        table[name] = {"ms": round(1e3 * statistics.median(times), 2), "ratio": round(ratio, 3)}
+        table[name] = {}
+        for clock in clocks:
+            ratio = statistics.median(a / b for a, b in zip(times[clock], base[clock], strict=True))
+            table[name] |= {
+                f"{clock}_ms": round(1e3 * statistics.median(times[clock]), 2),
+                f"{clock}_ratio": round(ratio, 3),
+            }
     return table
 
 
