@@ -232,7 +232,7 @@ class Service:
         codec = self.bundle.codecs.get(piece.modality)
         file, codes = b"", []
         if codec is None:
-            codes = piece.codes[: piece.done].tolist()
+            codes = piece.codes.reshape(-1)[: piece.done].tolist()
         else:
             file = codec.to_file(codec.decode(piece.codes[None])[0], quick=piece.partial)
         return EncodedSpan(

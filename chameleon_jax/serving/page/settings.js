@@ -98,6 +98,8 @@ export class Settings {
     const codes = Math.max(0, ...modalities.filter(({ media }) => media === "image").map(({ length }) => length ?? 0));
     this.#previewEvery = Math.ceil((codes || 1024) / PREVIEWS);
     this.#offerModes(modes);
+    const isMore = modalities.some(({ media }) => media === "audio" || media === "codes");
+    this.#form.querySelector("[data-kinds^=text] legend").textContent = isMore ? "Words and other data" : "Words";
     this.#defaults = { seed: "random", image_size: "the model's", ...defaults, partial_every: this.#previewEvery };
     this.#form.querySelector("#sizes").replaceChildren(...sizes.map((value) => el("option", { value })));
     this.#load();
