@@ -18,23 +18,14 @@ Every --image takes the place of an <image> of the prompt (of its row's name, wh
 has all settings.
 """
 
-from __future__ import annotations
-
-import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from absl import flags, logging
 
 from chameleon_jax import cli
-from chameleon_jax.configs import SAMPLING_PRESETS, GenerationConfig, GuidanceConfig
+from chameleon_jax.configs import SAMPLING_PRESETS, GenerationConfig
 from chameleon_jax.errors import GenerationError
 
-if TYPE_CHECKING:  # the libraries behind them take seconds to load, which --help need not
-    from chameleon_jax.generation.prompt import Part
-    from chameleon_jax.tokenizers.bundle import TokenizerBundle
-
-SETTINGS = ("mode", "max_tokens", "seed")  # flags that set a field of the config
 FORMATS = {
     "completion": "the prompt is continued",
     "chat": "it is a user's turn and is answered",
@@ -74,54 +65,8 @@ def _flags(values):
     flags.DEFINE_integer("top_k", None, "of all modalities; 0 takes all", flag_values=values)
 
 
-def _with_flags(config: GenerationConfig, args, bundle: TokenizerBundle) -> GenerationConfig:
-    changes = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
-    given = {name: getattr(args, name) for name in ("temperature", "top_p", "top_k") if getattr(args, name) is not None}
-    sampling = {}
-    for row in bundle.vocab_config.modalities:
-        settings = config.sampling.get(row.name, row.sampling)
-        if args.sampling:
-            text, others = SAMPLING_PRESETS[args.sampling]
-            settings = text if row.codec == "bpe" else others
-        sampling[row.name] = dataclasses.replace(settings, **given)
-    changes["sampling"] = {**config.sampling, **sampling}
-    if args.max_images is not None:
-        changes["max_spans"] = {**config.max_spans, _pictures(bundle): args.max_images}
-    if args.guidance:
-        changes["guidance"] = dataclasses.replace(config.guidance or GuidanceConfig(), scheme=args.guidance)
-    return dataclasses.replace(config, **changes)
-
-
-def _pictures(bundle: TokenizerBundle) -> str:
-    name, _ = bundle.of_kind("vqgan")
-    if not name:
-        raise GenerationError(f"this model has no pictures; it has {', '.join(bundle.vocab.names)}")
-    return name
-
-
-def _parts(args, bundle: TokenizerBundle) -> list[Part]:
-    """The prompt's words and data in their places."""
-    from chameleon_jax.generation.output_files import read_file
-    from chameleon_jax.generation.prompt import place
-    from chameleon_jax.tokenizers.documents import Segment
-
-    media = [Segment(_pictures(bundle), read_file(name)) for name in args.image]
-    for given in args.media:
-        name, equals, value = given.partition("=")
-        if not equals:
-            raise GenerationError(f"--media={given}: write --media=NAME=FILE")
-        row = bundle.vocab_config.modalities[bundle.vocab.row(name, GenerationError)]
-        data: object = read_file(value) if row.codec else None
-        if not row.codec:
-            try:
-                data = tuple(int(number) for number in value.split(","))
-            except ValueError:
-                raise GenerationError(f"--media={given}: '{name}' is numbers like 0,1,1") from None
-        media.append(Segment(name, data))
-    return place(args.prompt, media)
-
-
 def main(config: GenerationConfig, args) -> None:
+    from chameleon_jax.generation.asked import config_with, parts_of
     from chameleon_jax.generation.engine import generate
     from chameleon_jax.generation.loading import load_run
     from chameleon_jax.generation.output_files import make_folder, write_output
@@ -133,9 +78,11 @@ def main(config: GenerationConfig, args) -> None:
     folder = Path(args.out)
     make_folder(folder)
     run = load_run(args.workdir, make_mesh(args.mesh) if args.mesh else None)
-    config = _with_flags(config, args, run.bundle)
+    config = config_with(config, run.bundle, args)
     form = {"format": args.format, "image_size": args.image_size}
-    prompt, config = build_request(_parts(args, run.bundle), run.bundle, config, **form)
+    prompt, config = build_request(
+        parts_of(args.prompt, args.image, args.media, run.bundle), run.bundle, config, **form
+    )
     logging.info("step %d of %s, prompt of %d ids", run.step, args.workdir, len(prompt))
     outputs = generate(run.params, run.model, run.bundle.vocab, [prompt] * args.count, config, donate=True)
     for number, output in enumerate(outputs):

@@ -99,7 +99,10 @@ def test_an_unknown_field_is_named_with_the_nearest():
         (lambda: configs.CheckpointConfig(keep=1), "keep must be at least 2"),
         (lambda: configs.SamplingConfig(temperature=-1.0), "temperature must be finite and >= 0"),
         (lambda: configs.SamplingConfig(top_p=0.0), r"top_p must be in \(0, 1\]"),
-        (lambda: configs.GenerationConfig(max_spans={"image": 0}), "image must be at least 1 and below .*, got 0"),
+        (
+            lambda: configs.GenerationConfig(max_spans={"image": 0}),
+            "max_spans of 'image' must be at least 1 and below .*, got 0",
+        ),
         (lambda: configs.GenerationConfig(grids={"image": (4,)}), r"grid of 'image' must be .*, got \(4,\)"),
         (
             lambda: configs.LossConfig(weights={"image": -1.0}),

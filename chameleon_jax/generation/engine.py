@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import collections
 import functools
-import logging
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Int
 
@@ -35,8 +35,6 @@ _RATE_SECONDS = 5.0  # over which an engine's rate is told
 
 OnIds = Callable[[Int[np.ndarray, "n"]], object]
 OnEnd = Callable[[Generated | GenerationError], object]
-
-_log = logging.getLogger(__name__)
 
 
 def generate(
@@ -254,7 +252,7 @@ class RequestHandle:
         try:
             self._on_ids(ids)
         except BaseException as error:  # not even an exit or a cancellation of the caller's may end the engine's thread
-            _log.exception("a request is cancelled: its on_ids failed")
+            logging.exception("a request is cancelled: its on_ids failed")
             self._failure = GenerationError(f"on_ids of the request failed: {type(error).__name__}: {error}")
             self._failure.__cause__ = error
             self.cancel()
@@ -266,7 +264,7 @@ class RequestHandle:
         try:
             self._on_end(self._failure or result)
         except BaseException:  # as above
-            _log.exception("on_end of a request failed")
+            logging.exception("on_end of a request failed")
 
 
 class EngineStream:

@@ -357,6 +357,7 @@ class LineTask:
 
     tokens_per_step = 16
     flops_per_step = 1e3
+    modalities = ("points",)
     fingerprint = "points"
     metadata: dict = dataclasses.field(default_factory=dict)
     row_names: dict = dataclasses.field(default_factory=dict)

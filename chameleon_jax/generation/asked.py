@@ -1,0 +1,80 @@
+"""What a command line asks for: settings over those of a config, and a prompt of words with files in their places."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+from chameleon_jax.configs import SAMPLING_PRESETS, GenerationConfig, GuidanceConfig
+from chameleon_jax.errors import GenerationError
+from chameleon_jax.generation.output_files import read_file
+from chameleon_jax.generation.prompt import Part, place
+from chameleon_jax.tokenizers.bundle import TokenizerBundle
+from chameleon_jax.tokenizers.documents import Segment
+
+
+class Flags(Protocol):
+    """Settings of a command line; None where one is not given. `sampling` and `guidance` name a release."""
+
+    mode: str | None
+    max_tokens: int | None
+    seed: int | None
+    max_images: int | None
+    sampling: str | None
+    guidance: str | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+
+
+def config_with(config: GenerationConfig, bundle: TokenizerBundle, flags: Flags) -> GenerationConfig:
+    """The config with what the flags say. Temperature and cuts are those of every modality.
+
+    Raises GenerationError for pictures asked of a model that has none, ConfigError for values that cannot be.
+    """
+
+    def given(*names: str) -> dict[str, object]:
+        return {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
+
+    sampling = {}
+    for row in bundle.vocab_config.modalities:
+        settings = config.sampling.get(row.name, row.sampling)
+        if flags.sampling:
+            text, others = SAMPLING_PRESETS[flags.sampling]
+            settings = text if row.codec == "bpe" else others
+        sampling[row.name] = dataclasses.replace(settings, **given("temperature", "top_p", "top_k"))
+    changes = given("mode", "max_tokens", "seed") | {"sampling": {**config.sampling, **sampling}}
+    if flags.max_images is not None:
+        changes["max_spans"] = {**config.max_spans, _pictures(bundle): flags.max_images}
+    if flags.guidance:
+        changes["guidance"] = dataclasses.replace(config.guidance or GuidanceConfig(), scheme=flags.guidance)
+    return dataclasses.replace(config, **changes)
+
+
+def parts_of(prompt: str, images: Sequence[str], media: Sequence[str], bundle: TokenizerBundle) -> list[Part]:
+    """The prompt's words, with picture files and data given as `NAME=FILE`, or as `NAME=0,1,1` without a codec, in their places.
+
+    Raises GenerationError for files that cannot be read, and for names, numbers and places that do not fit.
+    """
+    segments = [Segment(_pictures(bundle), read_file(name)) for name in images]
+    for given in media:
+        name, equals, value = given.partition("=")
+        if not equals:
+            raise GenerationError(f"--media={given}: write --media=NAME=FILE")
+        row = bundle.vocab_config.modalities[bundle.vocab.row(name, GenerationError)]
+        if row.codec:
+            segments.append(Segment(name, read_file(value)))
+            continue
+        try:
+            segments.append(Segment(name, tuple(int(number) for number in value.split(","))))
+        except ValueError:
+            raise GenerationError(f"--media={given}: '{name}' is numbers like 0,1,1") from None
+    return place(prompt, segments)
+
+
+def _pictures(bundle: TokenizerBundle) -> str:
+    name, _ = bundle.of_kind("vqgan")
+    if not name:
+        raise GenerationError(f"this model has no pictures; it has {', '.join(bundle.vocab.names)}")
+    return name
