@@ -55,7 +55,10 @@ class SpokenDigits:
 
 
 def load(*, held_out: bool, seed: int = 0, takes: int = TAKES) -> SpokenDigits:
-    """One of the two parts, the same for the same seed; `takes` of each word by each voice of training. Raises DataError when the synthesiser is not installed."""
+    """One of the two parts, the same for the same seed; `takes` of each word by each voice of training.
+
+    Raises DataError when the synthesiser is not installed.
+    """
     from scipy import signal
 
     random = np.random.default_rng((seed, int(held_out)))
