@@ -10,6 +10,8 @@ from chameleon_jax.configs import GenerationConfig, PretrainConfig, TokenizeConf
 from chameleon_jax.demo import digit_pairs, digits, directions, espeak, spoken_digits, three_modalities
 from chameleon_jax.demo.digit_pairs import DIRECTIONS
 from chameleon_jax.demo.journey import RUNS
+from chameleon_jax.tokenizers.documents import Document, Segment, order_pair
+from chameleon_jax.vocab import Vocab
 
 synthesised = pytest.mark.skipif(not espeak.available(), reason="needs the extra [demo]")
 
@@ -47,6 +49,20 @@ def test_documents_pair_forms_of_one_digit_in_all_orders(data):
             assert all(form == "text" or labels[value][1] == part for form, value in segments)
             orders.add(tuple(form for form, _ in segments))
         assert set(DIRECTIONS) <= orders
+
+
+def test_a_pair_of_which_one_is_given_keeps_its_order():
+    table = gin_utils.load(
+        TrainTokenizerConfig, [str(RUNS / "three_modalities_tokenizer.gin")], ["DATA = 'data'"]
+    ).config.vocab
+    vocab = Vocab.from_config(table)
+    for first, second in DIRECTIONS:
+        given = tuple(
+            Document(f"d/{n}", "d", (Segment(first, b"", loss=False), Segment(second, b""))) for n in range(20)
+        )
+        assert all(order_pair(document, vocab, 0, 0.5) is document for document in given)
+        free = [Document(f"d/{n}", "d", (Segment(first, b""), Segment(second, b""))) for n in range(20)]
+        assert len({order_pair(document, vocab, 0, 0.5).segments[0].modality for document in free}) == 2
 
 
 @synthesised
