@@ -59,13 +59,8 @@ def main(args) -> None:
         print(f"{' to '.join(direction):18}" + "".join(f"{column:>32}" for column in columns))
     print(f"time              {trained:.0f} s, with the examination {seconds['seconds_with_examination']:.0f} s")
     print(f"look at           {root / 'three_modalities.png'}\nlisten to         {waves[0].parent}")
-    again = (
-        f"--workdir={root / 'model'}",
-        "--prompt=seven",
-        "--mode=sound",
-        "--guidance=meta",
-        f"--out={root / 'out'}",
-    )
+    one = '--gin.GenerationConfig.max_spans={"sound": 1}'
+    again = (f"--workdir={root / 'model'}", "--prompt=seven", "--mode=sound", one, f"--out={root / 'out'}")
     print(f"go on with        {journey.Command('', 'generate', again).typed}")
 
 

@@ -1,4 +1,4 @@
-"""The word, the picture and the sound of a digit in one stream: documents of two of them, in both orders, and of one.
+"""The word, the picture and the sound of a digit in one stream: documents in which one is given and another follows.
 
 Any of the three can so be learned from any other. Pictures and sounds of a digit are paired at random, so that each tells of the
 other the digit alone. Pictures and voices of the held-out part are in no document of the training part.
@@ -18,8 +18,12 @@ from chameleon_jax.files import atomic_write
 
 FORMS = ("text", "image", "sound")  # names of modalities
 DIRECTIONS = tuple(itertools.permutations(FORMS, 2))
+_HARD = tuple(direction for direction in DIRECTIONS if "text" not in direction)
+_EASY = tuple(direction for direction in DIRECTIONS if "text" in direction)
 DOCUMENTS = {"train": 24_000, "heldout": 1_500}
-SINGLE = 0.05  # of the documents hold one form alone
+SINGLE = 0.15  # of the documents hold one form alone: what it is like when nothing is given
+HARD = 0.5  # of the others go from picture to sound or back, which is learned last
+TAKES = 10  # of each word by each voice of training
 
 
 def write(folder: str | Path, *, seed: int = 0, documents: dict[str, int] = DOCUMENTS) -> None:
@@ -28,7 +32,7 @@ def write(folder: str | Path, *, seed: int = 0, documents: dict[str, int] = DOCU
     Raises DataError when the speech synthesiser is not installed.
     """
     folder = Path(folder)
-    spoken_digits.write(folder / "spoken", seed=seed)
+    spoken_digits.write(folder / "spoken", seed=seed, takes=TAKES)
     digits.write(folder / "drawn", seed=seed)
     random = np.random.default_rng(seed)
     for part, count in documents.items():
@@ -39,9 +43,13 @@ def write(folder: str | Path, *, seed: int = 0, documents: dict[str, int] = DOCU
         records = []
         for index in range(count):
             label = int(random.integers(10))
-            asked = DIRECTIONS[random.integers(len(DIRECTIONS))]
-            forms = asked[:1] if random.random() < SINGLE else asked
+            among = _HARD if random.random() < HARD else _EASY
+            forms = among[random.integers(len(among))]
+            if random.random() < SINGLE:
+                forms = (FORMS[random.integers(len(FORMS))],)
             segments = [{f: WORDS[label] if f == "text" else str(random.choice(files[f][label]))} for f in forms]
+            if len(segments) == 2:
+                segments[0]["loss"] = False
             records.append({"id": f"{part}-{index:05d}", "segments": segments})
         atomic_write(folder / f"{part}.jsonl", "".join(json.dumps(record) + "\n" for record in records))
 

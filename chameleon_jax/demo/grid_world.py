@@ -25,10 +25,10 @@ STOP = ACTIONS.index("stop")
 SQUARE = 2  # pixels a side of a drawn square: a patch of 2 x 2 pixels is one square
 LONGEST = SIZE * SIZE  # actions of an episode, stop included, are fewer than squares
 UNSEEN_OF = 8  # one grid in so many is unseen
-TRAIN = 24_000  # grids of the training part
+TRAIN = 16_000  # grids of the training part
 
 _MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
-_GROUND, _WALL, _AGENT, _GOAL = (235, 235, 235), (40, 40, 40), (30, 90, 230), (40, 170, 60)
+_GROUND, _WALL, _AGENT, _GOAL = (255, 255, 255), (0, 0, 0), (0, 60, 255), (0, 230, 60)
 
 Square = tuple[int, int]  # row from the top, column from the left
 

@@ -54,12 +54,15 @@ class SpokenDigits:
     voices: tuple[str, ...]
 
 
-def load(*, held_out: bool, seed: int = 0) -> SpokenDigits:
-    """One of the two parts, the same for the same seed. Raises DataError when the synthesiser is not installed."""
+def load(*, held_out: bool, seed: int = 0, takes: int = TAKES) -> SpokenDigits:
+    """One of the two parts, the same for the same seed; `takes` of each word by each voice of training.
+
+    Raises DataError when the synthesiser is not installed.
+    """
     from scipy import signal
 
     random = np.random.default_rng((seed, int(held_out)))
-    voices, takes = (HELD_OUT_VOICES, HELD_OUT_TAKES) if held_out else (VOICES, TAKES)
+    voices, takes = (HELD_OUT_VOICES, HELD_OUT_TAKES) if held_out else (VOICES, takes)
     asked = [(voice, label) for voice in voices for label in range(10) for _ in range(takes)]
     utterances = [
         espeak.Utterance(
@@ -84,14 +87,14 @@ def load(*, held_out: bool, seed: int = 0) -> SpokenDigits:
     return SpokenDigits(np.clip(waveforms, -1, 1), labels, tuple(voice for voice, _ in asked))
 
 
-def write(folder: str | Path, *, seed: int = 0) -> None:
+def write(folder: str | Path, *, seed: int = 0, takes: int = TAKES) -> None:
     """Write 16-bit WAV files and `train.jsonl` and `heldout.jsonl` with id, sound, text, label and voice below `folder`."""
     from scipy.io import wavfile
 
     folder = Path(folder)
     (folder / "sounds").mkdir(parents=True, exist_ok=True)
     for part, held_out in (("train", False), ("heldout", True)):
-        digits = load(held_out=held_out, seed=seed)
+        digits = load(held_out=held_out, seed=seed, takes=takes)
         records = []
         for index, (waveform, label) in enumerate(zip(digits.waveforms, digits.labels.tolist(), strict=True)):
             name = f"sounds/{part}-{index:04d}.wav"
