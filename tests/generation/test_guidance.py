@@ -38,7 +38,7 @@ OTHER = Vocab.from_config(
             ModalityConfig(name="words", ids=256, span="free", codec="bpe"),
             ModalityConfig(name="moves", ids=5, span="free"),
             ModalityConfig(name="beeps", ids=9, length=4),
-            ModalityConfig(name="drawings", ids=16, span="grid", length=16, max_grids=3, grid_unit=1),
+            ModalityConfig(name="drawings", ids=16, span="grid", length=16, max_grids=3, grid_unit=1, codec="vqgan"),
         ),
         reserved=4,
     )

@@ -139,6 +139,7 @@ def test_hidden_states_logits_loss_and_gradients_equal_those_of_the_torch_port(n
             jnp.asarray(targets),
             mask,
             jnp.zeros(tokens.shape, jnp.int32),
+            (1.0, 1.0),
             LossConfig(z_loss=0.0),
         )
         return sums.objective / sums.normaliser, out.hidden
