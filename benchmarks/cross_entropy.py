@@ -42,7 +42,7 @@ def measure(form: str, args: argparse.Namespace, pipe: Any) -> None:
     config = LossConfig(chunk=args.chunk)
 
     def mean_loss(hidden, head):
-        sums = function(hidden, head, targets, weights, modality, config)
+        sums = function(hidden, head, targets, weights, modality, (1.0, 1.0), config)
         return sums.objective / sums.normaliser
 
     compiled = jax.jit(jax.value_and_grad(mean_loss, argnums=(0, 1))).lower(hidden, head).compile()

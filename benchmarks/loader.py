@@ -31,7 +31,7 @@ from chameleon_jax.vocab import Vocab
 TEXT, IMAGE = 0, 1  # rows of the modality table
 
 
-def random_spans(args, count: int, random: np.random.Generator) -> list[list[tuple[ModalityId, int]]]:
+def random_spans(args, count: int, random: np.random.Generator) -> list[list[tuple[int, int]]]:
     """Spans of documents: text alone, or an image with its caption behind or in front."""
     documents = []
     for kind in random.integers(0, 4, count):
@@ -46,9 +46,7 @@ def random_spans(args, count: int, random: np.random.Generator) -> list[list[tup
 def write_store(path: pathlib.Path, args, random: np.random.Generator) -> None:
     vocab_config = text_and_image(codes_per_image=args.codes_per_image)
     vocab = Vocab.from_config(vocab_config)
-    writer = StoreWriter(
-        path, StoreIdentity(vocab_config=vocab_config, bundle_fingerprint="random", preprocessing="random")
-    )
+    writer = StoreWriter(path, StoreIdentity(vocab_config=vocab_config, bundle_fingerprint="random"))
     per_shard = 1024
     for shard, begin in enumerate(range(0, args.documents, per_shard)):
         documents = []
@@ -56,8 +54,8 @@ def write_store(path: pathlib.Path, args, random: np.random.Generator) -> None:
             parts = []
             for modality, length in spans:
                 if modality == IMAGE:
-                    codes = random.integers(vocab.modalities[1].start, vocab.modalities[1].stop, length - 2)
-                    parts += [[vocab.modalities[1].begin_marker], codes, [vocab.modalities[1].end_marker]]
+                    images = vocab.modalities[IMAGE]
+                    parts.append(images.span(random.integers(0, images.stop - images.start, length - 2)))
                 else:
                     parts.append(random.integers(vocab.text.start, vocab.text.stop, length))
             chosen = tuple(Span(modality, length, True) for modality, length in spans)

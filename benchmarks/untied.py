@@ -30,6 +30,7 @@ from chameleon_jax.configs import (
     StoreConfig,
     TrainConfig,
     TransformerConfig,
+    text_and_image,
 )
 from chameleon_jax.data.batch import Batch
 from chameleon_jax.generation.weights import decoding_form
@@ -135,7 +136,7 @@ def training(shapes: Shapes, dtype: str) -> dict[str, Callable[[], Any]]:
             modality=np.roll(modality, -1, axis=1),
             input_modality=modality,
         )
-        mesh, recipe = make_mesh(MeshConfig()), Recipe.of(PretrainTask(config=config), config)
+        mesh, recipe = make_mesh(MeshConfig()), Recipe.of(PretrainTask(config=config, vocab=text_and_image()), config)
         compiled = step.compiled_train_step(recipe, mesh, statistics=False)
         holder = [state.initialise(recipe.task.initial_params(None, mesh), recipe, mesh)]
 
