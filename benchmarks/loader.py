@@ -125,7 +125,7 @@ def main() -> None:
         loss=np.ones(sum(len(spans) for spans in documents), bool),
     )
     start = time.perf_counter()
-    made = plan(table, seq_len=args.seq_len, max_segments_per_row=256, seed=0)
+    made = plan(table, (True, False), seq_len=args.seq_len, max_segments_per_row=256, seed=0)
     result = {
         "loader_tokens_per_second": round(rate),
         "memmap_tokens_per_second": round(limit),
