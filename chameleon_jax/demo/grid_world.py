@@ -115,9 +115,10 @@ def draw(grid: Grid) -> UInt8[np.ndarray, "10 10 3"]:
 
 
 def write(folder: str | Path, *, train: int = TRAIN, unseen: int = 500, seed: int = 0) -> None:
-    """Write PNG files, and `train.jsonl` and `unseen.jsonl` (source kind `folder`) with two documents of each grid below `folder`.
+    """Write PNG files, and `train.jsonl` and `unseen.jsonl` (source kind `folder`) with three documents a grid below `folder`.
 
-    One tells the grid in words, one draws it, and the actions follow, of which alone a model is to learn.
+    Of each document a model is to learn the second half: actions after a grid in words, actions after a drawn grid, and the words
+    of a drawn grid, which say in many ids what is in the picture, where actions are few.
     """
     from PIL import Image
 
@@ -128,10 +129,10 @@ def write(folder: str | Path, *, train: int = TRAIN, unseen: int = 500, seed: in
         for index, grid in enumerate(generate(count, unseen=part == "unseen", seed=seed)):
             name = f"images/{part}-{index:05d}.png"
             Image.fromarray(draw(grid)).save(folder / name, compress_level=1)
-            actions = {"actions": list(solution(grid))}
-            for form, data in (("text", describe(grid)), ("image", name)):
-                segments = [{form: data, "loss": False}, actions]
-                records.append({"id": f"{part}-{index:05d}-{form}", "segments": segments})
+            words, picture, actions = {"text": describe(grid)}, {"image": name}, {"actions": list(solution(grid))}
+            for number, (given, asked) in enumerate(((words, actions), (picture, actions), (picture, words))):
+                segments = [given | {"loss": False}, asked]
+                records.append({"id": f"{part}-{index:05d}-{number}", "segments": segments})
         atomic_write(folder / f"{part}.jsonl", "".join(json.dumps(record) + "\n" for record in records))
 
 

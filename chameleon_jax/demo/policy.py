@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from PIL import Image
+from PIL import Image, ImageOps
 
 from chameleon_jax.configs import GenerationConfig, SamplingConfig
 from chameleon_jax.demo import grid_world, journey
@@ -26,7 +26,7 @@ from chameleon_jax.generation.prompt import SpanOutput, read_output
 
 GRIDS = 1_000  # unseen ones to solve
 SOURCES = ("text", "image")
-_SHOWN = 10
+_SHOWN, _SIDE = 10, 100  # grids on the page, and pixels a side of each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +90,21 @@ def draw_page(path: Path, run: Run, episodes: dict[str, Episodes], *, subtitle: 
     sections = []
     for source, found in episodes.items():
         grids, taken = found.grids[:_SHOWN], found.actions[:_SHOWN]
-        pictures = [Image.fromarray(grid_world.draw(grid)) for grid in grids]
-        ways = [" ".join(ACTIONS[action] for action in actions) for actions in taken]
+        ways = [
+            " ".join(ACTIONS[action] for action in actions)
+            + ("" if grid_world.solves(grid, actions) else " (not solved)")
+            for grid, actions in zip(grids, taken, strict=True)
+        ]
         what = "told in words" if source == "text" else "drawn"
-        row = page.Row("agent blue, goal green, walls black; below, what the policy did", pictures, ways)
+        row = page.Row("agent blue, goal green, walls black; below, what the policy did", _framed(grids), ways)
         sections.append(page.Section(f"Grids that were {what}: {found.solved} solved", [row]))
-    page.draw(path, "Actions as a modality without a codec", subtitle, sections, picture_size=88)
+    page.draw(path, "Actions as a modality without a codec", subtitle, sections, picture_size=_SIDE + 2)
+
+
+def _framed(grids: Sequence[Grid]) -> list[Image.Image]:
+    """Drawn grids in a thin line: the ground is white, as the page is."""
+    drawn = [Image.fromarray(grid_world.draw(g)).resize((_SIDE, _SIDE), Image.Resampling.NEAREST) for g in grids]
+    return [ImageOps.expand(picture, 1, "#86868b") for picture in drawn]
 
 
 def codec_is_exact(run: Run, grids: Sequence[Grid]) -> Proportion:

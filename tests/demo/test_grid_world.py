@@ -80,13 +80,14 @@ def test_words_and_picture_tell_the_whole_grid(grids):
         assert [tuple(s) for s in np.argwhere(centres.sum(axis=-1) < 200).tolist()] == list(grid.walls)
 
 
-def test_written_documents_tell_or_draw_a_grid_and_then_its_actions(tmp_path):
+def test_written_documents_give_a_grid_and_then_its_actions_or_words(tmp_path):
     grid_world.write(tmp_path, train=20, unseen=5)
     records = [json.loads(line) for line in (tmp_path / "train.jsonl").open()]
-    assert len(records) == 40 and len((tmp_path / "unseen.jsonl").read_text().splitlines()) == 10
-    pairs = zip(records[::2], records[1::2], strict=True)
-    for grid, (told, drawn) in zip(grid_world.generate(20, unseen=False), pairs, strict=True):
+    assert len(records) == 60 and len((tmp_path / "unseen.jsonl").read_text().splitlines()) == 15
+    threes = zip(records[::3], records[1::3], records[2::3], strict=True)
+    for grid, (told, drawn, described) in zip(grid_world.generate(20, unseen=False), threes, strict=True):
         (words, actions), (picture, same) = told["segments"], drawn["segments"]
         assert words == {"text": grid_world.describe(grid), "loss": False} and picture["loss"] is False
+        assert described["segments"] == [picture, {"text": grid_world.describe(grid)}]
         assert actions == same and grid_world.solves(grid, actions["actions"])
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / picture["image"])), grid_world.draw(grid))

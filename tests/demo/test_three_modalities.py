@@ -85,7 +85,12 @@ def test_from_data_to_a_generated_sound(data, tmp_path):
         bindings = (f"MANIFEST = '{data / part}.jsonl'", f"TOKENIZER = '{tmp_path / 'tokenizer'}'")
         tokenize(load(TokenizeConfig, "three_modalities_tokenize.gin", *bindings), tmp_path / part)
     stores = (f"TRAIN = '{tmp_path / 'train'}'", f"HELDOUT = '{tmp_path / 'heldout'}'")
-    few = ("TrainConfig.steps = 4", "TrainConfig.log_every = 1", "TrainConfig.eval_batches = 1")
+    few = (
+        "TrainConfig.steps = 4",
+        "TrainConfig.log_every = 1",
+        "TrainConfig.eval_batches = 1",
+        "TrainConfig.batch_size = 8",
+    )
     small = ("TransformerConfig.n_layers = 1", "TransformerConfig.scan_unroll = 1")
     assert pretrain(load(PretrainConfig, "three_modalities.gin", *stores, *few, *small), tmp_path / "model") == 0
 
