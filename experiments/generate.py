@@ -92,8 +92,8 @@ def _with_flags(config: GenerationConfig, args, bundle: TokenizerBundle) -> Gene
     return dataclasses.replace(config, **changes)
 
 
-def _pictures(bundle: TokenizerBundle) -> str:
-    name, _ = bundle.of_kind("vqgan")
+def _pictures(bundle: TokenizerBundle, *, taken_in: bool = False) -> str:
+    name, _ = bundle.image_input if taken_in else bundle.of_kind("vqgan")
     if not name:
         raise GenerationError(f"this model has no pictures; it has {', '.join(bundle.vocab.names)}")
     return name
@@ -105,7 +105,7 @@ def _parts(args, bundle: TokenizerBundle) -> list[Part]:
     from chameleon_jax.generation.prompt import place
     from chameleon_jax.tokenizers.documents import Segment
 
-    media = [Segment(_pictures(bundle), read_file(name)) for name in args.image]
+    media = [Segment(_pictures(bundle, taken_in=True), read_file(name)) for name in args.image]
     for given in args.media:
         name, equals, value = given.partition("=")
         if not equals:
@@ -135,9 +135,17 @@ def main(config: GenerationConfig, args) -> None:
     run = load_run(args.workdir, make_mesh(args.mesh) if args.mesh else None)
     config = _with_flags(config, args, run.bundle)
     form = {"format": args.format, "image_size": args.image_size}
-    prompt, config = build_request(_parts(args, run.bundle), run.bundle, config, **form)
-    logging.info("step %d of %s, prompt of %d ids", run.step, args.workdir, len(prompt))
-    outputs = generate(run.params, run.model, run.bundle.vocab, [prompt] * args.count, config, donate=True)
+    request = build_request(_parts(args, run.bundle), run.bundle, config, **form)
+    logging.info("step %d of %s, prompt of %d ids", run.step, args.workdir, len(request.prompt))
+    outputs = generate(
+        run.params,
+        run.model,
+        run.bundle.vocab,
+        [request.prompt] * args.count,
+        request.config,
+        pictures=[request.pictures] * args.count,
+        donate=True,
+    )
     for number, output in enumerate(outputs):
         words = write_output(read_output(output.ids, run.bundle), folder, number, run.bundle)
         print(f"{folder}/{number:02d}.txt ({len(output.ids)} ids, stopped by {output.finish_reason}): {words}")
