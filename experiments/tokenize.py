@@ -1,4 +1,4 @@
-"""Turn pictures and text into a token store that training reads.
+"""Turn text, pictures and other data into a token store that training reads.
 
 Stop it at any time and run the same command again: it goes on at the first unfinished shard and ends with the same bytes.
 
@@ -14,9 +14,12 @@ from chameleon_jax.data.pipeline import tokenize
 
 def main(config: TokenizeConfig, args) -> None:
     report = tokenize(config, args.workdir)
-    parts = ", ".join(f"{count:,} {name}" for name, count in report.tokens_by_modality.items())
+    tokens, spans = (
+        ", ".join(f"{count:,} {name}" for name, count in counts.items())
+        for counts in (report.tokens_by_modality, report.spans_by_modality)
+    )
     print(
-        f"{report.output}: {report.documents:,} documents with {report.images:,} images, {report.tokens:,} tokens ({parts}) in "
+        f"{report.output}: {report.documents:,} documents with spans of {spans}; {report.tokens:,} tokens ({tokens}) in "
         f"{report.shards} shards ({report.shards_found} found), {report.rejects:,} of {report.records:,} records rejected, "
         f"{report.seconds:.1f} s"
     )

@@ -222,13 +222,16 @@ def text_and_image(
     image_span: Literal["fixed", "grid"] = "fixed",
     max_grids: int = 64,
     grid_unit: int = 2,
+    patches: int = 0,
     added: tuple[str, ...] | list[str] = (),
 ) -> VocabConfig:
     """The table of the Chameleon family: text, and images in codes of a VQGAN. The defaults give the released 65,536 ids.
 
     `text_tokens` bounds a trained BPE, `codes_per_image` is the length of a fixed span and the most codes of a grid span, with
-    `max_grids` and `grid_unit` as in `ModalityConfig`.
+    `max_grids` and `grid_unit` as in `ModalityConfig`. With `patches` there is a third row, `seen`: pictures that are perceived,
+    each in so many patches.
     """
+    seen = ModalityConfig(name="seen", ids=1, length=patches, codec="patches", output=False) if patches else None
     return VocabConfig(
         modalities=(
             ModalityConfig(name="text", ids=text_tokens, span="free", codec="bpe", may_cut=True),
@@ -241,6 +244,7 @@ def text_and_image(
                 grid_unit=grid_unit,
                 codec="vqgan",
             ),
+            *([seen] if seen else []),
         ),
         reserved=reserved,
         added=tuple(added),

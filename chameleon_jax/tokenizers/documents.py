@@ -107,11 +107,14 @@ def order_pair(document: Document, vocab: Vocab, seed: int, later_first_probabil
     """Order a pair of segments of two modalities by a coin that depends on the seed and the document's id alone.
 
     The one whose modality stands later in the table comes first with this probability; of text and images that is Chameleon's,
-    section 2.2: the image comes first in half of the pairs. What is only taken in always comes first: after it is all that can be
-    learned from it. Documents of another form, conversations among them, keep their order.
+    section 2.2: the image comes first in half of the pairs. Documents of another form keep their order, conversations and
+    pairs of which one alone is predicted among them: there the other is given. What is only taken in always comes first: nothing
+    before it could be learned from it.
     """
     segments = sorted(document.segments, key=lambda segment: vocab.row(segment.modality))
     if len(segments) != 2 or segments[0].modality == segments[1].modality or any(s.ends_turn for s in segments):
+        return document
+    if segments[0].loss != segments[1].loss:
         return document
     taken_in = [segment for segment in segments if not vocab.modalities[vocab.row(segment.modality)].output]
     if taken_in:
