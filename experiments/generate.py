@@ -11,7 +11,7 @@ Examples:
   python -m experiments.generate --workdir=runs/lumina --format=lumina --image_size=768x512 --prompt="A red fox." --mode=image \\
       --max_images=1 --sampling=lumina --guidance=lumina --out=out
 
-Every --image takes the place of an <image> of the prompt (of its row's name, whatever that is), in order, and every
+Every --image takes the place of an <image> of the prompt (named after the row that takes pictures in), in order, and every
 --media=NAME=FILE that of a <NAME>; without such places they come first. Data of a modality without a codec are numbers:
 --media=moves=0,1,1. The workdir is that of `experiments.pretrain`; its newest checkpoint that verifies is used. Writes OUT/KK.txt
 (the words, with the names of the files where they came) and OUT/KK-N.png or .wav for each of --count outputs. docs/generate.md

@@ -31,6 +31,7 @@ from chameleon_jax.configs import (
     TransformerConfig,
     VocabConfig,
     VQConfig,
+    text_and_image,
 )
 from chameleon_jax.data.loader import Loader
 from chameleon_jax.data.pipeline import tokenize
@@ -484,6 +485,8 @@ def test_a_row_of_patches_moves_no_other_id():
     plain = Vocab.from_config(dataclasses.replace(TABLE, modalities=TABLE.modalities[:2]))
     with_patches = Vocab.from_config(TABLE)
     assert with_patches.modalities[:2] == plain.modalities and with_patches.size == plain.size + 3
+    family, seeing = Vocab.from_config(text_and_image()), Vocab.from_config(text_and_image(patches=1024))
+    assert seeing.modalities[:2] == family.modalities and seeing.perceived.name == "seen"
 
 
 def test_a_codec_that_contradicts_its_row_is_refused():
