@@ -82,6 +82,8 @@ class Modality:
     begin_marker: int | None
     end_marker: int | None
     grammar: SpanGrammar
+    output: bool = True  # False: only taken in, neither learned nor generated
+    perceived: bool = False  # its content ids are places of vectors of `models.perception`
     sampling: SamplingConfig = dataclasses.field(
         default_factory=SamplingConfig
     )  # where a request does not say otherwise
@@ -207,6 +209,11 @@ class Vocab:
         """The rows whose spans have markers, by number."""
         return {row: modality for row, modality in enumerate(self.modalities) if modality.marked}
 
+    @property
+    def perceived(self) -> Modality | None:
+        """The row whose spans hold vectors of pictures; None where pictures are codes alone."""
+        return next((modality for modality in self.modalities if modality.perceived), None)
+
     def row(self, name: str, error: type[ChameleonError] = TokenizerError) -> int:
         """Number of the row of this name. Raises `error`, naming the nearest, if there is none."""
         if name not in self.names:
@@ -219,7 +226,7 @@ class Vocab:
         """First 16 hexadecimal digits of the sha256 of the layout."""
         values = dataclasses.asdict(self)
         for modality in values["modalities"]:
-            del modality["sampling"]
+            del modality["sampling"], modality["output"], modality["perceived"]
         layout = json.dumps(values, sort_keys=True)
         return hashlib.sha256(layout.encode()).hexdigest()[:16]
 
@@ -270,6 +277,8 @@ def _modality(row: ModalityConfig, start: int, newline: int) -> Modality:
         begin_marker=stop + 1 if row.marked else None,
         end_marker=stop if row.marked else None,
         grammar=grammar,
+        output=row.output,
+        perceived=row.codec == "patches",
         sampling=row.sampling,
     )
 

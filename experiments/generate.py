@@ -11,7 +11,7 @@ Examples:
   python -m experiments.generate --workdir=runs/lumina --format=lumina --image_size=768x512 --prompt="A red fox." --mode=image \\
       --max_images=1 --sampling=lumina --guidance=lumina --out=out
 
-Every --image takes the place of an <image> of the prompt (of its row's name, whatever that is), in order, and every
+Every --image takes the place of an <image> of the prompt (named after the row that takes pictures in), in order, and every
 --media=NAME=FILE that of a <NAME>; without such places they come first. Data of a modality without a codec are numbers:
 --media=moves=0,1,1. The workdir is that of `experiments.pretrain`; its newest checkpoint that verifies is used. Writes OUT/KK.txt
 (the words, with the names of the files where they came) and OUT/KK-N.png or .wav for each of --count outputs. docs/generate.md
@@ -80,11 +80,17 @@ def main(config: GenerationConfig, args) -> None:
     run = load_run(args.workdir, make_mesh(args.mesh) if args.mesh else None)
     config = config_with(config, run.bundle, args)
     form = {"format": args.format, "image_size": args.image_size}
-    prompt, config = build_request(
-        parts_of(args.prompt, args.image, args.media, run.bundle), run.bundle, config, **form
+    request = build_request(parts_of(args.prompt, args.image, args.media, run.bundle), run.bundle, config, **form)
+    logging.info("step %d of %s, prompt of %d ids", run.step, args.workdir, len(request.prompt))
+    outputs = generate(
+        run.params,
+        run.model,
+        run.bundle.vocab,
+        [request.prompt] * args.count,
+        request.config,
+        pictures=[request.pictures] * args.count,
+        donate=True,
     )
-    logging.info("step %d of %s, prompt of %d ids", run.step, args.workdir, len(prompt))
-    outputs = generate(run.params, run.model, run.bundle.vocab, [prompt] * args.count, config, donate=True)
     for number, output in enumerate(outputs):
         words = write_output(read_output(output.ids, run.bundle), folder, number, run.bundle)
         print(f"{folder}/{number:02d}.txt ({len(output.ids)} ids, stopped by {output.finish_reason}): {words}")

@@ -6,8 +6,9 @@ Examples:
   python -m experiments.quickstart --workdir=runs/quickstart
   python -m experiments.quickstart --workdir=runs/quick --steps=100     # a shorter, worse one
   python -m experiments.quickstart --workdir=runs/again --seed=1        # other copies, weights, order and drawings
+  python -m experiments.quickstart --workdir=runs/seen --image_input=patches  # captions from pixels, drawings in codes
 
-Writes quickstart.json (seed, caption_accuracy, recognised, psnr, seconds) and quickstart.png into the workdir.
+Writes quickstart.json (seed, image_input, caption_accuracy, recognised, psnr, seconds) and quickstart.png into the workdir.
 """
 
 import dataclasses
@@ -26,12 +27,15 @@ def _flags(values):
     flags.DEFINE_integer("steps", None, steps.format("transformer"), flag_values=values)
     flags.DEFINE_integer("codec_steps", None, steps.format("image codec"), flag_values=values)
     flags.DEFINE_integer("seed", 0, "of data, codec, transformer and drawing", flag_values=values)
+    given = "how the model takes in the pictures that it captions; it draws codes either way"
+    flags.DEFINE_enum("image_input", "codes", ("codes", "patches"), given, flag_values=values)
 
 
 def main(args) -> None:
     start, root = time.monotonic(), Path(args.workdir).resolve()
     journey.claim(root, seed=args.seed, steps=args.steps, codec_steps=args.codec_steps)
-    asked = quickstart.commands(root, seed=args.seed, steps=args.steps, codec_steps=args.codec_steps)
+    counts = {"steps": args.steps, "codec_steps": args.codec_steps}
+    asked = quickstart.commands(root, seed=args.seed, image_input=args.image_input, **counts)
     journey.follow(asked, "captions of held-out digits, and digits drawn from captions")
 
     from chameleon_jax.demo import judge
@@ -40,13 +44,19 @@ def main(args) -> None:
     model, tokenizer = root / "model", root / "tokenizer"
     loaded = load_run(model)
     subtitle = (
-        f"{loaded.step:,} steps on 1,437 captioned digits and moved copies of them; every picture is 16 codes in the same "
-        "stream as its words"
+        f"{loaded.step:,} steps on 1,437 captioned digits and moved copies of them; every picture is 16 {args.image_input} in "
+        "the same stream as its words"
     )
     result = judge.examine(loaded, root / "quickstart.png", subtitle=subtitle, seed=args.seed)
     psnr = json.loads((tokenizer / "evaluation.json").read_text())["psnr"]
     seconds = round(time.monotonic() - start, 1)
-    numbers = {"seed": args.seed, **dataclasses.asdict(result), "psnr": psnr, "seconds": seconds}
+    numbers = {
+        "seed": args.seed,
+        "image_input": args.image_input,
+        **dataclasses.asdict(result),
+        "psnr": psnr,
+        "seconds": seconds,
+    }
     (root / "quickstart.json").write_text(json.dumps(numbers, indent=2) + "\n")
     print(f"\ncaption accuracy {result.caption_accuracy:.1%} of 360 held-out digits (chance 10 %)")
     print(f"recognised       {result.recognised:.1%} of 400 generated digits (chance 10 %)")

@@ -1,5 +1,6 @@
 """Every shipped run file builds, with its macros filled in, and uses all that it binds."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,8 @@ def root_of(text: str) -> type:
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_every_run_file_builds(path):
     text = path.read_text()
+    if included := re.search(r"^include '(.*/runs/.*)'", text, re.MULTILINE):
+        text += (ROOT / included[1]).read_text()
     required = [line.split()[0] for line in text.splitlines() if "%gin.REQUIRED" in line]
     config = gin_utils.load(root_of(text), [str(path)], [f"{name}=somewhere" for name in required]).config
     assert type(config).from_dict(config.to_dict()) == config

@@ -253,6 +253,7 @@ NAMED = {
     "serving/app.py": "kinds of media for clients",
     "generation/reader.py": "kinds of media for the page",
     "tokenizers/pictures.py": "the kind of media of a codec",
+    "tokenizers/perceived.py": "the kind of media of a codec, and a field of its file",
     "tokenizers/codec.py": "the kinds of media",
     "configs/generation.py": "the two scales of guidance",
     "data/store.py": "what stores of format 1 count",

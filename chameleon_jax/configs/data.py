@@ -50,6 +50,8 @@ class TokenizeConfig(Config):
     # Of a document, by modality; of one not named 64 if its spans have markers, else any number.
     max_spans: dict[str, int] = dataclasses.field(default_factory=dict)
     max_bytes: int = 10_000_000  # of a document's text
+    # "patches": a picture that is not a document's last segment is perceived; the vocabulary has a row of patches then.
+    image_input: Literal["codes", "patches"] = "codes"
     codec_batch: int = 16  # items that a codec encodes at one time
     seed: int = 0
 
@@ -94,7 +96,7 @@ class TrainTokenizerConfig(Config):
                     mine == theirs, f"{what} {mine} of '{row.name}' in vocab differs from {config}.{name} {theirs}"
                 )
         self.require(
-            self.image.resolution == self.vq.resolution,
+            self.vocab.of_codec("vqgan") is None or self.image.resolution == self.vq.resolution,
             f"image.resolution {self.image.resolution} differs from vq.resolution {self.vq.resolution}",
         )
 

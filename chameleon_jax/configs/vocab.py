@@ -48,7 +48,8 @@ class ModalityConfig(Config):
     `grid` span (Lumina-mGPT's) says its height and width and has rows that end in a newline id, of `length` content ids at most.
 
     `codec` is the kind of codec that turns data into content ids: "bpe" text, "vqgan" picture files, "sound" WAV files; without
-    one the data are the numbers 0..ids-1 themselves.
+    one the data are the numbers 0..ids-1 themselves. "patches" are picture files that are perceived: a span has `length` times one
+    id, a placeholder, and the model sees vectors of `models.perception` there.
     """
 
     name: str
@@ -58,7 +59,8 @@ class ModalityConfig(Config):
     # Of a grid: the largest height or width in units, and the codes of a unit, of which sides are multiples.
     max_grids: int = 64
     grid_unit: int = 2
-    codec: Literal["", "bpe", "vqgan", "sound"] = ""
+    codec: Literal["", "bpe", "vqgan", "sound", "patches"] = ""
+    output: bool = True  # False: only taken in, neither learned nor generated
     may_cut: bool = False  # a span that is longer than what is left of a row of training is cut there
     loss_weight: float = 1.0  # in training, unless LossConfig.weights says otherwise
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)  # unless a request says otherwise
@@ -71,7 +73,7 @@ class ModalityConfig(Config):
     def layout(self) -> dict[str, Any]:
         """What decides ids: everything but how the modality is trained and sampled."""
         values = self.to_dict()
-        return {key: values[key] for key in values if key not in ("may_cut", "loss_weight", "sampling")}
+        return {key: values[key] for key in values if key not in ("may_cut", "output", "loss_weight", "sampling")}
 
     def validate(self):
         name = self.name
@@ -84,7 +86,10 @@ class ModalityConfig(Config):
             self.loss_weight >= 0 and math.isfinite(self.loss_weight),
             f"'{name}': loss_weight must be finite and not negative, got {self.loss_weight}",
         )
+        if self.codec == "patches":
+            self._validate_patches()
         if self.codec == "bpe":
+            self.require(self.output, f"'{name}': text is always generated: leave out output=False")
             self.require(self.span == "free", f"'{name}': text has free spans, not '{self.span}' ones")
             self.require(self.ids >= 256, f"'{name}': text_tokens must be at least 256 (all bytes), got {self.ids}")
         if self.span == "free":
@@ -102,6 +107,17 @@ class ModalityConfig(Config):
                 self.length >= self.grid_unit**2,
                 f"'{name}': length {self.length} is less than the smallest grid of {self.grid_unit}x{self.grid_unit}",
             )
+
+    def _validate_patches(self):
+        name = self.name
+        self.require(self.span == "fixed", f"'{name}': patches have fixed spans, not '{self.span}' ones")
+        self.require(self.ids == 1, f"'{name}': patches have one id, the placeholder, not {self.ids}")
+        self.require(
+            math.isqrt(self.length) ** 2 == self.length,
+            f"'{name}': the length of a span of patches is a square number, got {self.length}",
+        )
+        self.require(not self.output, f"'{name}': patches are only taken in: set output=False")
+        self.require(not self.may_cut, f"'{name}': a span of patches cannot be cut: leave out may_cut=True")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,9 +188,9 @@ class VocabConfig(Config):
         self.require(
             self.text.codec == "bpe", f"the first modality is that of text, with codec 'bpe'; got '{self.text.codec}'"
         )
-        for kind in ("bpe", "vqgan", "sound"):
+        for kind in ("bpe", "patches"):
             rows = [row.name for row in self.modalities if row.codec == kind]
-            self.require(len(rows) < 2 or kind != "bpe", f"{', '.join(rows)} all have codec 'bpe'; one row has it")
+            self.require(len(rows) < 2, f"{', '.join(rows)} all have codec '{kind}'; one row has it")
         self.require(len(set(self.names)) == len(self.names), f"two modalities have one name: {', '.join(self.names)}")
         for name in self.added:
             self.require(
@@ -206,13 +222,16 @@ def text_and_image(
     image_span: Literal["fixed", "grid"] = "fixed",
     max_grids: int = 64,
     grid_unit: int = 2,
+    patches: int = 0,
     added: tuple[str, ...] | list[str] = (),
 ) -> VocabConfig:
     """The table of the Chameleon family: text, and images in codes of a VQGAN. The defaults give the released 65,536 ids.
 
     `text_tokens` bounds a trained BPE, `codes_per_image` is the length of a fixed span and the most codes of a grid span, with
-    `max_grids` and `grid_unit` as in `ModalityConfig`.
+    `max_grids` and `grid_unit` as in `ModalityConfig`. With `patches` there is a third row, `seen`: pictures that are perceived,
+    each in so many patches.
     """
+    seen = ModalityConfig(name="seen", ids=1, length=patches, codec="patches", output=False) if patches else None
     return VocabConfig(
         modalities=(
             ModalityConfig(name="text", ids=text_tokens, span="free", codec="bpe", may_cut=True),
@@ -225,6 +244,7 @@ def text_and_image(
                 grid_unit=grid_unit,
                 codec="vqgan",
             ),
+            *([seen] if seen else []),
         ),
         reserved=reserved,
         added=tuple(added),

@@ -57,6 +57,9 @@ class Loader:
         self.vocab_config = self.stores[0].store.vocab_config
         self.bundle_fingerprint = self.stores[0].store.bundle_fingerprint
         self._vocab = Vocab.from_config(self.vocab_config)
+        self._most_pictures = max(_most_pictures(packed) for packed in (*self.stores, *self.eval_stores))
+        # Of a perceived picture of the run, height and width; None where there is none.
+        self.picture_size = next((s.picture_size for s in opened.values() if s.picture_size), None)
         self.stage2_step = int(config.stage2_start * steps)
         self._mixture = Mixture(
             [RowSource(rows=s.plan.rows, weight=s.config.weight, stage=s.config.stage) for s in self.stores],
@@ -132,7 +135,8 @@ class Loader:
         places: Int[np.ndarray, " n"] | None = None,
     ) -> Batch:
         """Lay these rows of these sources at `places` of the batch (in order by default); the other places are padding."""
-        canvas = _Canvas(len(self._rows), self._config.seq_len, self._vocab.pad)
+        shape = (self._most_pictures, *self.picture_size) if self._most_pictures else None
+        canvas = _Canvas(len(self._rows), self._config.seq_len, self._vocab.pad, shape)
         places = np.arange(len(rows)) if places is None else places
         for number in np.unique(sources):
             here = sources == number
@@ -141,14 +145,18 @@ class Loader:
 
 
 class _Canvas:
-    """Rows under construction: ids, document numbers, positions and loss roles of tokens, before the shift to targets."""
+    """Rows under construction: ids, document numbers, positions and loss roles of tokens, before the shift to targets.
 
-    def __init__(self, rows: int, seq_len: int, pad: int):
+    `pictures` is how many perceived ones a row has room for, their height and their width; None for none.
+    """
+
+    def __init__(self, rows: int, seq_len: int, pad: int, pictures: tuple[int, int, int] | None):
         self._seq_len, self._pad = seq_len, pad
         self._tokens = np.full((rows, seq_len), pad, np.int32)
         self._segments = np.zeros((rows, seq_len), np.int32)
         self._positions = np.zeros((rows, seq_len), np.int32)
         self._loss = np.zeros((rows, seq_len), bool)
+        self._pictures = None if pictures is None else np.zeros((rows, *pictures, 3), np.uint8)
 
     def lay(self, packed: PackedStore, places: Int[np.ndarray, " n"], rows: Int[np.ndarray, " n"]) -> None:
         """Put rows of a plan into the rows `places` of the canvas."""
@@ -166,6 +174,12 @@ class _Canvas:
         self._segments.reshape(-1)[at] = np.repeat(number_in_row + 1, lengths)
         self._positions.reshape(-1)[at] = positions
         self._loss.reshape(-1)[at] = _loss_roles(packed.store.span_table, documents, starts, lengths)
+        if self._pictures is not None:
+            first, held = packed.store.pictures_of(documents, starts, lengths)
+            of_rows = np.add.reduceat(held, np.cumsum(counts) - counts)  # every row has a piece
+            if held.any():
+                slots = _ranges(np.zeros_like(of_rows), of_rows)
+                self._pictures[np.repeat(places, of_rows), slots] = packed.store.read_pictures(_ranges(first, held))
 
     def batch(self, vocab: Vocab) -> Batch:
         """Shift tokens to targets; a target exists where the next position belongs to the same document."""
@@ -181,7 +195,17 @@ class _Canvas:
             positions=self._positions,
             modality=vocab.modality_of(targets).astype(np.int32),
             input_modality=vocab.modality_of(self._tokens).astype(np.int32),
+            pictures=self._pictures,
         )
+
+
+def _most_pictures(packed: PackedStore) -> int:
+    """The most perceived pictures that a row of the plan holds."""
+    plan = packed.plan
+    if packed.store.picture_size is None:
+        return 0
+    _, held = packed.store.pictures_of(plan.documents, plan.starts.astype(np.int64), plan.lengths)
+    return int(np.diff(np.concatenate([[0], np.cumsum(held)])[plan.row_offsets]).max())
 
 
 def _loss_roles(

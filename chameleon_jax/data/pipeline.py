@@ -27,7 +27,7 @@ from chameleon_jax.data.shard_tokens import tokenize_records
 from chameleon_jax.data.sources import Reject, estimate_records, read_documents
 from chameleon_jax.data.store import TokenStore
 from chameleon_jax.data.store_writer import ShardInput, StoreIdentity, StoreWriter
-from chameleon_jax.errors import DataError, StoreError, WorkdirError
+from chameleon_jax.errors import ConfigError, DataError, StoreError, WorkdirError
 from chameleon_jax.files import new_folder
 from chameleon_jax.progress import progress
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
@@ -61,7 +61,7 @@ def tokenize(config: TokenizeConfig, output: str | os.PathLike) -> TokenizeRepor
 
     Raises StoreError when the directory holds another plan, with the differences; DataError when more than
     `max_reject_fraction` of the records are unusable, or none is usable; ConfigError when `max_spans` names a modality that the
-    tokenizer lacks; WorkdirError when another run is writing there.
+    tokenizer lacks, or `image_input` asks for patches that it lacks; WorkdirError when another run is writing there.
     """
     started = time.monotonic()
     output = pathlib.Path(output)
@@ -69,6 +69,11 @@ def tokenize(config: TokenizeConfig, output: str | os.PathLike) -> TokenizeRepor
     bundle.check()
     for name in config.max_spans:
         bundle.vocab_config.row(name)
+    if config.image_input == "patches" and bundle.vocab.perceived is None:
+        raise ConfigError(
+            f"image_input is 'patches', but {config.tokenizer} has no modality with codec 'patches': add such a row to its table, "
+            "or leave image_input as 'codes'"
+        )
     estimates = [estimate_records(source) for source in config.sources]  # and finds a missing path before any work
     with _only_writer(output):
         _keep_plan(config, bundle, output)

@@ -18,7 +18,7 @@ from chameleon_jax.data.sources import Reject
 from chameleon_jax.errors import DataError
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.code_queue import CodeQueue
-from chameleon_jax.tokenizers.documents import Document, TokenDocument, assemble, order_pair
+from chameleon_jax.tokenizers.documents import Document, TokenDocument, assemble, order_pair, perceive
 
 _DOCUMENTS_AHEAD = 64  # in preparation at one time; with many spans fewer
 _MAX_SPANS = 64  # of a modality that TokenizeConfig.max_spans does not name
@@ -42,7 +42,8 @@ def tokenize_records(
     """Tokenise records; `on_record` hears of each as soon as it is known to be good (None) or rejected, and may raise."""
     vocab = bundle.vocab
     rejects: list[Reject] = []
-    ready: list[Document] = []
+    ready: list[tuple[Document, tuple[np.ndarray, ...]]] = []  # with the pixels of what is perceived
+    perceived = [row.name for row in bundle.vocab_config.modalities if row.codec == "patches"]
     codes = CodeQueue(bundle, config.codec_batch)
     waiting: collections.deque = collections.deque()
     items_waiting = 0
@@ -58,7 +59,8 @@ def tokenize_records(
             return
         for segment, item in zip(document.segments, prepared, strict=True):
             codes.add(segment.modality, [item])
-        ready.append(document)
+        pairs = zip(document.segments, prepared, strict=True)
+        ready.append((document, tuple(item for segment, item in pairs if segment.modality in perceived)))
         on_record(None)
 
     def reject(found: Reject) -> None:
@@ -73,6 +75,8 @@ def tokenize_records(
             reject(reason)
             continue
         document = order_pair(record, vocab, config.seed, config.later_first_probability)
+        if config.image_input == "patches":
+            document = perceive(document, bundle.vocab_config)
         items = sum(segment.modality in bundle.codecs for segment in document.segments)
         waiting.append((document, items, pool.submit(_prepare, document, codes)))
         items_waiting += items
@@ -82,7 +86,7 @@ def tokenize_records(
         finish_first()
 
     all_codes = iter(codes.finish())
-    documents = [assemble(document, [next(all_codes) for _ in document.segments], vocab) for document in ready]
+    documents = [assemble(doc, [next(all_codes) for _ in doc.segments], vocab, items) for doc, items in ready]
     return ShardTokens(documents=documents, rejects=rejects)
 
 

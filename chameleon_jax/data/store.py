@@ -1,7 +1,8 @@
 """Reads a token store: documents as ids and spans, at random, with every byte checked.
 
 The one idea: small tables (where a document begins, its spans) are held in memory for all documents, tokens are read in chunks
-of 16,384 that are checked by crc32c and kept decoded, least recently used dropped first. `store_format` draws the layout.
+of 16,384 that are checked by crc32c and kept decoded, least recently used dropped first; so are the pixels of perceived pictures.
+`store_format` draws the layout.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt8
 
 from chameleon_jax.configs import VocabConfig
 from chameleon_jax.data import store_format as layout
@@ -27,6 +28,7 @@ from chameleon_jax.tokenizers.documents import Span
 from chameleon_jax.vocab import Vocab
 from chameleon_jax.workdir import TOKENIZER
 
+Block = tuple[str, int, int]  # a chunk: name of the array, shard, number of the chunk
 DEFAULT_CACHE_BYTES = 256 << 20
 _SHARDS_AT_ONCE = 256  # small tables opened concurrently
 
@@ -64,29 +66,27 @@ class BlockCache:
 
     def __init__(self, limit: int):
         self._limit, self._bytes = limit, 0
-        self._blocks: collections.OrderedDict[tuple[int, int, int], np.ndarray] = collections.OrderedDict()
+        self._blocks: collections.OrderedDict[tuple[int, Block], np.ndarray] = collections.OrderedDict()
         self._lock = threading.Lock()
 
-    def get(
-        self, store: object, wanted: set[tuple[int, int]]
-    ) -> tuple[dict[tuple[int, int], np.ndarray], list[tuple[int, int]]]:
-        """Chunks that are held, by (shard, chunk), and the keys of those that are not."""
+    def get(self, store: object, wanted: set[Block]) -> tuple[dict[Block, np.ndarray], list[Block]]:
+        """Chunks that are held, and the names of those that are not."""
         found, missing = {}, []
         with self._lock:
-            for shard, block in sorted(wanted):
-                key = (id(store), shard, block)
+            for block in sorted(wanted):
+                key = (id(store), block)
                 if key in self._blocks:
                     self._blocks.move_to_end(key)
-                    found[shard, block] = self._blocks[key]
+                    found[block] = self._blocks[key]
                 else:
-                    missing.append((shard, block))
+                    missing.append(block)
         return found, missing
 
-    def put(self, store: object, blocks: dict[tuple[int, int], np.ndarray]) -> None:
+    def put(self, store: object, blocks: dict[Block, np.ndarray]) -> None:
         """Take chunks in, and drop the least recently used beyond the limit."""
         with self._lock:
-            for (shard, block), array in blocks.items():
-                key = (id(store), shard, block)
+            for block, array in blocks.items():
+                key = (id(store), block)
                 if key not in self._blocks:
                     self._blocks[key] = array
                     self._bytes += array.nbytes
@@ -133,9 +133,13 @@ class TokenStore:
         self._commits = [commits[shard] for shard in range(self.manifest["shards"])]
         self._shard_documents = _starts(commit["documents"] for commit in self._commits)
         self._shard_tokens = _starts(commit["tokens"] for commit in self._commits)
+        shapes = {shard: tuple(commit["pixels"]) for shard, commit in enumerate(self._commits) if "pixels" in commit}
+        self._shard_pictures = _starts(shapes.get(shard, (0,))[0] for shard in range(len(self._commits)))
+        # Of a perceived picture, height and width; None where there is none.
+        self.picture_size: tuple[int, int] | None = next((shape[1:3] for shape in shapes.values()), None)
         self._cache = cache
         self._lock = threading.Lock()
-        self._handles: dict[int, object] = {}
+        self._handles: dict[tuple[str, int], object] = {}
 
     @property
     def documents(self) -> int:
@@ -204,13 +208,44 @@ class TokenStore:
         ends = local + lengths
         first, last = local // layout.BLOCK_TOKENS, (ends - 1) // layout.BLOCK_TOKENS
         pieces = list(zip(shards.tolist(), first.tolist(), last.tolist(), local.tolist(), ends.tolist(), strict=True))
-        blocks = self._blocks({(shard, block) for shard, begin, end, _, _ in pieces for block in range(begin, end + 1)})
+        wanted = {("tokens", shard, i) for shard, begin, end, _, _ in pieces for i in range(begin, end + 1)}
+        blocks = self._blocks(wanted)
         parts = []
         for shard, begin, end, start, stop in pieces:
             for block in range(begin, end + 1):
                 origin = block * layout.BLOCK_TOKENS
-                parts.append(blocks[shard, block][max(start - origin, 0) : stop - origin])
+                parts.append(blocks["tokens", shard, block][max(start - origin, 0) : stop - origin])
         return np.concatenate(parts) if parts else np.zeros(0, self.vocab.store_dtype())
+
+    def pictures_of(
+        self,
+        documents: Int[np.ndarray, " p"],
+        starts: Int[np.ndarray, " p"],
+        lengths: Int[np.ndarray, " p"],
+    ) -> tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:
+        """Number of the first perceived picture of every piece, and how many pictures it holds.
+
+        Pictures are counted over the whole store; no piece cuts one.
+        """
+        begins = self._tables[0][:-1][documents] + starts
+        first, stop = np.searchsorted(self._picture_places, [begins, begins + lengths])
+        return first, stop - first
+
+    def read_pictures(self, numbers: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, " n H W 3"]:
+        """Pixels of perceived pictures by number (`pictures_of`). Raises StoreError naming the damaged shard."""
+        shards = np.searchsorted(self._shard_pictures, numbers, side="right") - 1
+        local = np.asarray(numbers) - self._shard_pictures[shards]
+        length = layout.block_length("pixels", (0, *self.picture_size, 3))
+        places = list(zip(shards.tolist(), (local // length).tolist(), (local % length).tolist(), strict=True))
+        blocks = self._blocks({("pixels", shard, block) for shard, block, _ in places})
+        return np.stack([blocks["pixels", shard, block][at] for shard, block, at in places])
+
+    @functools.cached_property
+    def _picture_places(self) -> Int[np.ndarray, " pictures"]:
+        """The position in the store's ids at which the span of every perceived picture begins."""
+        spans, modality = self.span_table, self.vocab.perceived
+        begins = np.cumsum(spans.lengths, dtype=np.int64) - spans.lengths
+        return begins[spans.modalities == self.vocab.row(modality.name)] if modality else begins[:0]
 
     def by_modality(self, key: str) -> dict[str, int]:
         """A count of the manifest, in the order of the table."""
@@ -273,6 +308,7 @@ class TokenStore:
             "offsets": ((commit["documents"] + 1, 2), np.dtype(np.int64)),
             "spans": ((commit["spans"], 3), np.dtype(np.int32)),
             "document_ids": ((commit["documents"],), np.dtype(np.uint64)),
+            "pixels": (tuple(commit.get("pixels", ())), np.dtype(np.uint8)),
         }[name]
         return layout.array_spec(self.path / layout.SHARDS / layout.shard_name(shard), name, shape, dtype)
 
@@ -288,25 +324,28 @@ class TokenStore:
             arrays += [self._result(shard, future) for shard, future in zip(group, reading, strict=True)]
         return arrays
 
-    def _blocks(self, wanted: set[tuple[int, int]]) -> dict[tuple[int, int], np.ndarray]:
+    def _blocks(self, wanted: set[Block]) -> dict[Block, np.ndarray]:
         found, missing = self._cache.get(self, wanted)
         reading = []
-        for shard, block in missing:
-            begin = block * layout.BLOCK_TOKENS
-            stop = min(begin + layout.BLOCK_TOKENS, self._commits[shard]["tokens"])
-            reading.append((shard, block, self._tokens_of(shard)[begin:stop].read()))
-        for shard, block, future in reading:
-            found[shard, block] = self._result(shard, future)
+        for name, shard, block in missing:
+            array = self._array(name, shard)
+            length = layout.block_length(name, array.shape)
+            stop = min((block + 1) * length, array.shape[0])
+            reading.append((shard, array[block * length : stop].read()))
+        for block, (shard, future) in zip(missing, reading, strict=True):
+            found[block] = self._result(shard, future)
         self._cache.put(self, {key: found[key] for key in missing})
         return found
 
-    def _tokens_of(self, shard: int):
+    def _array(self, name: str, shard: int):
+        """The opened array of a shard."""
         with self._lock:
-            if shard not in self._handles:
+            if (name, shard) not in self._handles:
                 import tensorstore
 
-                self._handles[shard] = self._result(shard, tensorstore.open(self._spec(shard, "tokens"), open=True))
-            return self._handles[shard]
+                opening = tensorstore.open(self._spec(shard, name), open=True)
+                self._handles[name, shard] = self._result(shard, opening)
+            return self._handles[name, shard]
 
     def _result(self, shard: int, future):
         try:

@@ -8,6 +8,8 @@ store/
               /offsets      zarr3 [documents + 1, 2] int64: first token and first span of each document
               /spans        zarr3 [spans, 3] int32: row of the modality table, length, loss (0 or 1)
               /document_ids zarr3 [documents] uint64: start of the sha256 of the document's id
+              /pixels       zarr3 [pictures, height, width, 3] uint8: of the spans that are perceived, in order of the spans; only
+                            in shards that have such spans
   rejects/00042.jsonl       records of this shard that could not be used, and why
   commits/00042.json        counts and checksums of the shard's files; written last, so a shard exists when this exists
   manifest.json             vocabulary, fingerprints and totals; written when every shard is committed
@@ -36,10 +38,11 @@ FORMAT_VERSION = 2
 READABLE = (1, 2)  # 1 counts images and has no table of modalities
 BLOCK_TOKENS = 16384  # tokens of one chunk: the least that is read and checked at a time
 BLOCK_ROWS = 4096  # rows of one chunk of the small arrays
+BLOCK_BYTES = 1 << 20  # of one chunk of pixels, at least one picture
 
 PLAN, MANIFEST, LOCK = "plan.json", "manifest.json", ".lock"
 SHARDS, COMMITS, REJECTS, TEMPORARY, PACKING = "shards", "commits", "rejects", "temporary", "packing"
-ARRAYS = ("tokens", "offsets", "spans", "document_ids")
+ARRAYS = ("tokens", "offsets", "spans", "document_ids", "pixels")
 
 
 def shard_name(shard: int) -> str:
@@ -47,9 +50,16 @@ def shard_name(shard: int) -> str:
     return f"{shard:05d}"
 
 
+def block_length(name: str, shape: tuple[int, ...]) -> int:
+    """Elements of the first axis in one chunk of an array."""
+    if name == "pixels":
+        return max(1, BLOCK_BYTES // int(np.prod(shape[1:])))
+    return BLOCK_TOKENS if name == "tokens" else BLOCK_ROWS
+
+
 def array_spec(directory: str | os.PathLike, name: str, shape: tuple[int, ...], dtype: np.dtype) -> dict[str, Any]:
     """TensorStore spec of one array of a shard: zarr3, one file, chunks with crc32c, no compression (VQ codes do not shrink)."""
-    chunk = (BLOCK_TOKENS if name == "tokens" else BLOCK_ROWS, *shape[1:])
+    chunk = (block_length(name, shape), *shape[1:])
     whole = (max(1, -(-shape[0] // chunk[0])) * chunk[0], *shape[1:])
     codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
     return {

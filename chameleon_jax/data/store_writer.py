@@ -105,6 +105,7 @@ class StoreWriter:
             "bundle_fingerprint": self._identity.bundle_fingerprint,
             "input": dataclasses.asdict(source),
             "rejects": len(rejects),
+            **({"pixels": list(arrays["pixels"].shape)} if "pixels" in arrays else {}),
             "files": {
                 p.relative_to(self._path).as_posix(): {"bytes": p.stat().st_size, "sha256": layout.sha256_file(p)}
                 for p in files
@@ -147,13 +148,19 @@ class StoreWriter:
         return {name: int(np.count_nonzero(rows == row)) for row, name in enumerate(self._vocab.names)}
 
     def _arrays(self, documents: Sequence[TokenDocument]) -> dict[str, np.ndarray]:
-        tokens, spans, ids = [], [], []
+        tokens, spans, ids, items = [], [], [], []
         offsets = np.zeros((len(documents) + 1, 2), np.int64)
         for i, document in enumerate(documents):
             rows = [(span.modality, span.length, int(span.loss)) for span in document.spans]
             covered = sum(length for _, length, _ in rows)
             if covered != len(document.ids):
                 raise ValueError(f"document {document.id}: spans cover {covered} ids of {len(document.ids)}")
+            perceived = sum(self._vocab.modalities[span.modality].perceived for span in document.spans)
+            if perceived != len(document.items):
+                raise ValueError(
+                    f"document {document.id}: {perceived} perceived spans have {len(document.items)} pictures"
+                )
+            items.extend(document.items)
             tokens.append(np.asarray(document.ids))
             spans.extend(rows)
             ids.append(document_hash(document.id))
@@ -161,12 +168,13 @@ class StoreWriter:
         flat = np.concatenate(tokens) if tokens else np.zeros(0, np.int64)
         if flat.size and (flat.min() < 0 or flat.max() >= self._vocab.size):
             raise ValueError(f"ids {flat.min()}..{flat.max()} are outside the vocabulary of {self._vocab.size}")
-        return {
+        arrays = {
             "tokens": flat.astype(self._vocab.store_dtype()),
             "offsets": offsets,
             "spans": np.asarray(spans, np.int32).reshape(-1, 3),
             "document_ids": np.asarray(ids, np.uint64),
         }
+        return arrays | {"pixels": np.stack(items).astype(np.uint8)} if items else arrays
 
 
 def document_hash(document_id: str) -> int:

@@ -38,10 +38,14 @@ def examine(run: Run, page_path: str | Path, *, subtitle: str = "", seed: int = 
     held_out = digits.load(held_out=True)
     pictures = np.repeat(held_out.pictures[..., None].astype(np.float32) / 127.5 - 1, 3, axis=-1)
     codes = run.bundle.pictures.encode(pictures)
+    given, items = codes, np.zeros((0, 1))
+    if run.bundle.vocab.perceived is not None:  # the prompt's picture is its pixels then
+        items = np.repeat(held_out.pictures[..., None], 3, axis=-1)
+        given = run.bundle.image_input[1].encode(items)
     labels = np.repeat(np.arange(10), DRAWN_OF_EACH)
     # As many rows as run at a time, the first pictures once more at the end: both directions run one compiled program.
-    rows = np.resize(codes, (MOST_LANES, codes.shape[1]))
-    captions = samples.write_captions(run, rows)[: len(codes)]
+    again = np.arange(MOST_LANES) % len(codes)
+    captions = samples.write_captions(run, given[again], items[again] if len(items) else ())[: len(codes)]
     named = [digits.read_label(caption) for caption in captions]
     accuracy = float(np.mean([n == label for n, label in zip(named, held_out.labels, strict=True)]))
 
@@ -63,7 +67,7 @@ def examine(run: Run, page_path: str | Path, *, subtitle: str = "", seed: int = 
                     [to_image(pictures[i]) for i in shown],
                     [captions[i] for i in shown],
                 ),
-                page.Row("the same pictures, decoded from their 16 codes", [to_image(p) for p in rebuilt]),
+                page.Row("the same pictures, decoded from 16 codes", [to_image(p) for p in rebuilt]),
             ],
         ),
         page.Section(

@@ -8,8 +8,14 @@ from chameleon_jax.demo import journey
 from chameleon_jax.demo.journey import Command, run_file
 
 
-def commands(root: Path, *, seed: int, steps: int | None, codec_steps: int | None) -> list[Command]:
-    """From nothing to a trained model in `root/model`; what is None is as in the gin files."""
+def commands(
+    root: Path, *, seed: int, steps: int | None, codec_steps: int | None, image_input: str = "codes"
+) -> list[Command]:
+    """From nothing to a trained model in `root/model`; what is None is as in the gin files.
+
+    With `image_input` "patches" the model perceives the pictures that it captions; those that it draws are codes either way.
+    """
+    name = {"codes": "digits", "patches": "digits_patches"}[image_input]
     data, tokenizer, store, model = (root / name for name in ("data", "tokenizer", "store", "model"))
     codec, seeded = journey.steps("VQTrainConfig", codec_steps), f"--gin.SEED={seed}"
     stores = (f"--gin.TRAIN={store / 'train'}", f"--gin.HELDOUT={store / 'heldout'}")
@@ -19,13 +25,13 @@ def commands(root: Path, *, seed: int, steps: int | None, codec_steps: int | Non
         Command(
             "train the tokenizer: image codec and text pieces",
             "train_tokenizer",
-            (run_file("digits_tokenizer.gin"), f"--gin.DATA={data}", seeded, *codec, f"--workdir={tokenizer}"),
+            (run_file(f"{name}_tokenizer.gin"), f"--gin.DATA={data}", seeded, *codec, f"--workdir={tokenizer}"),
         ),
-        journey.tokenize("digits_tokenize.gin", root, "train", seed),
-        journey.tokenize("digits_tokenize.gin", root, "heldout", seed),
+        journey.tokenize(f"{name}_tokenize.gin", root, "train", seed),
+        journey.tokenize(f"{name}_tokenize.gin", root, "heldout", seed),
         Command(
             "pretrain the transformer on both orders",
             "pretrain",
-            (run_file("digits.gin"), *stores, seeded, *length, f"--workdir={model}"),
+            (run_file(f"{name}.gin"), *stores, seeded, *length, f"--workdir={model}"),
         ),
     ]

@@ -1,7 +1,7 @@
 """Does the model understand pictures? It chooses a picture's caption among others by likelihood.
 
 The one idea: a caption is scored as the continuation of `<s> <begin image> codes <end image>`, exactly as it stands in training
-documents, so the score is the model's own probability and nothing is tuned for the test.
+documents (in patches where the vocabulary has them), so the score is the model's own probability and nothing is tuned for the test.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from chameleon_jax.configs import SourceConfig, TransformerConfig
 from chameleon_jax.data.sources import Reject, read_documents
@@ -24,10 +24,19 @@ ENCODED_AT_ONCE = 64
 
 @dataclasses.dataclass(frozen=True)
 class Captioned:
-    """Pictures of a source as codes, with their captions."""
+    """Pictures of a source as a prompt holds them, with their captions.
 
+    `items` are pixels in patches, of which `codes` are placeholders; empty where the codes are all that the model sees.
+    """
+
+    modality: str
     codes: list[Int[np.ndarray, "C"] | Int[np.ndarray, "h w"]]  # flat for fixed spans
+    items: list[UInt8[np.ndarray, "side side 3"]]
     captions: list[str]
+
+    def seen(self, index: int) -> tuple[np.ndarray, ...]:
+        """What a sequence with this picture perceives."""
+        return (self.items[index],) if self.items else ()
 
 
 def read_captioned(source: SourceConfig, bundle: TokenizerBundle, count: int) -> Captioned:
@@ -48,10 +57,11 @@ def read_captioned(source: SourceConfig, bundle: TokenizerBundle, count: int) ->
             f"source '{source.name}' has {len(pairs)} documents of one picture and one text; 2 are the least"
         )
     chosen = [pairs[i] for i in np.linspace(0, len(pairs) - 1, min(count, len(pairs))).astype(int)]
-    queue = CodeQueue(bundle, ENCODED_AT_ONCE)
-    for picture, _ in chosen:
-        queue.add(pictures, [queue.prepare(pictures, picture)])
-    return Captioned(codes=queue.finish(), captions=[text for _, text in chosen])
+    queue, name = CodeQueue(bundle, ENCODED_AT_ONCE), bundle.image_input[0]
+    items = [queue.prepare(name, picture) for picture, _ in chosen]
+    queue.add(name, items)
+    is_seen = bundle.vocab.perceived is not None
+    return Captioned(name, queue.finish(), items if is_seen else [], [text for _, text in chosen])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,15 +100,16 @@ def choose_captions(
     if len(set(data.captions)) < choices:
         raise DataError(f"{len(set(data.captions))} different captions are not enough for {choices} choices")
     random = np.random.default_rng(seed)
-    sequences, starts = [], []
+    sequences, starts, seen = [], [], []
     for index, caption in enumerate(data.captions):
         others = np.array(sorted(set(data.captions) - {caption}))
         wrong = random.choice(others, choices - 1, replace=False)
         for text in (caption, *wrong):
-            ids, start = _captioned(bundle, data.codes[index], str(text))
+            ids, start = _captioned(bundle, data, index, str(text))
             sequences.append(ids)
             starts.append(start)
-    scores = likelihood.score(params, config, sequences, starts, vocab=bundle.vocab)
+            seen.append(data.seen(index))
+    scores = likelihood.score(params, config, sequences, starts, vocab=bundle.vocab, pictures=seen)
     return CaptionChoice(log_likelihood=np.asarray(scores).reshape(len(data.captions), choices))
 
 
@@ -114,16 +125,17 @@ def picture_gain(
     count = len(data.captions)
     random = np.random.default_rng(seed)
     other = (np.arange(count) + random.integers(1, count, count)) % count
-    pairs = [_captioned(bundle, data.codes[i], data.captions[i]) for i in range(count)]
-    pairs += [_captioned(bundle, data.codes[other[i]], data.captions[i]) for i in range(count)]
+    shown = [*range(count), *other.tolist()]
+    pairs = [_captioned(bundle, data, i, data.captions[at % count]) for at, i in enumerate(shown)]
     sequences, starts = zip(*pairs, strict=True)
-    scores = np.asarray(likelihood.score(params, config, sequences, starts, vocab=bundle.vocab))
+    seen = [data.seen(i) for i in shown]
+    scores = np.asarray(likelihood.score(params, config, sequences, starts, vocab=bundle.vocab, pictures=seen))
     gain = scores[:count] - scores[count:]
     return PictureGain(nats=float(gain.mean()), standard_error=float(gain.std(ddof=1) / np.sqrt(count)))
 
 
-def _captioned(bundle: TokenizerBundle, codes: Int[np.ndarray, "..."], caption: str) -> tuple[np.ndarray, int]:
+def _captioned(bundle: TokenizerBundle, data: Captioned, index: int, caption: str) -> tuple[np.ndarray, int]:
     """Ids of picture, caption and end, and where the caption begins."""
     vocab = bundle.vocab
-    picture = [vocab.bos, *vocab.modalities[vocab.row(bundle.of_kind("vqgan")[0])].span(codes)]
+    picture = [vocab.bos, *vocab.modalities[vocab.row(data.modality)].span(data.codes[index])]
     return np.array([*picture, *bundle.text.encode(caption), vocab.eos], np.int32), len(picture)

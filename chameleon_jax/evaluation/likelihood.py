@@ -12,11 +12,13 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
 from chameleon_jax.configs import TransformerConfig
 from chameleon_jax.errors import GenerationError
-from chameleon_jax.models import transformer
+from chameleon_jax.generation.checks import check_pictures
+from chameleon_jax.models import perception, transformer
+from chameleon_jax.models.perception import stack_pictures
 from chameleon_jax.models.transformer import Params
 from chameleon_jax.parallel.mesh import DECODING, batch_shards, mesh_of, using
 from chameleon_jax.vocab import Vocab
@@ -32,24 +34,33 @@ def score(
     starts: Sequence[int],
     *,
     vocab: Vocab | None = None,
+    pictures: Sequence[Sequence[UInt8[np.ndarray, "side side 3"]]] | None = None,
     batch_size: int = 16,
 ) -> Float[np.ndarray, "n"]:
     """log p(sequence[start:] | sequence[:start]) in nats for each sequence and start, over the whole vocabulary.
 
-    Runs on the mesh on which the weights lie, or the one in use. A model with untied parts needs the `vocab` of its ids.
+    Runs on the mesh on which the weights lie, or the one in use. A model with untied parts or with pictures in patches needs the
+    `vocab` of its ids; `pictures` are those that each sequence's spans of patches stand for.
 
     Raises GenerationError for a sequence longer than the context, ids that the model does not have, or a start that leaves
-    nothing before it or behind it, and for a model with untied parts without its vocabulary.
+    nothing before it or behind it, and for a model that needs its vocabulary without it, and for pictures that do not
+    belong to the spans.
     """
     sequences = [np.asarray(sequence) for sequence in sequences]
     if len(sequences) != len(starts):
         raise GenerationError(f"{len(sequences)} sequences have {len(starts)} starts; give one for each")
     for i, (sequence, begin) in enumerate(zip(sequences, starts, strict=True)):
         _check(i, sequence, begin, model_config)
-    if model_config.untied and vocab is None:
-        raise GenerationError("the model has parts by modality: give the vocabulary of its ids")
+    if (model_config.untied or model_config.perception or pictures is not None) and vocab is None:
+        raise GenerationError("the model has parts by modality, or perceives pictures: give the vocabulary of its ids")
+    pictures = [()] * len(sequences) if pictures is None else [tuple(seen) for seen in pictures]
+    if len(pictures) != len(sequences):
+        raise GenerationError(f"{len(sequences)} sequences have {len(pictures)} lists of pictures; give one for each")
+    for i, (sequence, seen) in enumerate(zip(sequences, pictures, strict=True)):
+        if vocab is not None:
+            check_pictures(f"sequence {i}", sequence, seen, vocab, model_config)
     with using(mesh_of(weights)):
-        return _score(weights, model_config, sequences, starts, batch_size, vocab)
+        return _score(weights, model_config, sequences, starts, pictures, batch_size, vocab)
 
 
 def _score(
@@ -57,12 +68,14 @@ def _score(
     model_config: TransformerConfig,
     sequences: Sequence[Int[np.ndarray, "_"]],
     starts: Sequence[int],
+    pictures: Sequence[Sequence[np.ndarray]],
     batch_size: int,
     vocab: Vocab | None,
 ) -> Float[np.ndarray, "n"]:
     batch_size += -batch_size % batch_shards(DECODING)
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     scores = np.zeros(len(sequences), np.float32)
+    most = max(map(len, pictures), default=0)
     for at in range(0, len(order), batch_size):
         rows = order[at : at + batch_size]
         longest = len(sequences[rows[-1]])
@@ -71,7 +84,9 @@ def _score(
         begins = np.ones(batch_size, np.int32)
         for row, i in enumerate(rows):
             tokens[row, : len(sequences[i])], lengths[row], begins[row] = sequences[i], len(sequences[i]), starts[i]
-        scores[rows] = np.asarray(_score_batch(weights, tokens, lengths, begins, model_config, vocab))[: len(rows)]
+        seen = stack_pictures([*(pictures[i] for i in rows), *[()] * (batch_size - len(rows))], most) if most else None
+        found = _score_batch(weights, tokens, lengths, begins, seen, model_config, vocab)
+        scores[rows] = np.asarray(found)[: len(rows)]
     return scores
 
 
@@ -96,6 +111,7 @@ def _score_batch(
     tokens: Int[Array, "B T"],
     lengths: Int[Array, "B"],
     begins: Int[Array, "B"],
+    pictures: UInt8[Array, "B I side side 3"] | None,
     config: TransformerConfig,
     vocab: Vocab | None,
 ) -> Float[Array, "B"]:
@@ -104,7 +120,9 @@ def _score_batch(
     positions = jnp.broadcast_to(jnp.arange(width), (rows, width))
     segments = (positions < lengths[:, None]).astype(jnp.int32)
     modality = None if vocab is None else vocab.modality_of(tokens)
-    hidden = transformer.forward(weights, tokens, positions, segments, config, modality=modality, rules=DECODING).hidden
+    seen = perception.inputs(weights, tokens, pictures, config, vocab, DECODING)
+    out = transformer.forward(weights, tokens, positions, segments, config, modality=modality, **seen, rules=DECODING)
+    hidden = out.hidden
     targets = jnp.roll(tokens, -1, axis=1)
     scored = (positions + 1 >= begins[:, None]) & (positions + 1 < lengths[:, None])
     block = max(1, LOGIT_TOKENS // rows)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
 
 from chameleon_jax.configs import GenerationConfig, GuidanceConfig, SamplingConfig
 from chameleon_jax.evaluation import page
@@ -20,13 +21,24 @@ from chameleon_jax.vocab import FixedSpan, Modality
 DRAWING = SamplingConfig(temperature=0.7, top_p=0.9)  # Meta's settings for images
 
 
-def write_captions(run: Run, codes: Sequence[Int[np.ndarray, "..."]], *, max_tokens: int = 32) -> list[str]:
-    """The most likely text after each picture, word by word (greedy)."""
-    vocab, pictures = run.bundle.vocab, _pictures(run)
+def write_captions(
+    run: Run,
+    codes: Sequence[Int[np.ndarray, "..."]],
+    items: Sequence[UInt8[np.ndarray, "side side 3"]] = (),
+    *,
+    max_tokens: int = 32,
+) -> list[str]:
+    """The most likely text after each picture, word by word (greedy).
+
+    `codes` are those of the modality that pictures of prompts belong to, `items` their pixels where these are patches.
+    """
+    vocab = run.bundle.vocab
+    modality = vocab.modalities[vocab.row(run.bundle.image_input[0])]
     greedy = {vocab.text.name: SamplingConfig(temperature=0.0)}
     config = GenerationConfig(mode=vocab.text.name, max_tokens=max_tokens, sampling=greedy)
-    prompts = [np.array([vocab.bos, *pictures.span(c)], np.int32) for c in codes]
-    outputs = generate(run.params, run.model, vocab, prompts, config)
+    prompts = [np.array([vocab.bos, *modality.span(c)], np.int32) for c in codes]
+    seen = [(item,) for item in items] or None
+    outputs = generate(run.params, run.model, vocab, prompts, config, pictures=seen)
     return [
         "".join(part.text for part in read_output(o.ids, run.bundle) if isinstance(part, TextOutput)) for o in outputs
     ]
@@ -59,9 +71,10 @@ def _first_picture(run: Run, ids: Int[np.ndarray, "n"]) -> Float[np.ndarray, "H 
 def draw_page(run: Run, data: Captioned, path: str | Path, *, title: str, subtitle: str, seed: int) -> None:
     """A page of held-out pictures with the captions that the model gives them, and of pictures drawn from captions."""
     shown = np.linspace(0, len(data.captions) - 1, 12).astype(int)
-    codes = [data.codes[i] for i in shown]
-    pictures = [_first_picture(run, _pictures(run).span(c)) for c in codes]
-    written = write_captions(run, codes)
+    codes, items = [data.codes[i] for i in shown], [data.items[i] for i in shown] if data.items else []
+    decoded = [] if items else [_first_picture(run, _pictures(run).span(c)) for c in codes]
+    pictures = [*map(Image.fromarray, items), *map(to_image, decoded)]
+    written = write_captions(run, codes, items)
     prompts = [data.captions[i] for i in shown[::2]]
     drawn = draw_pictures(run, [prompt for prompt in prompts for _ in range(len(shown))], seed=seed)
     rows = [
@@ -71,7 +84,7 @@ def draw_page(run: Run, data: Captioned, path: str | Path, *, title: str, subtit
     sections = [
         page.Section(
             "Image to text: held-out pictures as the model sees them, and what it writes",
-            [page.Row("greedy captions", [to_image(p) for p in pictures], written)],
+            [page.Row("greedy captions", pictures, written)],
         ),
         page.Section("Text to image: drawn from held-out captions, each with another draw", rows),
     ]

@@ -23,7 +23,6 @@ from chameleon_jax.generation.reader import OutputReader, Pieces, SpanPiece
 from chameleon_jax.generation.requests import QueueFull, Request
 from chameleon_jax.tokenizers.documents import Segment
 from chameleon_jax.tokenizers.images import to_image
-from chameleon_jax.tokenizers.pictures import PictureCodec
 
 Given = str | Image.Image | Segment
 Answer = str | Image.Image | SpanOutput
@@ -79,8 +78,8 @@ class Generator:
         asked = [self._request(prompt, config, form) for prompt in prompts]
         streams: list[EngineStream] = []
         try:
-            for i, (ids, wanted) in enumerate(asked):
-                streams.append(self._submit(Request(prompt=ids, config=wanted, row_id=i), streams))
+            for i, request in enumerate(asked):
+                streams.append(self._submit(dataclasses.replace(request, row_id=i), streams))
             return [self._answers(stream.result().ids) for stream in streams]
         finally:
             for stream in streams:
@@ -103,8 +102,7 @@ class Generator:
         **form: object,
     ) -> Iterator[str | StreamedSpan]:
         """The answer as it comes. Leaving the iteration cancels the request. `partial_every` 0 gives whole spans only."""
-        ids, wanted = self._request(prompt, config, form)
-        stream = self.engine.stream(Request(prompt=ids, config=wanted))
+        stream = self.engine.stream(self._request(prompt, config, form))
         reader = OutputReader(self._pieces, partial_every=partial_every)
         try:
             for new in stream:
@@ -124,9 +122,7 @@ class Generator:
     def __exit__(self, *exception: object) -> None:
         self.engine.close(drain=exception[0] is None)
 
-    def _request(
-        self, prompt: Sequence[Given], config: GenerationConfig, form: dict[str, object]
-    ) -> tuple[np.ndarray, GenerationConfig]:
+    def _request(self, prompt: Sequence[Given], config: GenerationConfig, form: dict[str, object]) -> Request:
         if isinstance(prompt, str):
             raise GenerationError("a prompt is a list of strings and pictures: write [text]")
         return build_request([self._part(given) for given in prompt], self.bundle, config, **form)
@@ -134,7 +130,7 @@ class Generator:
     def _part(self, given: Given) -> Part:
         if not isinstance(given, Image.Image):
             return given
-        name, codec = self.bundle.of_kind(PictureCodec.kind)
+        name, codec = self.bundle.image_input
         if codec is None:
             raise GenerationError("this model has no pictures")
         return Segment(name, codec.prepare(given))

@@ -57,7 +57,7 @@ def parts_of(prompt: str, images: Sequence[str], media: Sequence[str], bundle: T
 
     Raises GenerationError for files that cannot be read, and for names, numbers and places that do not fit.
     """
-    segments = [Segment(_pictures(bundle), read_file(name)) for name in images]
+    segments = [Segment(_pictures(bundle, taken_in=True), read_file(name)) for name in images]
     for given in media:
         name, equals, value = given.partition("=")
         if not equals:
@@ -73,8 +73,9 @@ def parts_of(prompt: str, images: Sequence[str], media: Sequence[str], bundle: T
     return place(prompt, segments)
 
 
-def _pictures(bundle: TokenizerBundle) -> str:
-    name, _ = bundle.of_kind("vqgan")
+def _pictures(bundle: TokenizerBundle, *, taken_in: bool = False) -> str:
+    """The modality of pictures that are drawn, or of those in a prompt."""
+    name, _ = bundle.image_input if taken_in else bundle.of_kind("vqgan")
     if not name:
         raise GenerationError(f"this model has no pictures; it has {', '.join(bundle.vocab.names)}")
     return name

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
-from chameleon_jax.configs import GenerationConfig
+from chameleon_jax.configs import GenerationConfig, TransformerConfig
 from chameleon_jax.errors import GenerationError
 from chameleon_jax.generation import grammar
 from chameleon_jax.generation.grammar import OUTSIDE, UNRESTRICTED, TokenSpan
+from chameleon_jax.models import perception
 from chameleon_jax.vocab import GridSpan, SpanGrammar, Vocab
 
 
@@ -39,6 +41,23 @@ def check_names(vocab: Vocab, config: GenerationConfig) -> None:
             )
         if problem := spans.problem(*grid):
             raise GenerationError(f"'{name}' is asked for with {problem}")
+
+
+def check_pictures(
+    where: str, prompt: np.ndarray, pictures: Sequence[np.ndarray], vocab: Vocab, model: TransformerConfig
+) -> None:
+    """Raise GenerationError unless a prompt has as many pictures as spans of patches, each of the size that the model perceives."""
+    row = vocab.perceived
+    spans = int(row.holds(prompt).sum()) // row.grammar.length if row else 0
+    if len(pictures) != spans:
+        of = f"of '{row.name}'" if row else "of patches"
+        raise GenerationError(f"{where} has {spans} spans {of} and {len(pictures)} pictures; give one for each")
+    side = perception.picture_side(model, vocab) if spans else 0
+    for picture in pictures:
+        if picture.shape != (side, side, 3) or picture.dtype != np.uint8:
+            raise GenerationError(
+                f"{where} has a picture of shape {picture.shape} and {picture.dtype}; this model perceives {side}x{side}x3 of uint8"
+            )
 
 
 def check_prompt(where: str, prompt: np.ndarray, vocab: Vocab, context: int, config: GenerationConfig) -> Checked:

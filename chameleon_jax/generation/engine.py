@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 
 from chameleon_jax.configs import EngineConfig, GenerationConfig, TransformerConfig
 from chameleon_jax.errors import GenerationError
@@ -24,6 +24,7 @@ from chameleon_jax.generation.lanes import Shapes
 from chameleon_jax.generation.requests import EngineStats, EngineStopped, Generated, QueueFull, Request
 from chameleon_jax.generation.scheduler import Job, Scheduler
 from chameleon_jax.generation.weights import decoding_form
+from chameleon_jax.models import perception
 from chameleon_jax.models.transformer import Params
 from chameleon_jax.parallel.mesh import mesh_of, using
 from chameleon_jax.vocab import Vocab
@@ -45,16 +46,17 @@ def generate(
     config: GenerationConfig,
     *,
     row_ids: Sequence[int] | None = None,
+    pictures: Sequence[Sequence[UInt8[np.ndarray, "side side 3"]]] | None = None,
     donate: bool = False,
 ) -> list[Generated]:
     """Continue every prompt. All run together, each until it ends by itself.
 
     A prompt is ids, usually from `prompt.encode_turns`. It may end in a begin marker, of a grid also in the height, or height and
     width, behind it: then that span is written first. In a mode of one modality with markers the marker is written, as the first
-    id of the output, if the prompt lacks it. `row_ids` are the numbers by which rows draw (0, 1, ... by default, none negative):
-    a prompt with the same seed and row id gives the same output in any batch, to the rounding of its logits. It runs on the mesh
-    on which the weights lie, or the one in use. The weights are copied for the call; `donate` them if they are not needed
-    afterwards, and their memory is used again.
+    id of the output, if the prompt lacks it. `pictures` are those that each prompt's spans of patches stand for. `row_ids` are
+    the numbers by which rows draw (0, 1, ... by default, none negative): a prompt with the same seed and row id gives the same
+    output in any batch, to the rounding of its logits. It runs on the mesh on which the weights lie, or the one in use. The
+    weights are copied for the call; `donate` them if they are not needed afterwards, and their memory is used again.
 
     Raises GenerationError, before anything is compiled, for a prompt that cannot be served.
     """
@@ -65,8 +67,14 @@ def generate(
     row_ids = range(len(prompts)) if row_ids is None else row_ids
     if len(row_ids) != len(prompts):
         raise GenerationError(f"{len(prompts)} prompts have {len(row_ids)} row ids; give one for each")
+    pictures = [()] * len(prompts) if pictures is None else pictures
+    if len(pictures) != len(prompts):
+        raise GenerationError(f"{len(prompts)} prompts have {len(pictures)} lists of pictures; give one for each")
     shapes = Shapes(model=model_config, vocab=vocab)
-    requests = [Request(prompt=p, config=config, row_id=int(i)) for p, i in zip(prompts, row_ids, strict=True)]
+    requests = [
+        Request(prompt=prompt, config=config, row_id=int(i), pictures=tuple(seen))
+        for prompt, i, seen in zip(prompts, row_ids, pictures, strict=True)
+    ]
     jobs = [
         Scheduler.job(shapes, request, model_config.max_seq_len, f"prompt {i}") for i, request in enumerate(requests)
     ]
@@ -303,6 +311,8 @@ def _check_vocab(model: TransformerConfig, vocab: Vocab) -> None:
         raise GenerationError(
             f"the model has {model.vocab_size} ids, the vocabulary {vocab.size}: they are not of one run"
         )
+    if problem := perception.problem(model, vocab):
+        raise GenerationError(problem)
     if model.untied and model.modalities != len(vocab.modalities):
         raise GenerationError(
             f"the model's untied parts are of {model.modalities} modalities, the vocabulary has {len(vocab.modalities)}: they are "

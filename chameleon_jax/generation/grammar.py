@@ -83,15 +83,20 @@ def span_tokens(modality: Modality, grid: tuple[int, int] = (0, 0)) -> int:
 
 
 def written_rows(vocab: Vocab, mode: str) -> tuple[int, ...]:
-    """The modalities that a mode of GenerationConfig may write. Raises GenerationError for a name that there is not."""
+    """The modalities that a mode of GenerationConfig may write.
+
+    Raises GenerationError for a name that there is not, or that is only taken in.
+    """
     if mode in _ALL:
-        return tuple(range(len(vocab.modalities)))
+        return tuple(row for row, modality in enumerate(vocab.modalities) if modality.output)
     known = [*vocab.names, *_ALL]
     for name in mode.split("+"):
         if name not in vocab.names:
             raise GenerationError(
                 f"this model has no mode '{name}'{did_you_mean(name, known)}; it has {', '.join(known)}, and names joined by +"
             )
+        if not vocab.modalities[vocab.row(name)].output:
+            raise GenerationError(f"mode '{mode}' asks for '{name}', which this model only takes in: leave it out")
     return tuple(vocab.row(name) for name in dict.fromkeys(mode.split("+")))
 
 
@@ -157,7 +162,11 @@ def allowed(state: GrammarState, vocab: Vocab, width: int) -> Bool[Array, "B V"]
             inside = _inside_grid if isinstance(modality.grammar, GridSpan) else _inside_fixed
             mask |= (state.open == row)[:, None] & inside(state, row, modality, ids)
             mask |= _may_begin(state, row, modality)[:, None] & (ids == modality.begin_marker)
-    mask |= state.unrestricted[:, None] & (ids < vocab.size) & (ids != vocab.pad)
+    known = (ids < vocab.size) & (ids != vocab.pad)
+    for modality in vocab.modalities:
+        if not modality.output:
+            known &= ~modality.holds(ids) & (ids != modality.begin_marker) & (ids != modality.end_marker)
+    mask |= state.unrestricted[:, None] & known
     running = state.finish == FinishReason.RUNNING
     return jnp.where(running[:, None], mask, ids == vocab.pad)
 

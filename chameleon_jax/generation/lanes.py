@@ -17,13 +17,13 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from chameleon_jax.configs import TransformerConfig
 from chameleon_jax.generation import grammar
 from chameleon_jax.generation.grammar import OUTSIDE, FinishReason, GrammarState
 from chameleon_jax.generation.sampling import SamplingArrays, sample, seen_ids
-from chameleon_jax.models import kv_cache, transformer
+from chameleon_jax.models import kv_cache, perception, transformer
 from chameleon_jax.models.kv_cache import KVCache
 from chameleon_jax.models.transformer import Params
 from chameleon_jax.parallel.mesh import DECODING, constrain
@@ -111,20 +111,34 @@ def _placed(lanes: LaneState) -> LaneState:
 
 @functools.partial(jax.jit, static_argnames=("shapes", "width"), donate_argnames=("lanes",))
 def admit(
-    weights: Params, lanes: LaneState, places: Int[Array, "b"], rows: Rows, shapes: Shapes, width: int
+    weights: Params,
+    lanes: LaneState,
+    places: Int[Array, "b"],
+    rows: Rows,
+    shapes: Shapes,
+    width: int,
+    pictures: UInt8[Array, "b I side side 3"] | None = None,
 ) -> LaneState:
     """Put `rows` into lanes `places` (one beyond the last is dropped), keys and values of all their ids but the last.
 
-    `width` is how many ids are run, at least the longest row less one.
+    `width` is how many ids are run, at least the longest row less one. `pictures` are those that each row perceives, and then
+    any others; None where no row does.
     """
     count = rows.ids.shape[0]
     positions = jnp.broadcast_to(jnp.arange(width), (count, width))
     segments = (positions < rows.fed[:, None]).astype(jnp.int32)
     filled = kv_cache.create(shapes.model, count, width, DECODING)
     ids = rows.ids[:, :width]
-    modality = shapes.vocab.modality_of(ids)
     filled = transformer.forward(
-        weights, ids, positions, segments, shapes.model, modality=modality, cache=filled, rules=DECODING
+        weights,
+        ids,
+        positions,
+        segments,
+        shapes.model,
+        modality=shapes.vocab.modality_of(ids),
+        **perception.inputs(weights, ids, pictures, shapes.model, shapes.vocab, DECODING),
+        cache=filled,
+        rules=DECODING,
     ).cache
 
     def put(whole: Array, part: Array) -> Array:

@@ -23,6 +23,7 @@ from jaxtyping import Int
 from chameleon_jax.configs import GenerationConfig
 from chameleon_jax.errors import GenerationError
 from chameleon_jax.generation.grammar import TokenSpan, split_spans, written_rows
+from chameleon_jax.generation.requests import Request
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.code_queue import CodeQueue
 from chameleon_jax.tokenizers.documents import Segment
@@ -97,8 +98,8 @@ def build_request(
     *,
     format: Format = "completion",
     image_size: tuple[int, int] | None = None,
-) -> tuple[Int[np.ndarray, "n"], GenerationConfig]:
-    """The prompt of one user's turn, and the config to continue it with.
+) -> Request:
+    """The prompt of one user's turn, what it shows, and the config to continue it with.
 
     A `chat` is answered until the model ends its turn. `image_size` is that of every picture that comes out, in all formats.
 
@@ -110,7 +111,26 @@ def build_request(
         config = dataclasses.replace(config, grids=config.grids | {name: grid})
     if format != "completion":
         config = dataclasses.replace(config, stop_at_turn_end=True)
-    return encode_turns([parts], bundle, format=format, image_size=image_size), config
+    parts = [_prepared(part, bundle) for part in parts]
+    prompt = encode_turns([parts], bundle, format=format, image_size=image_size)
+    return Request(prompt=prompt, config=config, pictures=perceived_pictures([parts], bundle))
+
+
+def perceived_pictures(turns: Sequence[Sequence[Part]], bundle: TokenizerBundle) -> tuple[np.ndarray, ...]:
+    """The pixels of the pictures in patches, in order: `Request.pictures` of the prompt that `encode_turns` makes of the turns.
+
+    Raises DataError for a picture that cannot be used.
+    """
+    row = bundle.vocab.perceived
+    segments = [part for parts in turns for part in parts if isinstance(part, Segment)]
+    return tuple(_prepared(segment, bundle).data for segment in segments if row and segment.modality == row.name)
+
+
+def _prepared(part: Part, bundle: TokenizerBundle) -> Part:
+    """Data with a codec as its item, once for all that read it."""
+    if isinstance(part, str) or isinstance(part.data, np.ndarray) or part.modality not in bundle.codecs:
+        return part
+    return dataclasses.replace(part, data=bundle.codecs[part.modality].prepare(part.data))
 
 
 def check_decoders(bundle: TokenizerBundle, mode: str) -> None:
@@ -213,11 +233,14 @@ def span_codes(span: TokenSpan, bundle: TokenizerBundle) -> Int[np.ndarray, "n"]
 
 def _decode(spans: list[TokenSpan], bundle: TokenizerBundle) -> dict[int, Any]:
     """The item of each whole span that has a codec, by the span's identity; those of one size are decoded together."""
-    names = bundle.vocab.names
-    whole = [span for span in spans if span.complete and names[span.modality] in bundle.codecs]
+    vocab, names = bundle.vocab, bundle.vocab.names
+    codecs = {
+        row: bundle.codecs[n] for row, n in enumerate(names) if n in bundle.codecs and vocab.modalities[row].output
+    }
+    whole = [span for span in spans if span.complete and span.modality in codecs]
     items = {}
     for kind in dict.fromkeys((span.modality, span.grid) for span in whole):
         mine = [span for span in whole if (span.modality, span.grid) == kind]
-        made = bundle.codecs[names[kind[0]]].decode(np.stack([span_codes(span, bundle) for span in mine]))
+        made = codecs[kind[0]].decode(np.stack([span_codes(span, bundle) for span in mine]))
         items.update((id(span), item) for span, item in zip(mine, made, strict=True))
     return items

@@ -8,7 +8,7 @@ import dataclasses
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 
 from chameleon_jax.configs import GenerationConfig
 from chameleon_jax.errors import GenerationError
@@ -28,11 +28,15 @@ class EngineStopped(GenerationError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """A prompt in ids (without padding, beginning with `bos`) and how to continue it. `row_id` is added to the seed's draws."""
+    """A prompt in ids (without padding, beginning with `bos`) and how to continue it. `row_id` is added to the seed's draws.
+
+    `pictures` are those that the prompt's spans of patches stand for, in order.
+    """
 
     prompt: Int[np.ndarray, "n"]
     config: GenerationConfig
     row_id: int = 0
+    pictures: tuple[UInt8[np.ndarray, "side side 3"], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

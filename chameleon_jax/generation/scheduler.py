@@ -12,15 +12,17 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+from jaxtyping import UInt8
 
 from chameleon_jax.configs import MAX_SPANS, GenerationConfig
 from chameleon_jax.errors import GenerationError
 from chameleon_jax.generation import grammar, lanes
-from chameleon_jax.generation.checks import Checked, check_names, check_prompt
+from chameleon_jax.generation.checks import Checked, check_names, check_pictures, check_prompt
 from chameleon_jax.generation.grammar import OUTSIDE, FinishReason
 from chameleon_jax.generation.lanes import Progress, Role, Rows, Shapes
 from chameleon_jax.generation.requests import Generated, Request
 from chameleon_jax.generation.sampling import SamplingArrays
+from chameleon_jax.models.perception import stack_pictures
 from chameleon_jax.models.transformer import Params
 from chameleon_jax.parallel.mesh import DECODING, batch_shards
 from chameleon_jax.vocab import TEXT, Vocab
@@ -81,6 +83,7 @@ class Scheduler:
         prompt = np.asarray(request.prompt)
         check_names(vocab, config)
         checked = check_prompt(where, prompt, vocab, context, config)
+        check_pictures(where, prompt, request.pictures, vocab, shapes.model)
         return Job(request, checked, _contexts(prompt.astype(np.int32), checked, config, shapes))
 
     def submit(self, job: Job) -> None:
@@ -139,7 +142,8 @@ class Scheduler:
         # Rows that fill up the group go into no lane.
         rows = [*rows, *[(self.lane_count, *rows[0][1:])] * (size - len(rows))]
         places = np.array([row[0] for row in rows], np.int32)
-        self._lanes = lanes.admit(self._weights, self._lanes, places, self._rows(rows), self._shapes, width)
+        pictures = _pictures([(ids, job) for _, _, ids, job in rows], self._shapes.vocab)
+        self._lanes = lanes.admit(self._weights, self._lanes, places, self._rows(rows), self._shapes, width, pictures)
 
     def _rows(self, rows: Sequence[tuple[int, Role, np.ndarray, Job]]) -> Rows:
         jobs = [job for *_, job in rows]
@@ -226,6 +230,14 @@ def _contexts(
     bare = np.concatenate([np.array([vocab.bos][: _kept(config)], np.int32), begun])
     roles = [(Role.LEADER, prompt), (Role.BARE, bare), (Role.SPANS, prompt[in_span | (prompt == vocab.bos)])]
     return roles[: lanes_needed(config, vocab, has_spans)]
+
+
+def _pictures(rows: Sequence[tuple[np.ndarray, Job]], vocab: Vocab) -> UInt8[np.ndarray, "b I side side 3"] | None:
+    """What the contexts perceive, as many for each as a power of two; None for nothing. A bare context perceives nothing."""
+    seen = [job.request.pictures if vocab.perceived and vocab.perceived.holds(ids).any() else () for ids, job in rows]
+    if not any(seen):
+        return None
+    return stack_pictures(seen, 1 << (max(map(len, seen)) - 1).bit_length())
 
 
 def _kept(config: GenerationConfig) -> int:

@@ -3,22 +3,25 @@
 A small vision transformer (Dosovitskiy et al. 2021) with fixed two-axis sine positions (Beyer et al. 2022, "Better plain ViT
 baselines"), trained with the decoder. Its output is RMS-normed and has the RMS of the token embeddings times a learned scale, so
 that the residual stream begins as large at a patch as at a word. `transformer.forward` takes the vectors as `vectors` and the
-places that they take as `vector_index`.
+places that they take as `vector_index`; `inputs` makes both of pictures and ids.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, UInt8
 
 from chameleon_jax.configs import PatchEncoderConfig, TransformerConfig
 from chameleon_jax.models.layers import linear, rms_norm
 from chameleon_jax.models.params import ParamSpec
 from chameleon_jax.parallel.mesh import TRAINING, ShardingRules, constrain
+from chameleon_jax.vocab import Vocab
 
 
 def param_specs(encoder: PatchEncoderConfig, d_model: int, dtype: str) -> dict[str, Any]:
@@ -66,6 +69,53 @@ def patches(height: int, width: int, encoder: PatchEncoderConfig) -> int:
     if height % size or width % size or not (height and width):
         raise ValueError(f"a picture of {height}x{width} pixels is not made of patches of {size}x{size}")
     return height // size * (width // size)
+
+
+def problem(config: TransformerConfig, vocab: Vocab) -> str:
+    """Why a model and the vocabulary of its ids do not agree on perceived pictures; empty if they do."""
+    row = vocab.perceived
+    if row is None and config.perception is not None:
+        return "model.perception is set, but the vocabulary has no modality with codec 'patches': leave perception out"
+    if row is not None and config.perception is None:
+        return f"the vocabulary has pictures in patches ('{row.name}'), but model.perception is None: set a PatchEncoderConfig"
+    return ""
+
+
+def picture_side(config: TransformerConfig, vocab: Vocab) -> int:
+    """Height and width in pixels of a perceived picture."""
+    return config.perception.patch_size * math.isqrt(vocab.perceived.grammar.length)
+
+
+def stack_pictures(
+    pictures: Sequence[Sequence[UInt8[np.ndarray, "side side 3"]]], count: int
+) -> UInt8[np.ndarray, "B count side side 3"]:
+    """Lists of pictures, not all of them empty, as one array; shorter ones are filled up with black ones that no place takes."""
+    shape = next(seen for seen in pictures if len(seen))[0].shape
+    made = np.zeros((len(pictures), count, *shape), np.uint8)
+    for row, seen in zip(made, pictures, strict=True):
+        for i, picture in enumerate(seen):
+            row[i] = picture
+    return made
+
+
+def inputs(
+    weights: dict[str, Any],
+    tokens: Int[Array, "B T"],
+    pictures: UInt8[Array, "B I side side 3"] | None,
+    config: TransformerConfig,
+    vocab: Vocab,
+    rules: ShardingRules = TRAINING,
+) -> dict[str, Array]:
+    """`vectors` and `vector_index` for `transformer.forward`; nothing without pictures.
+
+    The k-th placeholder of a row takes the k-th vector of its pictures. So nobody stores places: spans are never cut.
+    """
+    if pictures is None:
+        return {}
+    held = vocab.perceived.holds(tokens)
+    index = jnp.where(held, jnp.cumsum(held, axis=1, dtype=jnp.int32) - 1, -1)
+    pixels = pictures.astype(jnp.float32) / 127.5 - 1
+    return {"vectors": encode(weights, pixels, config, rules), "vector_index": index}
 
 
 def encode(

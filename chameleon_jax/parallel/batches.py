@@ -32,7 +32,7 @@ def local_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
 
 
 def to_global(host_batch: Any, mesh: Mesh) -> Any:
-    """Global [B, T] arrays over the mesh from this process's [local_rows, T]; explicit transfers only."""
+    """Global [B, ...] arrays over the mesh from this process's [local_rows, ...]; explicit transfers only."""
     sharding = batch_sharding(mesh)
     if sharding.is_fully_addressable:
         return jax.device_put(host_batch, sharding)

@@ -302,8 +302,9 @@ def _describe_modality(row: ModalityConfig, bundle: TokenizerBundle) -> dict[str
 
 
 def _modes(bundle: TokenizerBundle) -> list[str]:
-    writes = [name for name in bundle.vocab.names if can_write(bundle, name)]
-    return [*writes, "interleaved", "unrestricted"] if len(writes) == len(bundle.vocab.names) else writes
+    outputs = [modality.name for modality in bundle.vocab.modalities if modality.output]
+    writes = [name for name in outputs if can_write(bundle, name)]
+    return [*writes, "interleaved", "unrestricted"] if len(writes) == len(outputs) else writes
 
 
 def _image_sizes(service: Service) -> list[str]:

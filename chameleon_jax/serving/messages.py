@@ -76,7 +76,8 @@ def _read_media(part: MediaPart, bundle: TokenizerBundle, param: str) -> Segment
     if isinstance(part, CodesPart):
         return _read_codes(part, bundle, param)
     media = "image" if isinstance(part, ImagePart) else "audio"
-    name = part.modality or next((name for name, codec in bundle.codecs.items() if codec.media == media), None)
+    default = next((name for name, codec in bundle.codecs.items() if codec.media == media), None)
+    name = part.modality or (bundle.image_input[0] if isinstance(part, ImagePart) else default)
     if name not in bundle.codecs or bundle.codecs[name].media != media:
         asked = f"no modality '{name}' of {_NOUNS[media]}s" if part.modality else f"no {_NOUNS[media]}s"
         raise bad_request(f"{param}: this model reads {asked}", param, "unsupported_media")

@@ -21,6 +21,7 @@ from jaxtyping import Int
 from chameleon_jax.configs import GenerationConfig, ServeConfig
 from chameleon_jax.errors import ChameleonError, did_you_mean
 from chameleon_jax.generation.engine import Engine
+from chameleon_jax.generation.prompt import perceived_pictures
 from chameleon_jax.generation.reader import OutputReader, Pieces, SpanPiece, TextPiece
 from chameleon_jax.generation.requests import Generated, Request
 from chameleon_jax.serving.errors import ApiError, bad_request, too_many
@@ -32,6 +33,7 @@ from chameleon_jax.serving.schema import ChatRequest, CompletionRequest, ImagesR
 from chameleon_jax.serving.settings import choose_format, generation_config, parse_size
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.codec import Codec
+from chameleon_jax.tokenizers.perceived import PatchCodec
 from chameleon_jax.tokenizers.pictures import PictureCodec
 
 _THREADS = 2  # of each kind: a picture of the largest size takes some hundred megabytes while it is prepared
@@ -43,9 +45,10 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreparedRequest:
-    """What is to be generated: `choices` outputs of each prompt."""
+    """What is to be generated: `choices` outputs of each prompt, which perceives its own `pictures`."""
 
     prompts: list[Int[np.ndarray, "n"]]
+    pictures: list[tuple[np.ndarray, ...]]
     config: GenerationConfig
     choices: int
     stop: list[str]
@@ -126,7 +129,7 @@ class Service:
         count, choices = len(request.prompt) if isinstance(request, CompletionRequest) else 1, request.n or 1
         if count * choices > self.config.max_choices:
             raise bad_request(f"prompt: {count} prompts of {choices} choices, {self.config.max_choices} are the most")
-        prompts = self._prompts(request, size)
+        prompts, pictures = self._prompts(request, size)
         for prompt in prompts:
             if len(prompt) >= self.context:
                 raise context_exceeded(f"the prompt has {len(prompt)} ids, the context {self.context}")
@@ -139,6 +142,7 @@ class Service:
             every = -(-codes // (previews + 1)) if previews else 0
         return PreparedRequest(
             prompts=prompts,
+            pictures=pictures,
             config=config,
             choices=choices,
             stop=request.stop or [],
@@ -152,7 +156,10 @@ class Service:
             asked = request.size or asked
         return parse_size(asked) if asked else None
 
-    def _prompts(self, request: RequestFields, size: tuple[int, int] | None) -> list[Int[np.ndarray, "n"]]:
+    def _prompts(
+        self, request: RequestFields, size: tuple[int, int] | None
+    ) -> tuple[list[Int[np.ndarray, "n"]], list[tuple[np.ndarray, ...]]]:
+        """The ids of each prompt, and the pictures that it perceives."""
         format = choose_format(request, self.config)
         if isinstance(request, ChatRequest):
             conversations = [read_turns(request.messages, format, self.bundle, self.config.max_media)]
@@ -161,7 +168,8 @@ class Service:
         else:
             conversations = [[[request.prompt]]]
         longest = self.pieces.longest * self.context
-        return [build_ids(c, format, self.bundle, longest=longest, image_size=size) for c in conversations]
+        prompts = [build_ids(c, format, self.bundle, longest=longest, image_size=size) for c in conversations]
+        return prompts, [perceived_pictures(c, self.bundle) for c in conversations]
 
     async def on_worker(self, function: Callable[..., T], *args: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._workers, function, *args)
@@ -171,8 +179,8 @@ class Service:
     def start(self, prepared: PreparedRequest) -> Jobs:
         """Submit a request of the engine for each output. Raises ApiError 429, 400 or 503."""
         requests = [
-            Request(prompt=prompt, config=prepared.config, row_id=choice)
-            for prompt in prepared.prompts
+            Request(prompt=prompt, config=prepared.config, row_id=choice, pictures=pictures)
+            for prompt, pictures in zip(prepared.prompts, prepared.pictures, strict=True)
             for choice in range(prepared.choices)
         ]
         return Jobs(self.engine, requests, self.config.request_seconds)
@@ -257,7 +265,7 @@ def _limited(bundle: TokenizerBundle, config: ServeConfig) -> TokenizerBundle:
     """The bundle whose codecs take no larger pictures than the server."""
 
     def limit(codec: Codec) -> Codec:
-        if not isinstance(codec, PictureCodec):
+        if not isinstance(codec, PictureCodec | PatchCodec):
             return codec
         most = min(config.max_pixels, codec.config.max_pixels)
         return dataclasses.replace(codec, config=dataclasses.replace(codec.config, max_pixels=most))

@@ -36,15 +36,14 @@ def choose_mode(request: RequestFields, bundle: TokenizerBundle) -> str:
     if request.mode:
         return request.mode
     asked = (request.modalities if isinstance(request, ChatRequest) else None) or [vocab.text.name]
-    known = {"text": vocab.text.name} | {codec.media: name for name, codec in reversed(bundle.codecs.items())}
-    known |= {name: name for name in vocab.names}
+    outputs = [modality.name for modality in vocab.modalities if modality.output]
+    kinds = {codec.media: name for name, codec in reversed(bundle.codecs.items()) if name in outputs}
+    known = {"text": vocab.text.name} | kinds | {name: name for name in outputs}
     if unknown := next((name for name in asked if name not in known), None):
         hint = did_you_mean(unknown, list(known))
-        raise bad_request(
-            f"modalities: this model has no '{unknown}'{hint}; it has {', '.join(vocab.names)}", "modalities"
-        )
+        raise bad_request(f"modalities: this model has no '{unknown}'{hint}; it has {', '.join(outputs)}", "modalities")
     names = {known[name] for name in asked}
-    return "interleaved" if names == set(vocab.names) else "+".join(name for name in vocab.names if name in names)
+    return "interleaved" if names == set(outputs) else "+".join(name for name in outputs if name in names)
 
 
 def choose_format(request: RequestFields, serve: ServeConfig) -> str:

@@ -17,6 +17,7 @@ from chameleon_jax.tokenizer_training.sound import train_sound
 from chameleon_jax.tokenizers import vqgan
 from chameleon_jax.tokenizers.bundle import CODECS, TEXT, TokenizerBundle, codec_folders
 from chameleon_jax.tokenizers.codec import Codec
+from chameleon_jax.tokenizers.perceived import PatchCodec
 from chameleon_jax.tokenizers.pictures import PictureCodec
 from chameleon_jax.tokenizers.sound import SoundCodec
 from chameleon_jax.tokenizers.text import TextTokenizer, train_bpe
@@ -70,6 +71,8 @@ def _train(
     row: ModalityConfig, config: TrainTokenizerConfig, corpus: Corpus, held_out: Corpus, folder: Path, logs: Path
 ) -> Codec:
     """The codec of one row. Raises DataError where there is nothing to train on or nothing held out."""
+    if row.codec == PatchCodec.kind:  # nothing of it is trained
+        return PatchCodec(config=config.image, patches=row.length)
     items, unseen = corpus.items[row.name], held_out.items[row.name]
     if len(items) == 0 or len(unseen) == 0:
         raise DataError(f"{len(items)} of '{row.name}' to train on and {len(unseen)} held out: both need some")

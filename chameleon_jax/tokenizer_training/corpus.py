@@ -38,13 +38,13 @@ class Corpus:
 
 
 def preparers(config: TrainTokenizerConfig) -> dict[str, Prepare]:
-    """How a file of each modality with a codec becomes an item: 8-bit pixels [R, R, 3], or a waveform [samples]."""
+    """How a file of each modality with a codec to be trained becomes an item: 8-bit pixels [R, R, 3], or a waveform [samples]."""
 
     def pixels(data: bytes) -> np.ndarray:
         return np.round((load_pixels(data, config.image) + 1) * 127.5).astype(np.uint8)
 
     by_kind: dict[str, Prepare] = {"vqgan": pixels, "sound": lambda data: load_waveform(data, config.sound)}
-    return {row.name: by_kind[row.codec] for row in config.vocab.modalities[1:] if row.codec}
+    return {row.name: by_kind[row.codec] for row in config.vocab.modalities[1:] if row.codec in by_kind}
 
 
 def read_corpus(sources: Sequence[SourceConfig], vocab: VocabConfig, prepare: Mapping[str, Prepare]) -> Corpus:

@@ -21,6 +21,7 @@ from chameleon_jax.errors import ConfigError, TokenizerError
 from chameleon_jax.files import atomic_write
 from chameleon_jax.tokenizers import vqgan
 from chameleon_jax.tokenizers.codec import Codec, plain_codes
+from chameleon_jax.tokenizers.perceived import PatchCodec
 from chameleon_jax.tokenizers.pictures import PictureCodec
 from chameleon_jax.tokenizers.sound import SoundCodec
 from chameleon_jax.tokenizers.text import TextTokenizer
@@ -28,7 +29,7 @@ from chameleon_jax.vocab import Vocab
 
 VOCAB, TEXT = "vocab.json", "tokenizer.json"
 # By `ModalityConfig.codec`; text is read apart.
-CODECS: dict[str, type[Codec]] = {codec.kind: codec for codec in (PictureCodec, SoundCodec)}
+CODECS: dict[str, type[Codec]] = {codec.kind: codec for codec in (PictureCodec, SoundCodec, PatchCodec)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,12 @@ class TokenizerBundle:
         """Name and codec of the first modality of this kind of codec, or ("", None)."""
         row = self.vocab_config.of_codec(kind)
         return (row.name, self.codecs.get(row.name)) if row else ("", None)
+
+    @property
+    def image_input(self) -> tuple[str, PatchCodec | PictureCodec] | tuple[str, None]:
+        """Name and codec of the modality that a picture of a prompt belongs to: patches if the table has them, else codes."""
+        name, codec = self.of_kind(PatchCodec.kind)
+        return (name, codec) if codec else self.of_kind(PictureCodec.kind)
 
     def with_added(self, names: tuple[str, ...]) -> TokenizerBundle:
         """The bundle whose added control ids are these and no others, in this order; all other ids keep their meaning.

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 
+from chameleon_jax.configs import VocabConfig
 from chameleon_jax.errors import TokenizerError
 from chameleon_jax.vocab import TEXT, Vocab
 
@@ -54,20 +55,25 @@ class Span:
 
 @dataclasses.dataclass(frozen=True)
 class TokenDocument:
-    """A document as ids. Span lengths sum to the number of ids."""
+    """A document as ids. Span lengths sum to the number of ids; `items` are the pixels of its perceived spans, in order."""
 
     id: str
     ids: Int[np.ndarray, "n"]
     spans: tuple[Span, ...]
+    items: tuple[UInt8[np.ndarray, "H W 3"], ...] = ()
 
 
 def assemble(
-    document: Document, codes: Sequence[Int[np.ndarray, "n"] | Int[np.ndarray, "h w"]], vocab: Vocab
+    document: Document,
+    codes: Sequence[Int[np.ndarray, "n"] | Int[np.ndarray, "h w"]],
+    vocab: Vocab,
+    items: tuple[UInt8[np.ndarray, "H W 3"], ...] = (),
 ) -> TokenDocument:
     """Join the codes of a document's segments, one array for each in order, to one stream.
 
     `[bos]` and `[eos]` take the loss role of the segment that they touch. Neighbouring spans without markers, of one modality
-    and role, are one. Codes are [n], or [height, width] of a grid.
+    and role, are one. Codes are [n], or [height, width] of a grid. What is only taken in is never learned. `items` are the pixels
+    of the segments that are perceived.
 
     Raises TokenizerError when numbers of parts disagree, a code is outside its modality, or codes have another shape than the
     vocabulary says.
@@ -81,7 +87,7 @@ def assemble(
             ids = vocab.modalities[row].span(own)
         except TokenizerError as error:
             raise TokenizerError(f"document {document.id}: {error}") from error
-        parts.append((row, ids, segment.loss))
+        parts.append((row, ids, segment.loss and vocab.modalities[row].output))
         if segment.ends_turn:
             parts.append((TEXT, np.array([vocab.end_of_turn]), segment.loss))
     parts.append((TEXT, np.array([vocab.eos]), _loss(document, -1)))
@@ -93,7 +99,8 @@ def assemble(
             spans[-1] = Span(row, last.length + len(ids), loss)
         elif len(ids):
             spans.append(Span(row, len(ids), loss))
-    return TokenDocument(document.id, np.concatenate([ids for _, ids, _ in parts]).astype(np.int32), tuple(spans))
+    ids = np.concatenate([ids for _, ids, _ in parts]).astype(np.int32)
+    return TokenDocument(document.id, ids, tuple(spans), items)
 
 
 def order_pair(document: Document, vocab: Vocab, seed: int, later_first_probability: float) -> Document:
@@ -101,16 +108,29 @@ def order_pair(document: Document, vocab: Vocab, seed: int, later_first_probabil
 
     The one whose modality stands later in the table comes first with this probability; of text and images that is Chameleon's,
     section 2.2: the image comes first in half of the pairs. Documents of another form keep their order, conversations and
-    pairs of which one alone is predicted among them: there the other is given.
+    pairs of which one alone is predicted among them: there the other is given. What is only taken in always comes first: nothing
+    before it could be learned from it.
     """
     segments = sorted(document.segments, key=lambda segment: vocab.row(segment.modality))
     if len(segments) != 2 or segments[0].modality == segments[1].modality or any(s.ends_turn for s in segments):
         return document
     if segments[0].loss != segments[1].loss:
         return document
+    taken_in = [segment for segment in segments if not vocab.modalities[vocab.row(segment.modality)].output]
+    if taken_in:
+        return dataclasses.replace(document, segments=(taken_in[0], *(s for s in segments if s is not taken_in[0])))
     digest = hashlib.sha256(f"{seed}\n{document.id}".encode()).digest()
     later_first = int.from_bytes(digest[:8], "big") / 2**64 < later_first_probability
     return dataclasses.replace(document, segments=tuple(segments[::-1] if later_first else segments))
+
+
+def perceive(document: Document, vocab: VocabConfig) -> Document:
+    """The document with every picture in codes but its last segment as a picture in patches: seen, and not drawn."""
+    seen = vocab.of_codec("patches")
+    drawn = {row.name for row in vocab.modalities if row.codec == "vqgan"}
+    *earlier, last = document.segments
+    earlier = (dataclasses.replace(s, modality=seen.name) if s.modality in drawn else s for s in earlier)
+    return dataclasses.replace(document, segments=(*earlier, last))
 
 
 def valid_text(text: str) -> str:

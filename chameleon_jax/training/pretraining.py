@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from chameleon_jax.data.loader import Loader
 from chameleon_jax.data.store import read_vocab
 from chameleon_jax.errors import ConfigError
 from chameleon_jax.files import new_folder
-from chameleon_jax.models import params, transformer
+from chameleon_jax.models import params, perception, transformer
 from chameleon_jax.models.statistics import Statistics
 from chameleon_jax.parallel.batches import local_rows, to_global
 from chameleon_jax.parallel.mesh import TRAINING, check_fits
@@ -89,7 +90,19 @@ class PretrainTask:
                 f"model.vocab_size {config.model.vocab_size} is smaller than the {size} ids of the token stores; set "
                 f"TransformerConfig.vocab_size={size}"
             )
-        modalities = len(Vocab.from_config(loader.vocab_config).modalities)
+        vocab = Vocab.from_config(loader.vocab_config)
+        if problem := perception.problem(config.model, vocab):
+            raise ConfigError(problem)
+        if loader.picture_size is not None:
+            side = perception.picture_side(config.model, vocab)
+            if loader.picture_size != (side, side):
+                patches = vocab.perceived.grammar.length
+                raise ConfigError(
+                    f"{patches} patches of patch_size {config.model.perception.patch_size} make pictures of {side}x{side} "
+                    f"pixels, the token stores have {'x'.join(map(str, loader.picture_size))}; set "
+                    f"PatchEncoderConfig.patch_size={loader.picture_size[0] // math.isqrt(patches)}"
+                )
+        modalities = len(vocab.modalities)
         if config.model.untied and config.model.modalities != modalities:
             raise ConfigError(
                 f"model.modalities is {config.model.modalities}, the vocabulary of the token stores has {modalities}; set "
@@ -116,6 +129,8 @@ class PretrainTask:
         self, weights: dict[str, Any], batch: Batch, dropout_key: jax.Array | None, *, statistics: bool
     ) -> tuple[LossSums, Statistics | None]:
         config = self.config
+        vocab = Vocab.from_config(self.vocab)
+        seen = perception.inputs(weights, batch.tokens, batch.pictures, config.model, vocab)
         out = transformer.forward(
             weights,
             batch.tokens,
@@ -123,6 +138,7 @@ class PretrainTask:
             batch.segment_ids,
             config.model,
             modality=batch.input_modality,
+            **seen,
             dropout_key=dropout_key if config.model.dropout > 0 else None,
             statistics=statistics,
         )

@@ -143,8 +143,8 @@ def test_lumina_has_no_codec_of_its_own_and_draws_pictures_of_any_size(tmp_path,
     assert (run.bundle.vocab_config.modalities[1].span, run.bundle.pictures.config.resolution) == ("grid", 64)
     np.testing.assert_array_equal(logits_of(run), logits_of(load_run(tmp_path / "run")))
     config = GenerationConfig(mode="image", max_spans={"image": 1})
-    prompt, config = build_request(["a red fox"], run.bundle, config, format="lumina", image_size=(24, 16))
-    [output] = generate(run.params, run.model, run.bundle.vocab, [prompt], config)
+    request = build_request(["a red fox"], run.bundle, config, format="lumina", image_size=(24, 16))
+    [output] = generate(run.params, run.model, run.bundle.vocab, [request.prompt], request.config)
     [drawn] = read_output(output.ids, run.bundle)
     assert drawn.item.shape == (16, 24, 3)
     # and out again, as the same flavour

@@ -12,14 +12,14 @@ from experiments import quickstart as entry
 RUNS = Path(__file__).parents[2] / "gin_configs" / "runs"
 
 
-def _seeds(bindings: list[str]) -> dict[str, int]:
+def _seeds(bindings: list[str], name: str) -> dict[str, int]:
     pretrain = gin_utils.load(
-        PretrainConfig, [str(RUNS / "digits.gin")], ["TRAIN='train'", "HELDOUT='heldout'", *bindings]
+        PretrainConfig, [str(RUNS / f"{name}.gin")], ["TRAIN='train'", "HELDOUT='heldout'", *bindings]
     )
     tokenize = gin_utils.load(
-        TokenizeConfig, [str(RUNS / "digits_tokenize.gin")], ["MANIFEST='m.jsonl'", "TOKENIZER='t'", *bindings]
+        TokenizeConfig, [str(RUNS / f"{name}_tokenize.gin")], ["MANIFEST='m.jsonl'", "TOKENIZER='t'", *bindings]
     )
-    tokenizer = gin_utils.load(TrainTokenizerConfig, [str(RUNS / "digits_tokenizer.gin")], ["DATA='data'", *bindings])
+    tokenizer = gin_utils.load(TrainTokenizerConfig, [str(RUNS / f"{name}_tokenizer.gin")], ["DATA='data'", *bindings])
     return {
         "weights": pretrain.config.train.seed,
         "order": pretrain.config.data.seed,
@@ -28,9 +28,10 @@ def _seeds(bindings: list[str]) -> dict[str, int]:
     }
 
 
-def test_one_macro_seeds_codec_coin_weights_and_order():
-    assert set(_seeds(["SEED=7"]).values()) == {7}
-    assert set(_seeds([]).values()) == {0}
+@pytest.mark.parametrize("name", ["digits", "digits_patches"])
+def test_one_macro_seeds_codec_coin_weights_and_order(name):
+    assert set(_seeds(["SEED=7"], name).values()) == {7}
+    assert set(_seeds([], name).values()) == {0}
 
 
 @pytest.mark.parametrize("flag", ["--seed=-1", "--steps=0", "--codec_steps=-5"])

@@ -247,8 +247,8 @@ def test_python_takes_and_gives_data_of_any_modality(generator):
     by_name = {"drawings" if isinstance(part, Image.Image) else part.modality: part for part in answer}
     assert by_name["beeps"].codes.shape == (12,) and by_name["beeps"].item is None
     assert by_name["calls"].item.shape == (SOUND.samples,)
-    ids, _ = build_request(["a ", Segment("drawings", drawing_file())], generator.bundle, config)
-    assert ids.tolist() == generator._request(["a ", picture], config, {})[0].tolist()
+    request = build_request(["a ", Segment("drawings", drawing_file())], generator.bundle, config)
+    assert request.prompt.tolist() == generator._request(["a ", picture], config, {}).prompt.tolist()
     pieces = list(generator.stream(prompt, config, partial_every=4))
     assert any(piece.partial for piece in pieces)
     whole = [piece.data for piece in pieces if not piece.partial]

@@ -199,8 +199,9 @@ REQUESTS = {
 @pytest.mark.parametrize("case", REQUESTS)
 def test_a_request_has_the_form_of_its_release(grid_bundle, case):
     settings, written, stops = REQUESTS[case]
-    ids, config = build_request(["a heart"], grid_bundle, GenerationConfig(max_tokens=9), **settings)
-    assert _written(ids, grid_bundle) == written
+    request = build_request(["a heart"], grid_bundle, GenerationConfig(max_tokens=9), **settings)
+    config = request.config
+    assert _written(request.prompt, grid_bundle) == written and request.pictures == ()
     assert config.stop_at_turn_end == stops and config.max_tokens == 9
     assert config.grids == ({"image": (4, 2)} if "image_size" in settings else {})
 

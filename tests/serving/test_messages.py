@@ -66,7 +66,7 @@ def test_a_completion_is_that_of_encode_turns(tiny):
 def test_lumina_is_asked_in_its_words():
     bundle = make_run(is_grid=True).bundle
     config = GenerationConfig(mode="image")
-    wanted, _ = build_request(["a heart"], bundle, config, format="lumina", image_size=(8, 24))
+    wanted = build_request(["a heart"], bundle, config, format="lumina", image_size=(8, 24)).prompt
     ids = ids_of(bundle, [{"role": "user", "content": "a heart"}], "lumina", image_size=(8, 24))
     assert ids == wanted.tolist()
 
