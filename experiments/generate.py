@@ -79,18 +79,12 @@ def main(config: GenerationConfig, args) -> None:
     make_folder(folder)
     run = load_run(args.workdir, make_mesh(args.mesh) if args.mesh else None)
     config = config_with(config, run.bundle, args)
-    form = {"format": args.format, "image_size": args.image_size}
-    request = build_request(parts_of(args.prompt, args.image, args.media, run.bundle), run.bundle, config, **form)
+    parts = parts_of(args.prompt, args.image, args.media, run.bundle)
+    request = build_request(parts, run.bundle, config, format=args.format, image_size=args.image_size)
     logging.info("step %d of %s, prompt of %d ids", run.step, args.workdir, len(request.prompt))
-    outputs = generate(
-        run.params,
-        run.model,
-        run.bundle.vocab,
-        [request.prompt] * args.count,
-        request.config,
-        pictures=[request.pictures] * args.count,
-        donate=True,
-    )
+    prompts, pictures = [request.prompt] * args.count, [request.pictures] * args.count
+    vocab = run.bundle.vocab
+    outputs = generate(run.params, run.model, vocab, prompts, request.config, pictures=pictures, donate=True)
     for number, output in enumerate(outputs):
         words = write_output(read_output(output.ids, run.bundle), folder, number, run.bundle)
         print(f"{folder}/{number:02d}.txt ({len(output.ids)} ids, stopped by {output.finish_reason}): {words}")

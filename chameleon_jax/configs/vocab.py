@@ -40,6 +40,13 @@ class SamplingConfig(Config):
         )
 
 
+# Names that mean something else: of ids, of modes, and of fields of records.
+_TAKEN = (
+    "added", "interleaved", "unrestricted", "id", "split", "loss", "segments", "conversations", "texts", "images", "text_list",
+    "image_info", "caption", "captions",
+)  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModalityConfig(Config):
     """One row of the modality table.
@@ -71,16 +78,15 @@ class ModalityConfig(Config):
         return self.span != "free"
 
     def layout(self) -> dict[str, Any]:
-        """What decides ids: everything but how the modality is trained and sampled."""
-        values = self.to_dict()
-        return {key: values[key] for key in values if key not in ("may_cut", "output", "loss_weight", "sampling")}
+        """What decides ids, for fingerprints: a field that is not named here may come without ending old stores."""
+        fields = ["name", "ids", "span", "codec"] + ["length"] * self.marked
+        fields += ["max_grids", "grid_unit"] * (self.span == "grid")
+        return {field: getattr(self, field) for field in fields}
 
     def validate(self):
         name = self.name
         self.require(name.isidentifier(), f"the name of a modality is letters, digits and _, got {name!r}")
-        self.require(
-            name not in ("added", "interleaved", "unrestricted"), f"a modality cannot be called {name!r}: it is taken"
-        )
+        self.require(name not in _TAKEN, f"a modality cannot be called {name!r}: it is taken")
         self.require(self.ids >= 1, f"'{name}': ids must be at least 1, got {self.ids}")
         self.require(
             self.loss_weight >= 0 and math.isfinite(self.loss_weight),
@@ -202,6 +208,8 @@ class VocabConfig(Config):
                 f"an added id cannot be called {name!r}, which names a group of ids in TrainableConfig.rows",
             )
         self.require(len(set(self.added)) == len(self.added), f"added has a name twice: {self.added}")
+        total = sum(row.ids for row in self.modalities) + self.reserved + len(self.added)
+        self.require(total < LARGEST_INT - 2**16, f"{total} ids are too many: they are 32-bit numbers")
         self.require(self.reserved >= 2, f"reserved must be at least 2 (end of turn, placeholder), got {self.reserved}")
         first = next((row for row in self.modalities if row.marked), None)
         if first is not None and first.span == "grid":

@@ -114,6 +114,7 @@ class Loader:
             ],
             "tokenizers": [self._vocab.fingerprint(), self.bundle_fingerprint],
             "stages": [config.stage2_start, config.stage1_weight_in_stage2],
+            "loss_weights": _loss_weights(self.stores[0].store),
             "seq_len": config.seq_len,
             "seed": config.seed,
         }
@@ -241,3 +242,13 @@ def _check_same_tokens(stores: list[TokenStore]) -> None:
                     f"{first.path} and {store.path} were made with different tokenizers ({what} {mine} and {theirs}): "
                     "tokenise both with the same bundle"
                 )
+        if _loss_weights(first) != _loss_weights(store):
+            raise StoreError(
+                f"{first.path} and {store.path} weigh modalities differently in the loss ({_loss_weights(first)} and "
+                f"{_loss_weights(store)}): make their tables agree"
+            )
+
+
+def _loss_weights(store: TokenStore) -> list[float]:
+    """Of each modality, where a run does not say otherwise."""
+    return [row.loss_weight for row in store.vocab_config.modalities]

@@ -199,7 +199,8 @@ def _score(
     end = [vocab.eos] if target == vocab.text.name else []
     prompts = [[vocab.bos, *(forms.ids[source][q] if source else ())] for q, _ in pairs]
     sequences = [np.array([*p, *forms.ids[target][c], *end]) for p, (_, c) in zip(prompts, pairs, strict=True)]
-    return likelihood.score(run.params, run.model, sequences, [len(p) for p in prompts], batch_size=64)
+    starts = [len(prompt) for prompt in prompts]
+    return likelihood.score(run.params, run.model, sequences, starts, batch_size=64, vocab=run.bundle.vocab)
 
 
 def _records(manifest: Path) -> list[dict[str, Any]]:

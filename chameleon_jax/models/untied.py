@@ -61,7 +61,7 @@ def route(modality: Int[Array, "B T"], segment_ids: Int[Array, "B T"], count: in
     ids = modality.reshape(shards, -1)
     positions = ids.shape[1]
     chunk = next(c for c in range(max(_CHUNK_ROWS, -(-positions // _CHUNKS)), 0, -1) if positions % c == 0)
-    if positions <= 2 * _CHUNK_ROWS:
+    if positions <= 2 * _CHUNK_ROWS or chunk < _CHUNK_ROWS:  # few positions, or a number that nothing large divides
         chunk = positions
     order = places = None
     if chunk < positions:

@@ -20,6 +20,7 @@ from jaxtyping import Int
 
 from chameleon_jax.configs import GenerationConfig, ServeConfig
 from chameleon_jax.errors import ChameleonError, did_you_mean
+from chameleon_jax.generation.checks import check_names
 from chameleon_jax.generation.engine import Engine
 from chameleon_jax.generation.prompt import perceived_pictures
 from chameleon_jax.generation.reader import OutputReader, Pieces, SpanPiece, TextPiece
@@ -61,6 +62,7 @@ class Service:
 
     def __init__(self, *, engine: Engine, bundle: TokenizerBundle, config: ServeConfig, model_name: str):
         self.engine, self.bundle, self.config, self.model_name = engine, _limited(bundle, config), config, model_name
+        check_names(bundle.vocab, config.generation)  # of a default that every request would be refused for
         self.created = int(time.time())
         self.context = min(config.engine.context or engine.model.max_seq_len, engine.model.max_seq_len)
         self.pieces, self.metrics = Pieces(bundle), Metrics(engine)

@@ -19,9 +19,6 @@ from chameleon_jax.tokenizers.bundle import TokenizerBundle
 _SEEDS = 2**31  # an engine takes seeds below it
 
 
-_SEEDS = 2**31  # an engine takes seeds below it
-
-
 def choose_mode(request: RequestFields, bundle: TokenizerBundle) -> str:
     """`mode`, or what `modalities` ask for by name or kind; text where neither does, as clients of text models expect.
 

@@ -75,9 +75,8 @@ class Codec(Protocol):
 
 def plain_codes(name: str, data: Any, count: int) -> Int[np.ndarray, "n"]:
     """Codes of a modality without a codec: whole numbers 0..count-1. Raises DataError, naming the modality, for anything else."""
-    whole = isinstance(data, Sequence | np.ndarray) and all(
-        isinstance(value, int | np.integer) and not isinstance(value, bool) for value in data
-    )
+    whole = isinstance(data, Sequence | np.ndarray) and not isinstance(data, str | bytes)
+    whole = whole and all(isinstance(value, int | np.integer) and not isinstance(value, bool) for value in data)
     if not whole:
         raise DataError(f"'{name}' must be a list of whole numbers")
     if len(data) and not (min(data) >= 0 and max(data) < count):

@@ -76,7 +76,7 @@ class PretrainTask:
         Raises ConfigError and StoreError when config, mesh and stores do not fit together.
         """
         config = self.config
-        assert self.modality_weights  # refuses names that the vocabulary does not have
+        _ = self.modality_weights  # refuses names that the vocabulary does not have
         check_fits(config.model, config.train.batch_size, config.train.microbatches, mesh)
         loader = Loader(
             config.data,
