@@ -21,8 +21,8 @@ DIRECTIONS = tuple(itertools.permutations(FORMS, 2))
 _HARD = tuple(direction for direction in DIRECTIONS if "text" not in direction)
 _EASY = tuple(direction for direction in DIRECTIONS if "text" in direction)
 DOCUMENTS = {"train": 24_000, "heldout": 1_500}
-SINGLE = 0.15  # of the documents hold one form alone: what it is like when nothing is given
-HARD = 0.5  # of the others go from picture to sound or back, which is learned last
+FREE = 0.15  # of the documents have both forms predicted: this teaches what a form is like when nothing is given
+HARD = 0.6  # of the documents go from picture to sound or back, which is learned last
 TAKES = 10  # of each word by each voice of training
 
 
@@ -45,10 +45,8 @@ def write(folder: str | Path, *, seed: int = 0, documents: dict[str, int] = DOCU
             label = int(random.integers(10))
             among = _HARD if random.random() < HARD else _EASY
             forms = among[random.integers(len(among))]
-            if random.random() < SINGLE:
-                forms = (FORMS[random.integers(len(FORMS))],)
             segments = [{f: WORDS[label] if f == "text" else str(random.choice(files[f][label]))} for f in forms]
-            if len(segments) == 2:
+            if random.random() >= FREE:
                 segments[0]["loss"] = False
             records.append({"id": f"{part}-{index:05d}", "segments": segments})
         atomic_write(folder / f"{part}.jsonl", "".join(json.dumps(record) + "\n" for record in records))
