@@ -336,6 +336,20 @@ def test_smaller_weights_see_the_same_pictures(run, form):
         assert len(engine.stream(request).result().ids) == 1
 
 
+def test_a_mesh_gives_what_one_device_gives(root, run):
+    divided = load_run(root / "model", make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+    config = GenerationConfig(mode="words", max_tokens=6, sampling=GREEDY)
+    request = build_request(PARTS, run.bundle, config)
+    given = {"vocab": run.bundle.vocab, "pictures": [request.pictures]}
+    outputs, scores = [], []
+    for each in (run, divided):
+        [output] = generate(each.params, each.model, prompts=[request.prompt], config=config, **given)
+        outputs.append(output.ids.tolist())
+        scores.append(likelihood.score(each.params, each.model, [request.prompt], [2], **given))
+    assert outputs[0] == outputs[1]
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-4)
+
+
 def test_likelihood_is_that_of_one_forward_pass(run):
     requests = [build_request(parts, run.bundle, GenerationConfig()) for parts in (PARTS, PARTS[:2], ["number"])]
     sequences = [np.append(r.prompt, run.bundle.vocab.eos) for r in requests]
