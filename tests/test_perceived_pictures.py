@@ -427,7 +427,7 @@ def test_no_mode_writes_what_is_only_taken_in(run):
 
 
 BAD_REQUESTS = {
-    "no picture": ({"pictures": ()}, "has 2 spans of 'seen' and 0 pictures"),
+    "no picture": ({"pictures": ()}, "has 8 ids of 'seen', 4 for a picture, and 0 pictures; give one for each span"),
     "another size": ({"pictures": (pixels(1), np.zeros((4, 4, 3), np.uint8))}, r"this model perceives 8x8x3 of uint8"),
     "floats": ({"pictures": (pixels(1), pixels(2) / 255.0)}, r"and float64; this model perceives"),
     "its mode": ({"config": GenerationConfig(mode="words+seen")}, "asks for 'seen', which this model only takes in"),
