@@ -336,6 +336,20 @@ def test_smaller_weights_see_the_same_pictures(run, form):
         assert len(engine.stream(request).result().ids) == 1
 
 
+def test_a_mesh_gives_what_one_device_gives(root, run):
+    divided = load_run(root / "model", make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+    config = GenerationConfig(mode="words", max_tokens=6, sampling=GREEDY)
+    request = build_request(PARTS, run.bundle, config)
+    given = {"vocab": run.bundle.vocab, "pictures": [request.pictures]}
+    outputs, scores = [], []
+    for each in (run, divided):
+        [output] = generate(each.params, each.model, prompts=[request.prompt], config=config, **given)
+        outputs.append(output.ids.tolist())
+        scores.append(likelihood.score(each.params, each.model, [request.prompt], [2], **given))
+    assert outputs[0] == outputs[1]
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-4)
+
+
 def test_likelihood_is_that_of_one_forward_pass(run):
     requests = [build_request(parts, run.bundle, GenerationConfig()) for parts in (PARTS, PARTS[:2], ["number"])]
     sequences = [np.append(r.prompt, run.bundle.vocab.eos) for r in requests]
@@ -413,7 +427,7 @@ def test_no_mode_writes_what_is_only_taken_in(run):
 
 
 BAD_REQUESTS = {
-    "no picture": ({"pictures": ()}, "has 2 spans of 'seen' and 0 pictures"),
+    "no picture": ({"pictures": ()}, "has 8 ids of 'seen', 4 for a picture, and 0 pictures; give one for each span"),
     "another size": ({"pictures": (pixels(1), np.zeros((4, 4, 3), np.uint8))}, r"this model perceives 8x8x3 of uint8"),
     "floats": ({"pictures": (pixels(1), pixels(2) / 255.0)}, r"and float64; this model perceives"),
     "its mode": ({"config": GenerationConfig(mode="words+seen")}, "asks for 'seen', which this model only takes in"),

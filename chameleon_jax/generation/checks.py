@@ -48,11 +48,18 @@ def check_pictures(
 ) -> None:
     """Raise GenerationError unless a prompt has as many pictures as spans of patches, each of the size that the model perceives."""
     row = vocab.perceived
-    spans = int(row.holds(prompt).sum()) // row.grammar.length if row else 0
-    if len(pictures) != spans:
-        of = f"of '{row.name}'" if row else "of patches"
-        raise GenerationError(f"{where} has {spans} spans {of} and {len(pictures)} pictures; give one for each")
-    side = perception.picture_side(model, vocab) if spans else 0
+    if row is None:
+        if pictures:
+            raise GenerationError(
+                f"{where} has {len(pictures)} pictures in patches, which this model has no modality for"
+            )
+        return
+    held, length = int(row.holds(prompt).sum()), row.grammar.length
+    if held != len(pictures) * length:
+        raise GenerationError(
+            f"{where} has {held} ids of '{row.name}', {length} for a picture, and {len(pictures)} pictures; give one for each span"
+        )
+    side = perception.picture_side(model, vocab)
     for picture in pictures:
         if picture.shape != (side, side, 3) or picture.dtype != np.uint8:
             raise GenerationError(
