@@ -105,7 +105,7 @@ def test_from_data_to_a_generated_sound(data, tmp_path):
     assert span.modality == "sound" and span.codes.shape == (codec.length,)
     np.testing.assert_array_equal(span.item, codec.decode(span.codes[None])[0])
 
-    examination, forms = directions.examine(run, data, queries=1)
+    examination, forms = directions.examine(run, data, queries=2)
     assert set(examination.to_dict()) == {f"{source} to {target}" for source, target in DIRECTIONS}
     three_modalities.draw_page(tmp_path / "page.png", run, examination, forms, subtitle="untrained")
     waves = three_modalities.write_sounds(tmp_path / "sounds", run, examination)
