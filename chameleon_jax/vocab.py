@@ -93,6 +93,13 @@ class Modality:
         """Whether spans stand between markers."""
         return not isinstance(self.grammar, FreeSpan)
 
+    @property
+    def end(self) -> int:
+        """Behind the last of a later row's ids: content, markers, and of a grid row end and sizes."""
+        grid = self.grammar
+        last = grid.size_base + grid.max_units if isinstance(grid, GridSpan) else self.begin_marker
+        return self.stop if last is None else last + 1
+
     def holds(self, ids: Ids) -> Ids:
         """Which ids are content, NumPy or JAX."""
         return (ids >= self.start) & (ids < self.stop)

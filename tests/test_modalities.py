@@ -34,6 +34,7 @@ from chameleon_jax.configs import (
     VQConfig,
     VQTrainConfig,
 )
+from chameleon_jax.data.loader import Loader
 from chameleon_jax.data.pipeline import tokenize
 from chameleon_jax.data.store import TokenStore
 from chameleon_jax.generation.engine import Engine, generate
@@ -42,6 +43,7 @@ from chameleon_jax.generation.prompt import SpanOutput, TextOutput, encode_turns
 from chameleon_jax.tokenizer_training.bundle import train_bundle
 from chameleon_jax.tokenizers.documents import Segment
 from chameleon_jax.training.loop import pretrain
+from chameleon_jax.training.pretraining import StoreData
 
 TABLE = VocabConfig(
     modalities=(
@@ -271,3 +273,14 @@ def test_no_module_names_a_modality():
             if isinstance(node, ast.Constant) and node.value in ("text", "image"):
                 found.add(name)
     assert found <= set(NAMED), found - set(NAMED)
+
+
+def test_rows_behind_text_are_trained_by_name_with_their_markers(workdir):
+    store = DataConfig(stores=(StoreConfig(path=str(workdir / "store")),), seq_len=64)
+    rows = StoreData(loader=Loader(store, 8, 1)).row_names
+    vocab = load_run(workdir / "model").bundle.vocab
+    words, moves, drawings, beeps = vocab.modalities
+    assert rows["drawings"] == (drawings.start, drawings.stop)  # the first row with markers, as images of the releases
+    assert (rows["words"], rows["moves"]) == ((words.start, words.stop), (moves.start, moves.stop))
+    assert rows["beeps"] == (beeps.start, beeps.begin_marker + 1) and rows["beeps"][1] == rows["added"][0]
+    assert rows["<brush>"] == rows["added"] == (vocab.size - 1, vocab.size)

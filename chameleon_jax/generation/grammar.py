@@ -46,15 +46,16 @@ class FinishReason(enum.IntEnum):
 class GrammarState:
     """Where each of B rows stands; M is the number of rows of the modality table.
 
-    `open` is the row of the marked span that the next id belongs to, or OUTSIDE; `emitted` counts the ids of that span
-    behind its begin marker, and `grid` is its height and width, 0 while not yet said. `wanted` is the height and width that every
-    grid of a modality must have, 0 where the model chooses.
-    `begins_left` is how many more spans of a marked modality may begin, `writes` which free modalities may be written, `may_end`
-    and `may_end_turn` whether end of sequence and end of turn may come; in `unrestricted` rows every id may. `stop_ids` end the
-    row where they come outside of marked spans; -1 fills them up. `remaining` counts the ids that may still come.
+    `open` is the row of the marked span that the next id belongs to, or OUTSIDE; `emitted` counts the ids of that span behind
+    its begin marker, and `grid` is its height and width, 0 while not yet said. `wanted` is the height and width that every grid
+    of a modality must have, 0 where the model chooses. `begins_left` is how many more spans of a marked modality may begin,
+    `writes` which free modalities may be written, `may_end` and `may_end_turn` whether end of sequence and end of turn may
+    come; in `unrestricted` rows every id may. `stop_ids` end the row where they come outside of marked spans; -1 fills them up.
+    `free` is the free modality that was written last. `remaining` counts the ids that may still come.
     """
 
     open: Int[Array, "B"]
+    free: Int[Array, "B"]
     emitted: Int[Array, "B"]
     grid: Int[Array, "B 2"]
     wanted: Int[Array, "B M 2"]
@@ -69,8 +70,8 @@ class GrammarState:
 
     @property
     def modality(self) -> Int[Array, "B"]:
-        """Row whose sampling settings rule the next id; outside of marked spans the first free one that may be written."""
-        return jnp.where(self.open == OUTSIDE, jnp.argmax(self.writes, axis=1), self.open)
+        """Row whose sampling settings rule the next id."""
+        return jnp.where(self.open == OUTSIDE, self.free, self.open)
 
 
 def span_tokens(modality: Modality, grid: tuple[int, int] = (0, 0)) -> int:
@@ -135,6 +136,7 @@ def start(
     int32 = functools.partial(np.asarray, dtype=np.int32)
     return GrammarState(
         open=int32(opened),
+        free=int32(writes.argmax(axis=1)),
         emitted=int32(np.count_nonzero(grid, axis=1)),
         grid=int32(grid),
         wanted=wanted,
@@ -224,8 +226,12 @@ def advance(state: GrammarState, tokens: Int[Array, "B"], vocab: Vocab) -> Gramm
             said = (tokens - modality.grammar.size_base) * modality.grammar.unit
             says = (state.open == row)[:, None] & (state.emitted[:, None] == jnp.arange(2))  # height first, then width
             grid = jnp.where(ends[:, None], 0, jnp.where(says, said[:, None], grid))
+    free = state.free
+    for row, modality in enumerate(vocab.modalities):
+        if not modality.marked:
+            free = jnp.where(outside & modality.holds(tokens), row, free)
     moved = state.replace(
-        open=is_open, emitted=emitted, grid=grid, begins_left=begins_left, remaining=state.remaining - 1
+        open=is_open, free=free, emitted=emitted, grid=grid, begins_left=begins_left, remaining=state.remaining - 1
     )
 
     outside = is_open == OUTSIDE

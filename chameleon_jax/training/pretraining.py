@@ -195,13 +195,18 @@ class StoreData:
 
     @property
     def row_names(self) -> Mapping[str, Range]:
-        """The content ids of every modality, all ids that extensions added, and each of them by its own name."""
+        """The ids of every modality, all ids that extensions added, and each of them by its own name.
+
+        Those of text and of the first row with markers, as images, are content alone (Anole trains the codes); a row behind
+        them has its markers too, without which a model that is given another modality would never begin one.
+        """
         config = self.loader.vocab_config
         vocab = Vocab.from_config(config)
         first = vocab.size - len(config.added)
         names = {name: (first + i, first + i + 1) for i, name in enumerate(config.added)}
         names |= {"added": (first, vocab.size)} if config.added else {}
-        return names | {modality.name: (modality.start, modality.stop) for modality in vocab.modalities}
+        rows = vocab.modalities
+        return names | {row.name: (row.start, row.stop if row.start <= vocab.text.start else row.end) for row in rows}
 
     def keep(self, workdir: Path) -> None:
         """Keep the tokenizer with the weights: generation needs both, and stores may be deleted.
