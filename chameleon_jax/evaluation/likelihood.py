@@ -53,6 +53,8 @@ def score(
         _check(i, sequence, begin, model_config)
     if (model_config.untied or model_config.perception or pictures is not None) and vocab is None:
         raise GenerationError("the model has parts by modality, or perceives pictures: give the vocabulary of its ids")
+    if vocab is not None and (problem := perception.problem(model_config, vocab)):
+        raise GenerationError(problem)
     pictures = [()] * len(sequences) if pictures is None else [tuple(seen) for seen in pictures]
     if len(pictures) != len(sequences):
         raise GenerationError(f"{len(sequences)} sequences have {len(pictures)} lists of pictures; give one for each")
