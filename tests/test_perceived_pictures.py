@@ -31,12 +31,11 @@ from chameleon_jax.configs import (
     TransformerConfig,
     VocabConfig,
     VQConfig,
-    text_and_image,
 )
 from chameleon_jax.data.loader import Loader
 from chameleon_jax.data.pipeline import tokenize
 from chameleon_jax.data.store import TokenStore, verify
-from chameleon_jax.errors import ConfigError, GenerationError, StoreError, TokenizerError
+from chameleon_jax.errors import ConfigError, GenerationError, StoreError
 from chameleon_jax.evaluation import captions, likelihood
 from chameleon_jax.generation.api import Generator
 from chameleon_jax.generation.engine import Engine, generate
@@ -57,7 +56,6 @@ from chameleon_jax.training.loop import pretrain
 from chameleon_jax.training.pretraining import PretrainTask
 from chameleon_jax.training.step import gradient_sums
 from chameleon_jax.training.task import Recipe
-from chameleon_jax.vocab import Vocab
 
 SEEN = ModalityConfig(name="seen", ids=1, length=4, codec="patches", output=False)
 TABLE = VocabConfig(
@@ -229,7 +227,7 @@ def test_pictures_stand_at_their_own_documents(root):
 
 def gradient(root, *, sizes=(1, 1, 1), microbatches=1, model=MODEL):
     config = run_config(root, model, microbatches=microbatches)
-    task = PretrainTask.of(config)
+    task = PretrainTask(config=config)
     recipe = Recipe.of(task, config)
     mesh = make_mesh(
         MeshConfig(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))), jax.devices()[: np.prod(sizes)]
@@ -477,33 +475,3 @@ def test_an_encoder_without_pictures_is_refused(root, tmp_path):
     with pytest.raises(ConfigError, match=r"model\.perception is set, but the vocabulary has no modality"):
         pretrain(run_config(tmp_path), str(tmp_path / "model"))
     assert Loader(run_config(tmp_path).data, 8, 1).host_batch(0).pictures is None
-
-
-BAD_ROWS = {
-    "generated": ({"output": True}, "'seen': patches are only taken in: set output=False"),
-    "two ids": ({"ids": 2}, "'seen': patches have one id, the placeholder, not 2"),
-    "no square": ({"length": 6}, "the length of a span of patches is a square number, got 6"),
-    "free": ({"span": "free", "length": 0}, "'seen': patches have fixed spans"),
-    "cut": ({"may_cut": True}, "'seen': a span of patches cannot be cut"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_ROWS)
-def test_rows_of_patches_that_cannot_be_are_refused(case):
-    changes, reason = BAD_ROWS[case]
-    with pytest.raises(ConfigError, match=reason):
-        dataclasses.replace(SEEN, **changes)
-
-
-def test_a_row_of_patches_moves_no_other_id():
-    plain = Vocab.from_config(dataclasses.replace(TABLE, modalities=TABLE.modalities[:2]))
-    with_patches = Vocab.from_config(TABLE)
-    assert with_patches.modalities[:2] == plain.modalities and with_patches.size == plain.size + 3
-    family, seeing = Vocab.from_config(text_and_image()), Vocab.from_config(text_and_image(patches=1024))
-    assert seeing.modalities[:2] == family.modalities and seeing.perceived.name == "seen"
-
-
-def test_a_codec_that_contradicts_its_row_is_refused():
-    codec = PatchCodec(config=ImageConfig(resolution=9), patches=4)
-    with pytest.raises(TokenizerError, match="4 patches, 2 a side, of which 9 pixels is no multiple"):
-        codec.check(SEEN)

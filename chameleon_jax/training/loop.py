@@ -45,7 +45,7 @@ def pretrain(
     rollback: Rollback | None = None,
 ) -> int:
     """`train` with the pretraining task."""
-    return train(PretrainTask.of(config), config, workdir, gin_text=gin_text, rollback=rollback)
+    return train(PretrainTask(config=config), config, workdir, gin_text=gin_text, rollback=rollback)
 
 
 def train(

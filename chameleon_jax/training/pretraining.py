@@ -37,24 +37,24 @@ from chameleon_jax.workdir import TOKENIZER
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainTask:
-    """See `task.Task`. `vocab` is that of the token stores."""
+    """See `task.Task`. `vocab` is that of the token stores, by default read from the first of them when it is asked for."""
 
     config: PretrainConfig
-    vocab: VocabConfig
+    vocab: VocabConfig | None = None
 
-    @classmethod
-    def of(cls, config: PretrainConfig) -> PretrainTask:
-        """The task with the vocabulary of its stores. Raises StoreError where the first cannot be opened."""
-        return cls(config=config, vocab=read_vocab(config.data.stores[0].path))
+    @functools.cached_property
+    def table(self) -> VocabConfig:
+        """The modality table. Raises StoreError where the first store cannot be opened."""
+        return self.vocab or read_vocab(self.config.data.stores[0].path)
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        return self.vocab.names
+        return self.table.names
 
     @functools.cached_property
     def modality_weights(self) -> tuple[float, ...]:
         """Of each modality in the loss. Raises ConfigError for weights of a modality that there is not, or of nothing."""
-        weights = self.vocab.by_row(self.config.loss.weights, (row.loss_weight for row in self.vocab.modalities))
+        weights = self.table.by_row(self.config.loss.weights, (row.loss_weight for row in self.table.modalities))
         if not sum(weights):
             raise ConfigError("the weights of all modalities are 0 in the loss: nothing to learn")
         return weights
@@ -76,7 +76,6 @@ class PretrainTask:
         Raises ConfigError and StoreError when config, mesh and stores do not fit together.
         """
         config = self.config
-        _ = self.modality_weights  # refuses names that the vocabulary does not have
         check_fits(config.model, config.train.batch_size, config.train.microbatches, mesh)
         loader = Loader(
             config.data,
@@ -84,12 +83,13 @@ class PretrainTask:
             config.train.steps,
             rows=local_rows(mesh, config.train.batch_size),
         )
-        size = Vocab.from_config(self.vocab).size
+        size = Vocab.from_config(self.table).size
         if size > config.model.vocab_size:
             raise ConfigError(
                 f"model.vocab_size {config.model.vocab_size} is smaller than the {size} ids of the token stores; set "
                 f"TransformerConfig.vocab_size={size}"
             )
+        _ = self.modality_weights  # refuses names that the vocabulary does not have
         vocab = Vocab.from_config(loader.vocab_config)
         if problem := perception.problem(config.model, vocab):
             raise ConfigError(problem)
@@ -129,7 +129,7 @@ class PretrainTask:
         self, weights: dict[str, Any], batch: Batch, dropout_key: jax.Array | None, *, statistics: bool
     ) -> tuple[LossSums, Statistics | None]:
         config = self.config
-        vocab = Vocab.from_config(self.vocab)
+        vocab = Vocab.from_config(self.table)
         seen = perception.inputs(weights, batch.tokens, batch.pictures, config.model, vocab)
         out = transformer.forward(
             weights,

@@ -40,7 +40,7 @@ def test_a_batch_gives_each_prompt_its_answer_and_draws_equal_ones_apart(generat
 def test_pictures_are_read_as_files_are(generator):
     """Alpha lies on white; what is wider than eight bits is refused, not clipped."""
     clear = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
-    ids = [generator._request([picture], DRAW, {})[0] for picture in (clear, Image.new("RGB", (20, 20), "white"))]
+    ids = [generator._request([picture], DRAW, {}).prompt for picture in (clear, Image.new("RGB", (20, 20), "white"))]
     np.testing.assert_array_equal(*ids)
     with pytest.raises(DataError, match="wider than 8 bits"):
         generator.generate([Image.new("I;16", (20, 20))], DRAW)

@@ -28,10 +28,10 @@ def command(loaded, monkeypatch, tmp_path):
     monkeypatch.setattr(loading, "load_run", lambda workdir, mesh: loaded)
     prompts, generate_ids = [], engine.generate
 
-    def spy(params, model, vocab, given, config, donate):
+    def spy(params, model, vocab, given, config, pictures, donate):
         assert donate  # the command needs them once; the tests' run goes on
         prompts.extend(given)
-        return generate_ids(params, model, vocab, given, config)
+        return generate_ids(params, model, vocab, given, config, pictures=pictures)
 
     monkeypatch.setattr(engine, "generate", spy)
 

@@ -138,7 +138,7 @@ def test_greedy_decoding_of_untied_parts_equals_running_the_whole_sequence_anew(
     model = dataclasses.replace(MODEL, untied=("mlp", "norms", "attention"))
     ends = {name: eager_weights[name] for name in ("embed", "head")}
     weights = _random_weights(model, seed=1) | ends
-    outputs = _run(weights, PROMPTS, _config("image", GREEDY, max_images=3), model=model)
+    outputs = _run(weights, PROMPTS, _config("image", GREEDY, max_spans={"image": 3}), model=model)
     expected = [_greedy_without_cache(weights, prompt, "image", 40, 3, model) for prompt in PROMPTS]
     assert _ids(outputs) == expected
     assert all({BOI, EOI} <= set(ids) for ids in expected)

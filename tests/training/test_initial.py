@@ -108,7 +108,7 @@ def evaluated(config, source, step=8):
     batch = Loader(config.data, config.train.batch_size, 1).host_batch(0)
     with jax.set_mesh(mesh):
         sums = jax.device_get(
-            step_lib.compiled_eval_step(Recipe.of(PretrainTask.of(config), config), mesh)(weights, batch)
+            step_lib.compiled_eval_step(Recipe.of(PretrainTask(config=config), config), mesh)(weights, batch)
         )
     return float(sums.nll.sum() / sums.weight.sum()), weights, batch
 
