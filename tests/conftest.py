@@ -53,12 +53,10 @@ def build_store():
             )
             segments = [(text,), (text, image), (image, text), (quiet, image), (text, image, text, image, text)][i % 5]
             text_ids, (words, pictures) = vocab.text.stop - vocab.text.start, vocab_config.modalities
-            codes = [
-                random.integers(0, text_ids, random.integers(1, longest))
-                if segment.modality == words.name
-                else random.integers(0, pictures.ids, pictures.length)
-                for segment in segments
-            ]
+            is_text = [segment.modality == words.name for segment in segments]
+            texts = iter([random.integers(0, text_ids, random.integers(1, longest)) for _ in range(sum(is_text))])
+            images = iter([random.integers(0, pictures.ids, pictures.length) for _ in range(is_text.count(False))])
+            codes = [next(texts) if text else next(images) for text in is_text]
             documents.append(assemble(Document(f"{name}/{i}", name, segments), codes, vocab))
         for shard, begin in enumerate(range(0, count, per_shard)):
             part = documents[begin : begin + per_shard]

@@ -149,12 +149,13 @@ def answer(
     """One answer to each query: text greedily, pictures and sounds drawn; and the digits in them."""
     vocab = run.bundle.vocab
     prompts = [np.array([vocab.bos, *forms.ids[source][q]], np.int32) for q in queries]
+    most = {target: 1}
     if target == vocab.text.name:
-        guidance, sampling = None, SamplingConfig(temperature=0.0)
+        guidance, sampling, most = None, SamplingConfig(temperature=0.0), {}
     config = GenerationConfig(
         mode=target,
         max_tokens=run.model.max_seq_len - max(map(len, prompts)),
-        max_spans={target: 1},
+        max_spans=most,
         sampling={target: sampling},
         guidance=guidance,
         seed=seed,
