@@ -171,6 +171,7 @@ class Vocab:
     modalities: tuple[Modality, ...]
 
     @classmethod
+    @functools.lru_cache(maxsize=64)  # bundles ask for theirs with every id of a stream
     def from_config(cls, config: VocabConfig) -> Vocab:
         at = len(_SPECIAL)
         made: dict[str, Modality] = {}

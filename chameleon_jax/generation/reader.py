@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -61,6 +62,7 @@ class Pieces:
                 known = all(character in characters for character in name)
                 self._bytes[i - text.start] = bytes(map(characters.get, name)) if known else name.encode()
         self.longest = max(map(len, self._bytes))
+        self.begins = {modality.begin_marker: modality for modality in self.vocab.marked.values()}
         self._names = self.vocab.id_names() | {id: name for name, id in bundle.added_ids.items()}
 
     def text_bytes(self, id: int) -> bytes:
@@ -123,7 +125,7 @@ class OutputReader:
                 self.tokens[self._modality.name] += 1
                 continue
             owner = self._pieces.owner(id)
-            begun = next((m for m in self._vocab.marked.values() if id == m.begin_marker), None)
+            begun = self._pieces.begins.get(id)
             free = owner is not None and not owner.marked and owner is not self._vocab.text
             self.tokens[owner.name if free else self._vocab.text.name] += 1
             if self._run is not None and owner is not self._run:
@@ -187,9 +189,11 @@ class OutputReader:
         if modality.start <= id < modality.stop:
             span.append(id)
             self._codes += 1
+            if not self._every or self._codes % self._every:
+                return True
             shape = self._shape()
-            of = int(np.prod(shape)) if shape else 0
-            if self._every and self._codes % self._every == 0 and self._codes < of:
+            of = math.prod(shape) if shape else 0
+            if self._codes < of:
                 came = np.array(span)
                 codes = modality.codes(came[modality.holds(came)])
                 padded = np.concatenate([codes, np.full(of - len(codes), codes[0])]).reshape(shape)
