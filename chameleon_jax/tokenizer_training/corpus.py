@@ -15,7 +15,7 @@ from chameleon_jax.configs import SourceConfig, TrainTokenizerConfig, VocabConfi
 from chameleon_jax.data.sources import Reject, estimate_records, read_documents
 from chameleon_jax.errors import DataError
 from chameleon_jax.progress import progress
-from chameleon_jax.tokenizers.images import load_pixels
+from chameleon_jax.tokenizers.images import load_pixels, to_8_bits
 from chameleon_jax.tokenizers.waveforms import load_waveform
 
 Prepare = Callable[[bytes], np.ndarray]
@@ -41,7 +41,7 @@ def preparers(config: TrainTokenizerConfig) -> dict[str, Prepare]:
     """How a file of each modality with a codec to be trained becomes an item: 8-bit pixels [R, R, 3], or a waveform [samples]."""
 
     def pixels(data: bytes) -> np.ndarray:
-        return np.round((load_pixels(data, config.image) + 1) * 127.5).astype(np.uint8)
+        return to_8_bits(load_pixels(data, config.image))
 
     by_kind: dict[str, Prepare] = {"vqgan": pixels, "sound": lambda data: load_waveform(data, config.sound)}
     return {row.name: by_kind[row.codec] for row in config.vocab.modalities[1:] if row.codec in by_kind}

@@ -87,6 +87,23 @@ def load_pixels(data: bytes, config: ImageConfig) -> Float[np.ndarray, "H W 3"]:
     return prepare(open_image(data, config), config)
 
 
+def pixels_of(data: bytes | Image.Image, config: ImageConfig) -> Float[np.ndarray, "H W 3"]:
+    """`load_pixels` of a file's bytes, or the same of an opened picture. Raises DataError with the reason."""
+    return prepare(flatten(data, config), config) if isinstance(data, Image.Image) else load_pixels(data, config)
+
+
+def to_8_bits(pixels: Float[np.ndarray, "*B H W 3"]) -> UInt8[np.ndarray, "*B H W 3"]:
+    """Prepared pixels in [-1, 1] as the 8 bits that they were; rounds, where `to_uint8` truncates what a codec made."""
+    return np.round((pixels + 1) * 127.5).astype(np.uint8)
+
+
+def to_png(image: Image.Image, *, quick: bool = False) -> bytes:
+    """A PNG file of a picture; `quick` where speed counts more than size."""
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1 if quick else 6)
+    return file.getvalue()
+
+
 def to_uint8(pixels: Float[np.ndarray, "*B H W 3"]) -> UInt8[np.ndarray, "*B H W 3"]:
     """Pixels in [-1, 1], clamped, to 0..255. Truncates and does not round, as Chameleon does."""
     unit = (np.clip(np.asarray(pixels, np.float32), -1.0, 1.0) + np.float32(1.0)) / np.float32(2.0)

@@ -6,7 +6,6 @@ The model's own encoder (`models.perception`) makes vectors of the pixels, so no
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import math
 import os
@@ -21,7 +20,7 @@ from chameleon_jax.configs import ImageConfig, ModalityConfig
 from chameleon_jax.errors import ConfigError, TokenizerError
 from chameleon_jax.files import atomic_write
 from chameleon_jax.tokenizers.codec import Media
-from chameleon_jax.tokenizers.images import flatten, load_pixels, prepare
+from chameleon_jax.tokenizers.images import pixels_of, to_8_bits, to_png
 
 RULES = "patches.json"
 
@@ -58,9 +57,7 @@ class PatchCodec:
 
     def prepare(self, data: bytes | Image.Image) -> UInt8[np.ndarray, "R R 3"]:
         """Pixels of a picture file or of an opened picture. Raises DataError with the reason."""
-        is_open = isinstance(data, Image.Image)
-        pixels = prepare(flatten(data, self.config), self.config) if is_open else load_pixels(data, self.config)
-        return np.round((pixels + 1) * 127.5).astype(np.uint8)
+        return to_8_bits(pixels_of(data, self.config))
 
     def encode(self, items: Sequence[np.ndarray] | UInt8[np.ndarray, "B R R 3"]) -> Int[np.ndarray, "B n"]:
         """Placeholders: code 0 for every patch. Raises TokenizerError for pictures of another size."""
@@ -74,9 +71,7 @@ class PatchCodec:
 
     def to_file(self, item: UInt8[np.ndarray, "R R 3"], *, quick: bool = False) -> bytes:
         """A PNG file."""
-        file = io.BytesIO()
-        Image.fromarray(item).save(file, "PNG", compress_level=1 if quick else 6)
-        return file.getvalue()
+        return to_png(Image.fromarray(item), quick=quick)
 
     def check(self, row: ModalityConfig) -> None:
         side, across = self.config.resolution, math.isqrt(self.patches)

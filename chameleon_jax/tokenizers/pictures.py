@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from chameleon_jax.errors import ConfigError, TokenizerError
 from chameleon_jax.files import atomic_write
 from chameleon_jax.tokenizers import vqgan
 from chameleon_jax.tokenizers.codec import Media
-from chameleon_jax.tokenizers.images import flatten, load_pixels, prepare, to_image
+from chameleon_jax.tokenizers.images import pixels_of, to_image, to_png
 
 RULES = "images.json"
 
@@ -62,9 +61,7 @@ class PictureCodec:
 
     def prepare(self, data: bytes | Image.Image) -> Float[np.ndarray, "H W 3"]:
         """Pixels of a picture file or of an opened picture. Raises DataError with the reason."""
-        if isinstance(data, Image.Image):
-            return prepare(flatten(data, self.config), self.config)
-        return load_pixels(data, self.config)
+        return pixels_of(data, self.config)
 
     def encode(
         self, items: Sequence[np.ndarray] | Float[np.ndarray, "B H W 3"]
@@ -96,9 +93,7 @@ class PictureCodec:
 
     def to_file(self, item: Float[np.ndarray, "H W 3"], *, quick: bool = False) -> bytes:
         """A PNG file."""
-        file = io.BytesIO()
-        to_image(item).save(file, "PNG", compress_level=1 if quick else 6)
-        return file.getvalue()
+        return to_png(to_image(item), quick=quick)
 
     def check(self, row: ModalityConfig) -> None:
         is_grid = row.span == "grid"
