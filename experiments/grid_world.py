@@ -19,7 +19,7 @@ def main(args) -> None:
     if args.seed < 0:
         raise ConfigError(f"--seed must be at least 0, got {args.seed}")
     grid_world.write(args.workdir, seed=args.seed)
-    print(f"{args.workdir}: train.jsonl, unseen.jsonl and images/")
+    print(f"{args.workdir}: train.jsonl, heldout.jsonl and images/")
 
 
 if __name__ == "__main__":

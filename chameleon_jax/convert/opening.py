@@ -286,7 +286,7 @@ def _adjusted(weights: WeightSource, bundle: TokenizerBundle | None, options: Op
     if options.numerics is not None:
         numerics = NUMERICS[options.numerics]
         if numerics.masked_ids and bundle is not None:
-            pictures = bundle.vocab.modalities[bundle.vocab.row(bundle.of_kind(PictureCodec.kind)[0])]
+            pictures = bundle.vocab.modalities[bundle.vocab.row(bundle.image_output[0])]
             numerics = dataclasses.replace(numerics, masked_ids=(pictures.start, pictures.stop))
         changes["numerics"] = numerics
     return _Adjusted(weights, dataclasses.replace(weights.config, **changes)) if changes else weights

@@ -114,8 +114,8 @@ def draw(grid: Grid) -> UInt8[np.ndarray, "10 10 3"]:
     return picture
 
 
-def write(folder: str | Path, *, train: int = TRAIN, unseen: int = 500, seed: int = 0) -> None:
-    """Write PNG files, and `train.jsonl` and `unseen.jsonl` (source kind `folder`) with three documents a grid below `folder`.
+def write(folder: str | Path, *, train: int = TRAIN, heldout: int = 500, seed: int = 0) -> None:
+    """Write PNG files, and `train.jsonl` and `heldout.jsonl` (source kind `folder`) with three documents a grid below `folder`.
 
     Of each document a model is to learn the second half: actions after a grid in words, actions after a drawn grid, and the words
     of a drawn grid, which say in many ids what is in the picture, where actions are few.
@@ -124,9 +124,9 @@ def write(folder: str | Path, *, train: int = TRAIN, unseen: int = 500, seed: in
 
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    for part, count in (("train", train), ("unseen", unseen)):
+    for part, count in (("train", train), ("heldout", heldout)):
         records = []
-        for index, grid in enumerate(generate(count, unseen=part == "unseen", seed=seed)):
+        for index, grid in enumerate(generate(count, unseen=part == "heldout", seed=seed)):
             name = f"images/{part}-{index:05d}.png"
             Image.fromarray(draw(grid)).save(folder / name, compress_level=1)
             words, picture, actions = {"text": describe(grid)}, {"image": name}, {"actions": list(solution(grid))}

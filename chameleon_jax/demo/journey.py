@@ -11,6 +11,7 @@ from pathlib import Path
 
 from chameleon_jax.errors import ChameleonError, ConfigError
 from chameleon_jax.files import atomic_write
+from chameleon_jax.tokenizers.bundle import VOCAB
 
 RUNS = Path(__file__).resolve().parents[2] / "gin_configs" / "runs"
 
@@ -33,21 +34,44 @@ class Command:
         return shlex.join(["python", "-m", f"experiments.{self.module}", *self.flags])
 
 
-def run_file(name: str) -> str:
-    """The flag that names a run file of this project."""
-    return f"--gin_file={RUNS / name}"
+def from_data_to_model(
+    root: Path,
+    name: str,
+    *,
+    data: tuple[str, str],
+    tokenizer: str,
+    model: str,
+    seed: int,
+    steps: int | None,
+    codec_steps: int | None = None,
+    tokenizer_once: bool = False,
+) -> list[Command]:
+    """The five commands from nothing to a trained model in `root/model`; steps that are None are as in the gin files.
 
-
-def steps(config: str, count: int | None) -> tuple[str, ...]:
-    """The flag that sets the steps of a training; none where the run file's stay."""
-    return () if count is None else (f"--gin.{config}.steps={count}",)
-
-
-def tokenize(file: str, root: Path, part: str, seed: int) -> Command:
-    """`root/data/PART.jsonl` to `root/store/PART` with the tokenizer in `root/tokenizer`."""
-    inputs = (f"--gin.MANIFEST={root / 'data' / part}.jsonl", f"--gin.TOKENIZER={root / 'tokenizer'}")
-    flags = (run_file(file), *inputs, f"--gin.SEED={seed}", f"--workdir={root / 'store' / part}")
-    return Command(f"documents to tokens ({part})", "tokenize", flags)
+    `name` is that of the run files, `NAME_tokenizer.gin`, `NAME_tokenize.gin` and `NAME.gin`. `data` is the command that writes
+    `train.jsonl` and `heldout.jsonl`, and what it writes; `tokenizer` and `model` say what is trained. `tokenizer_once` is for
+    codecs whose training begins again.
+    """
+    folders = {part: root / part for part in ("data", "tokenizer", "store", "model")}
+    seeded = f"--gin.SEED={seed}"
+    stores = (f"--gin.TRAIN={folders['store'] / 'train'}", f"--gin.HELDOUT={folders['store'] / 'heldout'}")
+    trained = (_run_file(f"{name}_tokenizer.gin"), f"--gin.DATA={folders['data']}", seeded)
+    what, module = data
+    return [
+        Command(what, module, (f"--seed={seed}", f"--workdir={folders['data']}"), folders["data"] / "heldout.jsonl"),
+        Command(
+            tokenizer,
+            "train_tokenizer",
+            (*trained, *_steps("VQTrainConfig", codec_steps), f"--workdir={folders['tokenizer']}"),
+            folders["tokenizer"] / VOCAB if tokenizer_once else None,
+        ),
+        *(_tokenize(f"{name}_tokenize.gin", root, part, seed) for part in ("train", "heldout")),
+        Command(
+            model,
+            "pretrain",
+            (_run_file(f"{name}.gin"), *stores, seeded, *_steps("TrainConfig", steps), f"--workdir={folders['model']}"),
+        ),
+    ]
 
 
 def claim(root: Path, *, seed: int, **counts: int | None) -> None:
@@ -84,3 +108,20 @@ def run(number: int, of: int, command: Command) -> None:
             raise ChameleonError(f"step {number} ended with exit code {ended.code}; its own message is above") from None
     finally:
         sys.argv = own
+
+
+def _run_file(name: str) -> str:
+    """The flag that names a run file of this project."""
+    return f"--gin_file={RUNS / name}"
+
+
+def _steps(config: str, count: int | None) -> tuple[str, ...]:
+    """The flag that sets the steps of a training; none where the run file's stay."""
+    return () if count is None else (f"--gin.{config}.steps={count}",)
+
+
+def _tokenize(file: str, root: Path, part: str, seed: int) -> Command:
+    """`root/data/PART.jsonl` to `root/store/PART` with the tokenizer in `root/tokenizer`."""
+    inputs = (f"--gin.MANIFEST={root / 'data' / part}.jsonl", f"--gin.TOKENIZER={root / 'tokenizer'}")
+    flags = (_run_file(file), *inputs, f"--gin.SEED={seed}", f"--workdir={root / 'store' / part}")
+    return Command(f"documents to tokens ({part})", "tokenize", flags)

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from chameleon_jax.configs import GenerationConfig, SamplingConfig
 from chameleon_jax.demo import grid_world, journey
 from chameleon_jax.demo.grid_world import ACTIONS, LONGEST, Grid
-from chameleon_jax.demo.journey import Command, run_file
+from chameleon_jax.demo.journey import Command
 from chameleon_jax.demo.proportions import Proportion
 from chameleon_jax.evaluation import page
 from chameleon_jax.generation.engine import generate
@@ -51,30 +51,16 @@ class Episodes:
 
 
 def commands(root: Path, *, seed: int, steps: int | None) -> list[Command]:
-    """From nothing to a trained policy in `root/model`; steps that are None are as in the gin file."""
-    data, tokenizer, store, model = (root / name for name in ("data", "tokenizer", "store", "model"))
-    seeded, stores = f"--gin.SEED={seed}", (f"--gin.TRAIN={store / 'train'}", f"--gin.UNSEEN={store / 'unseen'}")
-    length = journey.steps("TrainConfig", steps)
-    return [
-        Command(
-            "write grids and their shortest paths",
-            "grid_world",
-            (f"--seed={seed}", f"--workdir={data}"),
-            data / "unseen.jsonl",
-        ),
-        Command(
-            "train the tokenizer: text pieces and picture codec; actions need none",
-            "train_tokenizer",
-            (run_file("actions_tokenizer.gin"), f"--gin.DATA={data}", seeded, f"--workdir={tokenizer}"),
-        ),
-        journey.tokenize("actions_tokenize.gin", root, "train", seed),
-        journey.tokenize("actions_tokenize.gin", root, "unseen", seed),
-        Command(
-            "train the policy: the loss is on actions alone",
-            "pretrain",
-            (run_file("actions.gin"), *stores, seeded, *length, f"--workdir={model}"),
-        ),
-    ]
+    """From nothing to a trained policy in `root/model`; steps that are None are as in the gin files."""
+    return journey.from_data_to_model(
+        root,
+        "actions",
+        data=("write grids and their shortest paths", "grid_world"),
+        tokenizer="train the tokenizer: text pieces and picture codec; actions need none",
+        model="train the policy: the loss is on what follows a grid",
+        seed=seed,
+        steps=steps,
+    )
 
 
 def examine(run: Run, source: str, *, seed: int = 0, count: int = GRIDS) -> Episodes:

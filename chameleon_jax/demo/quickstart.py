@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from chameleon_jax.demo import journey
-from chameleon_jax.demo.journey import Command, run_file
+from chameleon_jax.demo.journey import Command
 
 
 def commands(
@@ -15,23 +15,13 @@ def commands(
 
     With `image_input` "patches" the model perceives the pictures that it captions; those that it draws are codes either way.
     """
-    name = {"codes": "digits", "patches": "digits_patches"}[image_input]
-    data, tokenizer, store, model = (root / name for name in ("data", "tokenizer", "store", "model"))
-    codec, seeded = journey.steps("VQTrainConfig", codec_steps), f"--gin.SEED={seed}"
-    stores = (f"--gin.TRAIN={store / 'train'}", f"--gin.HELDOUT={store / 'heldout'}")
-    length = journey.steps("TrainConfig", steps)
-    return [
-        Command("write 1,797 handwritten digits with captions", "digits", (f"--seed={seed}", f"--workdir={data}")),
-        Command(
-            "train the tokenizer: image codec and text pieces",
-            "train_tokenizer",
-            (run_file(f"{name}_tokenizer.gin"), f"--gin.DATA={data}", seeded, *codec, f"--workdir={tokenizer}"),
-        ),
-        journey.tokenize(f"{name}_tokenize.gin", root, "train", seed),
-        journey.tokenize(f"{name}_tokenize.gin", root, "heldout", seed),
-        Command(
-            "pretrain the transformer on both orders",
-            "pretrain",
-            (run_file(f"{name}.gin"), *stores, seeded, *length, f"--workdir={model}"),
-        ),
-    ]
+    return journey.from_data_to_model(
+        root,
+        {"codes": "digits", "patches": "digits_patches"}[image_input],
+        data=("write 1,797 handwritten digits with captions", "digits"),
+        tokenizer="train the tokenizer: image codec and text pieces",
+        model="pretrain the transformer on both orders",
+        seed=seed,
+        steps=steps,
+        codec_steps=codec_steps,
+    )

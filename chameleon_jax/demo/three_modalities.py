@@ -14,13 +14,12 @@ from chameleon_jax.demo import journey
 from chameleon_jax.demo.digit_pairs import DIRECTIONS, FORMS
 from chameleon_jax.demo.digits import WORDS
 from chameleon_jax.demo.directions import Examination, Forms, Generated
-from chameleon_jax.demo.journey import Command, run_file
+from chameleon_jax.demo.journey import Command
 from chameleon_jax.evaluation import page
 from chameleon_jax.evaluation.sound import picture as spectrogram_picture
 from chameleon_jax.evaluation.sound import spectrogram
 from chameleon_jax.files import atomic_write
 from chameleon_jax.generation.loading import Run
-from chameleon_jax.tokenizers.bundle import VOCAB
 from chameleon_jax.tokenizers.images import to_image
 
 SIDE = 88  # of pictures on the page
@@ -30,30 +29,16 @@ NAMES = {"text": "word", "image": "picture", "sound": "sound"}
 
 def commands(root: Path, *, seed: int, steps: int | None) -> list[Command]:
     """From nothing to a trained model in `root/model`; steps that are None are as in the gin files."""
-    data, tokenizer, store, model = (root / name for name in ("data", "tokenizer", "store", "model"))
-    seeded, stores = f"--gin.SEED={seed}", (f"--gin.TRAIN={store / 'train'}", f"--gin.HELDOUT={store / 'heldout'}")
-    length = journey.steps("TrainConfig", steps)
-    return [
-        Command(
-            "write drawn, spoken and written digits",
-            "digit_pairs",
-            (f"--seed={seed}", f"--workdir={data}"),
-            data / "heldout.jsonl",
-        ),
-        Command(
-            "train the tokenizer: text pieces, picture codec and sound codec",
-            "train_tokenizer",
-            (run_file("three_modalities_tokenizer.gin"), f"--gin.DATA={data}", seeded, f"--workdir={tokenizer}"),
-            tokenizer / VOCAB,
-        ),
-        journey.tokenize("three_modalities_tokenize.gin", root, "train", seed),
-        journey.tokenize("three_modalities_tokenize.gin", root, "heldout", seed),
-        Command(
-            "pretrain the transformer on pairs in both orders",
-            "pretrain",
-            (run_file("three_modalities.gin"), *stores, seeded, *length, f"--workdir={model}"),
-        ),
-    ]
+    return journey.from_data_to_model(
+        root,
+        "three_modalities",
+        data=("write drawn, spoken and written digits", "digit_pairs"),
+        tokenizer="train the tokenizer: text pieces, picture codec and sound codec",
+        model="pretrain the transformer on pairs in both orders",
+        seed=seed,
+        steps=steps,
+        tokenizer_once=True,
+    )
 
 
 def write_sounds(folder: Path, run: Run, examination: Examination) -> list[Path]:

@@ -44,7 +44,7 @@ def read_captioned(source: SourceConfig, bundle: TokenizerBundle, count: int) ->
 
     Raises DataError when there are fewer than two.
     """
-    vocab, (pictures, _) = bundle.vocab_config, bundle.of_kind("vqgan")
+    vocab, (pictures, _) = bundle.vocab_config, bundle.image_output
     pairs = []
     for document in read_documents(source, vocab=vocab):
         if isinstance(document, Reject) or len(document.segments) != 2:

@@ -61,7 +61,7 @@ def draw_pictures(
 
 def _pictures(run: Run) -> Modality:
     vocab = run.bundle.vocab
-    return vocab.modalities[vocab.row(run.bundle.of_kind("vqgan")[0])]
+    return vocab.modalities[vocab.row(run.bundle.image_output[0])]
 
 
 def _first_picture(run: Run, ids: Int[np.ndarray, "n"]) -> Float[np.ndarray, "H W 3"]:

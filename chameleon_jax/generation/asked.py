@@ -75,7 +75,7 @@ def parts_of(prompt: str, images: Sequence[str], media: Sequence[str], bundle: T
 
 def _pictures(bundle: TokenizerBundle, *, taken_in: bool = False) -> str:
     """The modality of pictures that are drawn, or of those in a prompt."""
-    name, _ = bundle.image_input if taken_in else bundle.of_kind("vqgan")
+    name, _ = bundle.image_input if taken_in else bundle.image_output
     if not name:
         raise GenerationError(f"this model has no pictures; it has {', '.join(bundle.vocab.names)}")
     return name

@@ -154,7 +154,7 @@ def image_grid(size: tuple[int, int], bundle: TokenizerBundle) -> tuple[str, tup
 
     Raises GenerationError when the vocabulary has no pictures, pictures of one size only, or none of this size.
     """
-    name, codec = bundle.of_kind("vqgan")
+    name, codec = bundle.image_output
     asked = f"pictures of {size[0]}x{size[1]} pixels"
     if codec is None:
         raise GenerationError(f"{asked} are asked for, but this tokenizer has no pictures")

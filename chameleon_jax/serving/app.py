@@ -276,7 +276,7 @@ def _defaults(service: Service) -> dict[str, object]:
     config, base = service.config, service.config.generation
     values = {"format": config.format, "partial_every": service.partial_every, "n": 1}
     sampling = default_sampling(base, service.bundle)
-    text, (pictures, _) = sampling[service.bundle.vocab.text.name], service.bundle.of_kind("vqgan")
+    text, (pictures, _) = sampling[service.bundle.vocab.text.name], service.bundle.image_output
     values |= {name: getattr(text, name) for name in ("temperature", "top_p", "top_k", "repetition_penalty")}
     values["sampling"] = {name: settings.to_dict() for name, settings in sampling.items()}
     if pictures:
@@ -309,7 +309,7 @@ def _modes(bundle: TokenizerBundle) -> list[str]:
 
 def _image_sizes(service: Service) -> list[str]:
     """Sizes that a picture may be asked for; of a grid those in which pictures go in, which are not all."""
-    name, codec = service.bundle.of_kind(PictureCodec.kind)
+    name, codec = service.bundle.image_output
     if codec is None:
         return []
     grammar, images = service.bundle.vocab.modalities[service.bundle.vocab.row(name)].grammar, codec.config

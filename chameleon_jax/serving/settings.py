@@ -25,7 +25,7 @@ def choose_mode(request: RequestFields, bundle: TokenizerBundle) -> str:
     Raises ApiError for a name that is neither a modality of the model nor a kind of data that it has.
     """
     vocab = bundle.vocab
-    pictures, _ = bundle.of_kind("vqgan")
+    pictures, _ = bundle.image_output
     if isinstance(request, ImagesRequest):
         if not pictures:
             raise bad_request("this model has no pictures")
@@ -80,7 +80,7 @@ def generation_config(
     if len(request.stop or []) > serve.max_stop:
         raise bad_request(f"stop: {len(request.stop)} strings, {serve.max_stop} are the most", "stop")
     base, vocab = serve.generation, bundle.vocab
-    pictures, _ = bundle.of_kind("vqgan")
+    pictures, _ = bundle.image_output
     if not pictures:
         _refuse_settings_of_pictures(request)
     max_spans = base.max_spans | (request.max_spans or {})
@@ -142,7 +142,7 @@ def _sampling(request: RequestFields, base: GenerationConfig, bundle: TokenizerB
     """The plain fields are for all modalities, but the penalty for text alone; those of pictures and `sampling` go before them."""
     for name in request.sampling or {}:
         bundle.vocab.row(name, GenerationError)
-    pictures, _ = bundle.of_kind("vqgan")
+    pictures, _ = bundle.image_output
     made = {}
     for name, settings in default_sampling(base, bundle).items():
         given = {field: getattr(request, field) for field in ("temperature", "top_p", "top_k")}

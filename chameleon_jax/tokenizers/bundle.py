@@ -54,7 +54,7 @@ class TokenizerBundle:
     @property
     def pictures(self) -> PictureCodec | None:
         """The first codec of pictures, or None."""
-        return self.of_kind(PictureCodec.kind)[1]
+        return self.image_output[1]
 
     def of_kind(self, kind: str) -> tuple[str, Any] | tuple[str, None]:
         """Name and codec of the first modality of this kind of codec, or ("", None)."""
@@ -65,7 +65,12 @@ class TokenizerBundle:
     def image_input(self) -> tuple[str, PatchCodec | PictureCodec] | tuple[str, None]:
         """Name and codec of the modality that a picture of a prompt belongs to: patches if the table has them, else codes."""
         name, codec = self.of_kind(PatchCodec.kind)
-        return (name, codec) if codec else self.of_kind(PictureCodec.kind)
+        return (name, codec) if codec else self.image_output
+
+    @property
+    def image_output(self) -> tuple[str, PictureCodec] | tuple[str, None]:
+        """Name and codec of the modality that pictures are generated in, the first with a codec of pictures."""
+        return self.of_kind(PictureCodec.kind)
 
     def with_added(self, names: tuple[str, ...]) -> TokenizerBundle:
         """The bundle whose added control ids are these and no others, in this order; all other ids keep their meaning.

@@ -81,9 +81,9 @@ def test_words_and_picture_tell_the_whole_grid(grids):
 
 
 def test_written_documents_give_a_grid_and_then_its_actions_or_words(tmp_path):
-    grid_world.write(tmp_path, train=20, unseen=5)
+    grid_world.write(tmp_path, train=20, heldout=5)
     records = [json.loads(line) for line in (tmp_path / "train.jsonl").open()]
-    assert len(records) == 60 and len((tmp_path / "unseen.jsonl").read_text().splitlines()) == 15
+    assert len(records) == 60 and len((tmp_path / "heldout.jsonl").read_text().splitlines()) == 15
     threes = zip(records[::3], records[1::3], records[2::3], strict=True)
     for grid, (told, drawn, described) in zip(grid_world.generate(20, unseen=False), threes, strict=True):
         (words, actions), (picture, same) = told["segments"], drawn["segments"]
