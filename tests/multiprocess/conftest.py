@@ -1,5 +1,6 @@
 """Real processes: gloo on the CPU, each with its share of eight simulated devices."""
 
+import json
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+WORKER = "tests/multiprocess/worker.py"
 
 
 def free_port():
@@ -82,3 +84,18 @@ def by_hand():
         ]
 
     return flags
+
+
+@pytest.fixture(scope="session")
+def work(start, ended, by_hand, tmp_path_factory):
+    """work(count, [(what, config, workdir), ...]) -> for each process the results of all jobs, done in one start."""
+
+    def work(count, jobs):
+        file = tmp_path_factory.mktemp("jobs") / "jobs"
+        file.write_text(json.dumps([{"do": do, "config": c.to_dict(), "workdir": str(w)} for do, c, w in jobs]))
+        flags = by_hand(count) if count > 1 else [[]]
+        for code, output in ended(start([[WORKER, f"--jobs={file}", *f] for f in flags], 8 // count)):
+            assert code == 0, output
+        return [json.loads(file.with_suffix(f".result-{process}").read_text()) for process in range(count)]
+
+    return work

@@ -21,8 +21,8 @@ from chameleon_jax.configs import (
     TrainConfig,
     TransformerConfig,
 )  # fmt: skip
+from tests.multiprocess.conftest import WORKER
 
-WORKER = "tests/multiprocess/worker.py"
 COUNTS = (1, 2, 4)  # processes, of 8 devices together
 MESHES = {"data": (8, 1, 1), "all": (2, 2, 2), "tensor": (1, 2, 4), "fsdp": (1, 8, 1)}
 STEPS, SAVED = 20, 8  # of the runs that are compared; of the run that is saved at 4 and 8
@@ -55,21 +55,6 @@ def configs(build_store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("stores")
     paths = [build_store(folder / name, count=80, seed=seed).path for seed, name in enumerate(("train", "held"))]
     return {mesh: make_config(*paths, mesh, SAVED if mesh == "fsdp" else STEPS) for mesh in MESHES}
-
-
-@pytest.fixture(scope="module")
-def work(start, ended, by_hand, tmp_path_factory):
-    """work(count, [(what, config, workdir), ...]) -> for each process the results of all jobs, done in one start."""
-
-    def work(count, jobs):
-        file = tmp_path_factory.mktemp("jobs") / "jobs"
-        file.write_text(json.dumps([{"do": do, "config": c.to_dict(), "workdir": str(w)} for do, c, w in jobs]))
-        flags = by_hand(count) if count > 1 else [[]]
-        for code, output in ended(start([[WORKER, f"--jobs={file}", *f] for f in flags], 8 // count)):
-            assert code == 0, output
-        return [json.loads(file.with_suffix(f".result-{process}").read_text()) for process in range(count)]
-
-    return work
 
 
 @pytest.fixture(scope="module")
