@@ -1,6 +1,6 @@
 """Chunked cross-entropy against the plain one at a vocabulary of 65,536: same numbers, memory, time.
 
-The one idea: each form runs in a process of its own, so that the peak of resident memory is its own; XLA's plan of temporary
+Each form runs in a process of its own, so that the peak of resident memory is its own; XLA's plan of temporary
 memory is printed beside it.
 
 Examples:

@@ -1,6 +1,6 @@
 """Training speed on the CPU against Hugging Face's torch Chameleon: one whole optimiser step of a 34 M parameter model.
 
-The one idea: each side lives in its own process, warm, and the parent lets them work strictly in turn (A B A B ...), so whatever
+Each side lives in its own process, warm, and the parent lets them work strictly in turn (A B A B ...), so whatever
 else the machine does disturbs both alike; medians of wall time and of CPU time are reported, and both sides as a fraction of the
 best fp32 matrix product measured between the same turns.
 

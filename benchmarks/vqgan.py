@@ -1,6 +1,6 @@
 """Speed of the image codec on the CPU against torch: one 512x512 picture encoded and decoded, default sizes, float32.
 
-The one idea: each side lives in its own warm process with the same number of threads and the same weights, and the parent lets them
+Each side lives in its own warm process with the same number of threads and the same weights, and the parent lets them
 work strictly in turn (A B B A ...), so whatever else the machine does disturbs both alike. The ratio is the median over rounds of
 torch's time by ours in the same round: above 1 we are faster. The torch modules are those that the tests of conversion hold us to.
 

@@ -1,6 +1,6 @@
 """Turns gin files and bindings into one checked config object; the only file that knows gin.
 
-The one idea: gin makes config dataclasses and nothing else. Every binding must be used, every name must exist, and nothing below
+Gin makes config dataclasses and nothing else. Every binding must be used, every name must exist, and nothing below
 the entry points can see gin. (gin-config 0.5.0: `register` leaves direct construction alone, `configurable` would not.)
 """
 

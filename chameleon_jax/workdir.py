@@ -1,6 +1,6 @@
 """The run directory: one run at a time in it, every file in it whole, and a record of what the run was.
 
-The one idea: the lock is the kernel's (flock), so it is gone the moment its process is, however that died; what the lock
+The lock is the kernel's (flock), so it is gone the moment its process is, however that died; what the lock
 file says is only for the message to the second comer.
 """
 

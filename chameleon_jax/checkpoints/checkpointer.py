@@ -1,6 +1,6 @@
 """Checkpoints that are whole or absent: Orbax writes the arrays, a manifest with checksums proves them.
 
-The one idea: everything of a step is written into a hidden folder, synced to disk, its manifest last, and then the folder
+Everything of a step is written into a hidden folder, synced to disk, its manifest last, and then the folder
 is renamed to the step's number. So a kill at any moment leaves no numbered folder that is half there, and `restore` takes
 the newest step whose every byte matches its manifest. Orbax is known to this room alone. Local and shared file
 systems only.

@@ -1,6 +1,6 @@
 """What a checkpoint must contain: one JSON file per step that lists every leaf with shape, dtype and checksums.
 
-The one idea: a leaf is known by its path in the tree, not by the kinds of containers around it, and its bytes are summed up
+A leaf is known by its path in the tree, not by the kinds of containers around it, and its bytes are summed up
 region by region (a region is one shard as it lay on a device), so that every process can sum up what it holds and any
 layout can be verified. Array formats notice lost files but not flipped bits; these sums notice both.
 """

@@ -1,6 +1,6 @@
 """Checkpoints written and read one layer at a time, for models that are larger than the memory.
 
-The one idea: it is the same checkpoint as `checkpointer.Checkpointer` makes, Orbax's arrays and our manifest, and
+It is the same checkpoint as `checkpointer.Checkpointer` makes, Orbax's arrays and our manifest, and
 `restore_subtree` loads it straight to any mesh. Only the values of a leaf come from a function, layer by layer, where the other
 has them in an array; its chunks and the regions of its checksums are layers too.
 """

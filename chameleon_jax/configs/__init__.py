@@ -1,6 +1,6 @@
 """Every setting of every run, as frozen keyword-only dataclasses that check themselves.
 
-The one idea: a config is made once, on the main thread, by gin or by Python alike, and is complete and valid from then on.
+A config is made once, on the main thread, by gin or by Python alike, and is complete and valid from then on.
 Types are checked when the object is made, then `validate` checks the rules of fields and between fields. Nothing below the
 entry points reads gin, flags or the environment.
 """

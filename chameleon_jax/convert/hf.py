@@ -1,6 +1,6 @@
 """Hugging Face's layout, in and out: config.json and safetensors (or torch .bin) files with an index, of any vintage.
 
-The one idea: one set of names hides three forms of rotary rows and QK-norms, and the shapes tell them apart. Transformers has
+One set of names hides three forms of rotary rows and QK-norms, and the shapes tell them apart. Transformers has
 one norm a head, half-split; Lumina-mGPT one a shard of the original, half-split; Anole's fork one for all, with rows left
 interleaved. Sources: huggingface/transformers `models/chameleon`, GAIR-NLP/anole and Alpha-VLLM/Lumina-mGPT (their
 `modeling_chameleon.py`).

@@ -1,6 +1,6 @@
 """The table of parameters: where each one lies in our tree, in Meta's files and in Hugging Face's, and how its axes are turned.
 
-The one idea: between the three layouts there are only renames, transposes, a permutation of rotary rows and cuts into shards. All
+Between the three layouts there are only renames, transposes, a permutation of rotary rows and cuts into shards. All
 of them are exact, so what goes in comes out bitwise. The form in the middle is torch's: matrices [outputs, inputs], rotary pairs
 half-split, QK-norms one row a group. Shapes and permutations: facebookresearch/chameleon `inference/transformer.py`;
 huggingface/transformers 4.44 `convert_chameleon_weights_to_hf.py`.

@@ -1,6 +1,6 @@
 """Meta's layout, in and out: params.json and consolidated*.pth, cut over any number of model-parallel ranks.
 
-The one idea: a rank's file is a slice of each torch tensor along one axis of the table in `layout`, with rotary rows
+A rank's file is a slice of each torch tensor along one axis of the table in `layout`, with rotary rows
 interleaved and its own QK-norms; reading joins, writing cuts. Names and cuts: facebookresearch/chameleon
 `inference/{loader,transformer}.py`.
 """

@@ -1,6 +1,6 @@
 """Any checkpoint of the family, opened: weights, text tokenizer and image codec, wherever its layout keeps them.
 
-The one idea: a folder is known by the files that only its layout has, and what is opened is the same for every layout. So every
+A folder is known by the files that only its layout has, and what is opened is the same for every layout. So every
 writer takes every source: Meta to ours, ours to Hugging Face, Hugging Face to Meta.
 """
 

@@ -1,6 +1,6 @@
 """What every source of weights has in common: a config, parameters one layer at a time, and an account of each tensor.
 
-The one idea: a source checks everything that names and shapes can tell when it is opened, before a byte of data is read. From
+A source checks everything that names and shapes can tell when it is opened, before a byte of data is read. From
 then on it is a function from (parameter, layer) to an array of our layout, and any writer can take from any source.
 """
 

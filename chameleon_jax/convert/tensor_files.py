@@ -1,6 +1,6 @@
 """Files of named tensors, read one tensor at a time: safetensors, and torch's pickles where torch is installed.
 
-The one idea: opening a file reads names, shapes and dtypes only; a tensor is given back as a copy, and what was mapped to read it
+Opening a file reads names, shapes and dtypes only; a tensor is given back as a copy, and what was mapped to read it
 is let go, so that the pages of a whole file never add up in memory. Nothing in a file is run.
 """
 

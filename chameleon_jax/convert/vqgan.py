@@ -1,6 +1,6 @@
 """The image codec between our tree and the released files: names, axes and config, of Meta's layout and of Hugging Face's.
 
-The one idea: our paths are the released names with the dots of list indices turned to underscores, so the shapes of our own tree
+Our paths are the released names with the dots of list indices turned to underscores, so the shapes of our own tree
 are the whole table; one function renames, one transposes, and what a file has beyond that is either known baggage or a mistake.
 Names: facebookresearch/chameleon `inference/vqgan.py`; Hugging Face keeps them below `model.vqmodel.` and drops the decoder.
 """

@@ -1,6 +1,6 @@
 """An opened checkpoint to a folder of any layout, whole or not at all, with an account of what was done.
 
-The one idea: everything is written into a folder of another name beside the target, which is renamed when the last byte is on disk.
+Everything is written into a folder of another name beside the target, which is renamed when the last byte is on disk.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Batches as a function of the step.
 
-The one idea: `host_batch(k)` needs nothing but k. The mixture says which rows, the pack plan which pieces of which documents,
+`host_batch(k)` needs nothing but k. The mixture says which rows, the pack plan which pieces of which documents,
 the store which ids; then all rows of a batch are laid out at once with NumPy. Processes differ only in the rows they take.
 """
 

@@ -1,6 +1,6 @@
 """Which row comes at which place of the training stream: shuffle, weighted mixture and two stages.
 
-The one idea: row n of the stream is a pure function of n, built of Grain MapDatasets, so a batch is a range of n, and resuming or
+Row n of the stream is a pure function of n, built of Grain MapDatasets, so a batch is a range of n, and resuming or
 adding hosts needs no state.
 """
 

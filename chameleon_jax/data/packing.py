@@ -1,6 +1,6 @@
 """Which documents share a row: the pack plan.
 
-The one idea: the plan is a pure function of span lengths and a seed, made before training, so row r is the same on any number
+The plan is a pure function of span lengths and a seed, made before training, so row r is the same on any number
 of hosts. Pieces are placed longest first, each into the row that it fills best (best-fit decreasing; for language models see
 Ding et al. 2024, "Fewer Truncations Improve Language Modeling"), with rows looked up by their free space: n log n for the sort
 and constant time for each piece.

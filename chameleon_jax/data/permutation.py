@@ -1,6 +1,6 @@
 """Seeded permutations that no library release can change.
 
-The one idea: sort the numbers 0..n-1 by a hash of (seed, number). The hash is written out here, so the order of training data
+Sort the numbers 0..n-1 by a hash of (seed, number). The hash is written out here, so the order of training data
 depends on nothing but the seed.
 """
 

@@ -1,6 +1,6 @@
 """The tokenising run: sources in, token store out, with any number of interruptions between.
 
-The one idea: shard k is made of the records `k * documents_per_shard` onwards of all sources one after the other, rejected ones
+Shard k is made of the records `k * documents_per_shard` onwards of all sources one after the other, rejected ones
 counted, and of nothing else. So a run that was killed starts again at the first shard without a commit, and ends with the same
 bytes as a run that was not.
 """

@@ -1,6 +1,6 @@
 """Reads a token store: documents as ids and spans, at random, with every byte checked.
 
-The one idea: small tables (where a document begins, its spans) are held in memory for all documents, tokens are read in chunks
+Small tables (where a document begins, its spans) are held in memory for all documents, tokens are read in chunks
 of 16,384 that are checked by crc32c and kept decoded, least recently used dropped first; so are the pixels of perceived pictures.
 `store_format` draws the layout.
 """

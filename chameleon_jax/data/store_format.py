@@ -16,7 +16,7 @@ store/
   packing/                  pack plans, made and remade from the rest
 ```
 
-The one idea: data files first, then one small file that vouches for them, moved into place by a rename. Every array carries
+Data files first, then one small file that vouches for them, moved into place by a rename. Every array carries
 crc32c per chunk, every commit the sha256 of its files, every JSON file the sha256 of itself.
 """
 

@@ -1,6 +1,6 @@
 """Writes a token store, one whole shard at a time.
 
-The one idea: the bytes of shard k are a pure function of its documents, so a shard that a crash tore is written again and comes
+The bytes of shard k are a pure function of its documents, so a shard that a crash tore is written again and comes
 out the same; nothing is visible before its commit file is.
 """
 

@@ -1,7 +1,9 @@
 """Examination of a model of words, pictures and sounds of digits: each from each other, by likelihood and by generation.
 
 By likelihood: one candidate of each digit, drawn from held-out data; the right one must score best. `raw` is log p(y | x), which
-prefers what is likely by itself. `gain` is log p(y | x) - log p(y), which does not (Holtzman et al. 2021, section 4).
+prefers what is likely by itself. `gain` is log p(y | x) - log p(y), which does not (Holtzman et al. 2021, section 4); p(y) is the
+mean of p(y | x') over a few x' of every digit, the model's own marginal. (What it predicts with nothing given is another context,
+and one that is seldom trained.)
 
 By generation: what the model writes is read, and what it draws and says is recognised by classifiers that know real data only.
 """
@@ -11,13 +13,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.io import wavfile
+from scipy.special import logsumexp
 
 from chameleon_jax.configs import GenerationConfig, GuidanceConfig, SamplingConfig
 from chameleon_jax.demo import digits, spoken_digits
@@ -31,6 +34,7 @@ from chameleon_jax.generation.loading import Run
 from chameleon_jax.generation.prompt import SpanOutput, TextOutput, read_output
 
 QUERIES = 30  # of each digit and direction
+MARGINAL = 5  # contexts of each digit that p(y) is the mean over
 # The tail of a small model is noise: guided, what it draws and says is recognised more often.
 SAMPLING = SamplingConfig(temperature=0.7, top_p=0.9)
 GUIDANCE = GuidanceConfig(text=3.0, image=3.0)
@@ -125,13 +129,18 @@ def choose(
 ) -> tuple[Proportion, Proportion]:
     """How often the candidate of the right digit has the highest likelihood, and the highest gain."""
     candidates = np.stack([random.choice(forms.of_digit(target, digit), len(queries)) for digit in range(10)], axis=1)
-    pairs = sorted({(int(q), int(c)) for q, row in zip(queries, candidates, strict=True) for c in row})
-    given = dict(zip(pairs, _score(run, forms, source, target, pairs), strict=True))
-    alone = dict(enumerate(_score(run, forms, "", target, [(0, c) for c in range(len(forms.ids[target]))])))
+    given = _scores(
+        run, forms, source, target, {(int(q), int(c)) for q, row in zip(queries, candidates, strict=True) for c in row}
+    )
+    drawn = np.unique(candidates)
+    contexts = np.unique(_queries(forms, source, MARGINAL, random))
+    across = _scores(run, forms, source, target, {(int(x), int(c)) for x in contexts for c in drawn})
+    # Up to a constant, which changes no order.
+    alone = {int(c): logsumexp([across[int(x), int(c)] for x in contexts]) for c in drawn}
     labels = forms.labels[source][queries]
     raw = np.array([[given[int(q), int(c)] for c in row] for q, row in zip(queries, candidates, strict=True)])
-    prior = np.array([[alone[int(c)] for c in row] for row in candidates])
-    return Proportion.of(raw.argmax(axis=1) == labels), Proportion.of((raw - prior).argmax(axis=1) == labels)
+    marginal = np.array([[alone[int(c)] for c in row] for row in candidates])
+    return Proportion.of(raw.argmax(axis=1) == labels), Proportion.of((raw - marginal).argmax(axis=1) == labels)
 
 
 def answer(
@@ -189,19 +198,17 @@ def _queries(forms: Forms, source: str, each: int, random: np.random.Generator) 
     return np.concatenate([random.choice(found, each, replace=len(found) < each) for found in of_digits])
 
 
-def _score(
-    run: Run, forms: Forms, source: str, target: str, pairs: Sequence[tuple[int, int]]
-) -> Float[np.ndarray, "n"]:
-    """log p(target | source) in nats of pairs of indices; without a source what the target has by itself.
-
-    A word ends with the end of the sequence, a span with its own marker.
-    """
-    vocab = run.bundle.vocab
+def _scores(
+    run: Run, forms: Forms, source: str, target: str, wanted: Collection[tuple[int, int]]
+) -> dict[tuple[int, int], float]:
+    """log p(target | source) in nats of pairs of indices. A word ends with the end of the sequence, a span with its own marker."""
+    vocab, pairs = run.bundle.vocab, sorted(wanted)
     end = [vocab.eos] if target == vocab.text.name else []
-    prompts = [[vocab.bos, *(forms.ids[source][q] if source else ())] for q, _ in pairs]
+    prompts = [[vocab.bos, *forms.ids[source][q]] for q, _ in pairs]
     sequences = [np.array([*p, *forms.ids[target][c], *end]) for p, (_, c) in zip(prompts, pairs, strict=True)]
     starts = [len(prompt) for prompt in prompts]
-    return likelihood.score(run.params, run.model, sequences, starts, batch_size=64, vocab=run.bundle.vocab)
+    scores = likelihood.score(run.params, run.model, sequences, starts, batch_size=64, vocab=vocab)
+    return dict(zip(pairs, map(float, scores), strict=True))
 
 
 def _records(manifest: Path) -> list[dict[str, Any]]:

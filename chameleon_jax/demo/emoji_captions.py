@@ -1,6 +1,6 @@
 """Written captions for the emoji of `emoji-datasource`, from their names, short names, category and skin tones.
 
-The one idea: a name such as `FAMILY: MAN, WOMAN, BOY` becomes a noun phrase first, and every phrasing is built from that phrase.
+A name such as `FAMILY: MAN, WOMAN, BOY` becomes a noun phrase first, and every phrasing is built from that phrase.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Does the model understand pictures? It chooses a picture's caption among others by likelihood.
 
-The one idea: a caption is scored as the continuation of `<s> <begin image> codes <end image>`, exactly as it stands in training
+A caption is scored as the continuation of `<s> <begin image> codes <end image>`, exactly as it stands in training
 documents (in patches where the vocabulary has them), so the score is the model's own probability and nothing is tuned for the test.
 """
 

@@ -1,6 +1,6 @@
 """Log-likelihood of given continuations: what captioning and choice tasks are scored by.
 
-The one idea: sequences are sorted by length and cut into batches of few fixed shapes, and the logits of a batch exist a block of
+Sequences are sorted by length and cut into batches of few fixed shapes, and the logits of a batch exist a block of
 positions at a time.
 """
 

@@ -1,6 +1,6 @@
 """How good an image codec is on pictures it has not seen: PSNR, SSIM, and how much of the codebook it uses.
 
-The one idea: pictures are compared as a viewer gets them, 8-bit and clamped, never as raw network output.
+Pictures are compared as a viewer gets them, 8-bit and clamped, never as raw network output.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """From logits to ids: mask, repetition penalty, top-k, temperature, top-p, a draw; all fp32, on the device, row by row.
 
-The one idea: cuts need no sort. A cut keeps everything from some threshold up, and the bits of floats are ordered as integers
+Cuts need no sort. A cut keeps everything from some threshold up, and the bits of floats are ordered as integers
 are, so that halving finds the threshold exactly. What no row asks for is not computed.
 """
 

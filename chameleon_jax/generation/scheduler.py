@@ -1,6 +1,6 @@
 """Which request runs in which lanes: continuous batching on the host, a block of tokens at a time.
 
-The one idea: the host looks at a block only after it has sent off the next one. So it hands out ids, frees lanes and takes new
+The host looks at a block only after it has sent off the next one. So it hands out ids, frees lanes and takes new
 requests while the device works, and a lane is used again one block after its request has ended.
 """
 

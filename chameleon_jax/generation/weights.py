@@ -1,6 +1,6 @@
 """A run's weights in the form in which they decode: a layer at a time, cast once, in eight bits if wanted.
 
-The one idea: one parameter after the other, so that whoever gives the weights away never holds more than them and one parameter.
+One parameter after the other, so that whoever gives the weights away never holds more than them and one parameter.
 """
 
 from __future__ import annotations

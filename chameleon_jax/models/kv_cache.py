@@ -1,6 +1,6 @@
 """Keys and values of the tokens already seen, one slot a token and row.
 
-The one idea: a row fills its slots in order and a token sees no slot behind its own, so what lies there, of an earlier sequence
+A row fills its slots in order and a token sees no slot behind its own, so what lies there, of an earlier sequence
 perhaps, needs no clearing. Taking a row back to an earlier position is a matter of positions alone.
 """
 

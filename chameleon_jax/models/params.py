@@ -1,6 +1,6 @@
 """Parameters described once: shape, dtype, dimension letters, role and initialiser.
 
-The one idea: a tree of `ParamSpec` is the single source of the abstract tree, shardings, initial values and counts, and of what
+A tree of `ParamSpec` is the single source of the abstract tree, shardings, initial values and counts, and of what
 weight decay, quantisation, casts and conversion do with a parameter.
 """
 

@@ -1,6 +1,6 @@
 """Weights in eight bits: each column of a matrix as int8 with one scale, for engines that are bound by reading them.
 
-The one idea: a quantised matrix is another kind of leaf in the same tree, and `layers.linear` is the only place that knows it.
+A quantised matrix is another kind of leaf in the same tree, and `layers.linear` is the only place that knows it.
 Rounding is to nearest by the largest value of a column (absmax); embeddings, norms and biases stay as they are. Weight-only, as
 LLM.int8() without its outliers (Dettmers et al. 2022, section 2).
 """

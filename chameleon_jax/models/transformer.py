@@ -1,6 +1,6 @@
 """The decoder: `init(key, config) -> params`, `forward(params, tokens, ..., config) -> hidden states`, `logits`.
 
-The one idea: one scanned block over stacked parameters serves training, evaluation, prefill, decoding and probing. What differs
+One scanned block over stacked parameters serves training, evaluation, prefill, decoding and probing. What differs
 (cache, dropout, taps) is an argument that is None when it is not wanted.
 
 Llama-style (Touvron et al. 2023) with Chameleon's additions (section 2.3): QK-norm, swin norm order, dropout after attention and

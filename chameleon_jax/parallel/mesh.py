@@ -1,6 +1,6 @@
 """The device mesh, the rules from dimension letters to mesh axes, and the one place where shardings are asked for.
 
-The one idea: code names dimensions by letter (DIMENSIONS) and never mesh axes. `ShardingRules` say which axes a letter is divided
+Code names dimensions by letter (DIMENSIONS) and never mesh axes. `ShardingRules` say which axes a letter is divided
 over; a function that asks for shardings takes them as an argument, so that they are part of what is traced.
 """
 

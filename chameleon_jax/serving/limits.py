@@ -1,6 +1,6 @@
 """What is refused before a request is read, and how long a client may take.
 
-The one idea: every limit is enforced while bytes move. A body is counted as it comes, whatever its header says of it, and both
+Every limit is enforced while bytes move. A body is counted as it comes, whatever its header says of it, and both
 directions have a clock.
 """
 

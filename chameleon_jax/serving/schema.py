@@ -1,6 +1,6 @@
 """What a request may hold, field by field; anything else is refused with the field's name.
 
-The one idea: types are strict and unknown fields are errors, because a setting that is silently dropped is worse than one that is
+Types are strict and unknown fields are errors, because a setting that is silently dropped is worse than one that is
 refused. Fields of OpenAI's that this server does not have are known by name and accepted at the value that asks for nothing.
 """
 

@@ -1,6 +1,6 @@
 """The process: where it listens, clocks of connections, and an end that lets answers finish.
 
-The one idea: SIGTERM is not an error. No new connection is taken, streams get `drain_seconds` to end and are told if they are
+SIGTERM is not an error. No new connection is taken, streams get `drain_seconds` to end and are told if they are
 cut, and the exit code is 0.
 """
 

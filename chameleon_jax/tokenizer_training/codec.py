@@ -1,6 +1,6 @@
 """Trains the image codec on pictures held in memory, and goes on where it was stopped.
 
-The one idea: batch k is a function of (seed, k), so a saved state is all it takes to resume. Each save replaces the last one whole.
+Batch k is a function of (seed, k), so a saved state is all it takes to resume. Each save replaces the last one whole.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One optimiser step of the image codec: its losses, then the codebook's own update (`codebook.py`).
 
-The one idea: the objective is a dictionary of named terms times a dictionary of weights; a perceptual or adversarial term is one
+The objective is a dictionary of named terms times a dictionary of weights; a perceptual or adversarial term is one
 more entry of `reconstruction_terms`. The codebook follows either the running mean of the latents that chose each code (van den Oord
 et al. 2017, appendix A.1; Razavi et al. 2019) or the gradient of the codebook loss (van den Oord et al. 2017, eq. 3).
 """

@@ -1,6 +1,6 @@
 """From the bytes of a picture file to the pixels that the codec reads, and back.
 
-The one idea: a file is not trusted before its header has been read. Its format is taken from its content, its size is checked
+A file is not trusted before its header has been read. Its format is taken from its content, its size is checked
 against our own limit before anything is decoded, and all that cannot become an 8-bit picture is a `DataError` with a reason.
 What passes is prepared exactly as a release prepares it: Chameleon (facebookresearch/chameleon, `inference/image_tokenizer.py`),
 its port in Transformers (`image_processing_pil_chameleon.py`), or Lumina-mGPT (Alpha-VLLM/Lumina-mGPT, `data/item_processor.py`).

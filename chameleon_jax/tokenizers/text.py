@@ -1,6 +1,6 @@
 """Text to ids and back: byte-level BPE in Chameleon's id layout, by the `tokenizers` library.
 
-The one idea: special ids have names in the vocabulary but no way to be reached from text. A tokenizer here has no added tokens,
+Special ids have names in the vocabulary but no way to be reached from text. A tokenizer here has no added tokens,
 no merge leads to a special name, and the text "IMGIMG" is split before merging. Whatever a user types, `encode` gives text ids
 only; special ids are put in by `documents.assemble`.
 """

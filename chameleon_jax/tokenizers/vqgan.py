@@ -1,6 +1,6 @@
 """The image codec: pictures to a grid of codes and back, with the architecture of the Chameleon VQGAN at any size.
 
-The one idea: Linen modules describe the two convolutional halves, and everything outside sees pure functions over one nested dict
+Linen modules describe the two convolutional halves, and everything outside sees pure functions over one nested dict
 of arrays. Names of parameters are those of the released file with the dots of list indices turned to underscores
 (`encoder.down.0.block.1.norm1.weight` is `encoder/down_0_block_1/norm1/scale`), so that conversion is a rename and a transpose.
 

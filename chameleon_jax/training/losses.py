@@ -1,6 +1,6 @@
 """Cross-entropy with z-loss over a large vocabulary, in sums and weights per modality.
 
-The one idea: the logits of all tokens never exist at one time. A chunk of tokens is multiplied with the head, its loss summed and,
+The logits of all tokens never exist at one time. A chunk of tokens is multiplied with the head, its loss summed and,
 when a gradient is wanted, its gradient taken at once by the closed form softmax - one-hot, so the backward pass recomputes nothing.
 Sums leave here; whoever has the whole global batch divides, once.
 """

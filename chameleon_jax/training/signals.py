@@ -1,6 +1,6 @@
 """A polite stop: the first SIGTERM or SIGINT asks the loop to end after its step, a second SIGINT ends it at once.
 
-The one idea: a handler only sets a flag. The loop looks at the flag between steps, saves once, and exits with EXIT_STOPPED, which
+A handler only sets a flag. The loop looks at the flag between steps, saves once, and exits with EXIT_STOPPED, which
 schedulers can tell from success and from failure ("stopped by a signal, run me again to go on").
 """
 

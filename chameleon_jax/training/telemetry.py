@@ -1,6 +1,6 @@
 """Turns step metrics into numbers with names, and writes them: JSONL always, TensorBoard, W&B if installed, and a console line.
 
-The one idea: sums are divided here, on the host, after the step; a modality without tokens in a batch has no entry rather than a
+Sums are divided here, on the host, after the step; a modality without tokens in a batch has no entry rather than a
 NaN. `metrics.jsonl` holds one object a logged step and is cut back to the resumed step, so it never has a step twice.
 """
 

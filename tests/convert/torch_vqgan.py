@@ -1,6 +1,6 @@
 """Chameleon's image codec in torch: what conversion and speed are held against, and a maker of checkpoints in the released layout.
 
-The one idea: every module is called what the released file calls it, so `state_dict()` is the file's. Written from the published
+Every module is called what the released file calls it, so `state_dict()` is the file's. Written from the published
 layout of the layers (Esser et al. 2021, section 3 and appendix; facebookresearch/chameleon `inference/vqgan.py`), apart from the
 package's own codec: neither can hide a fault of the other.
 """

@@ -20,14 +20,11 @@ def forms():
 
 def test_gain_takes_away_what_is_likely_by_itself(forms, monkeypatch):
     def scores(run, forms, source, target, pairs):
-        """The right digit is 2 nats likelier than without the source, and a three 5 nats likelier than any other at all."""
-        found = []
-        for query, candidate in pairs:
-            digit = forms.labels[target][candidate]
-            found.append(5.0 * (digit == 3) + (2.0 * (digit == forms.labels[source][query]) if source else 0.0))
-        return np.array(found)
+        """The right digit is 2 nats likelier than the others, and a three 5 nats likelier than any other at all."""
+        labels = {pair: (forms.labels[source][pair[0]], forms.labels[target][pair[1]]) for pair in pairs}
+        return {pair: 5.0 * (said == 3) + 2.0 * (said == given) for pair, (given, said) in labels.items()}
 
-    monkeypatch.setattr(directions, "_score", scores)
+    monkeypatch.setattr(directions, "_scores", scores)
     queries = np.arange(20)
     raw, gain = directions.choose(None, forms, "text", "sound", queries, np.random.default_rng(0))
     assert (raw.right, raw.n) == (2, 20)

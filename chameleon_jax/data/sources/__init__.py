@@ -1,6 +1,6 @@
 """Raw data to documents: one reader for each container, one parser for each schema.
 
-The one idea: every record of a source yields exactly one thing, a `Document` or a `Reject` with its reason, always in the same
+Every record of a source yields exactly one thing, a `Document` or a `Reject` with its reason, always in the same
 order. So a run can stop after N things and start again at N. docs/tokenize.md shows a record of each schema.
 """
 

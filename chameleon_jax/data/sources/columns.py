@@ -1,6 +1,6 @@
 """Columnar and indexed containers: parquet files by pyarrow, TFDS data sets by their data source.
 
-The one idea: both know how many rows they hold without reading them, so rows that a restart passes over cost nothing. TFDS is
+Both know how many rows they hold without reading them, so rows that a restart passes over cost nothing. TFDS is
 read without TensorFlow, pictures as the encoded bytes that were stored.
 """
 

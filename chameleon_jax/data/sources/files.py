@@ -1,6 +1,6 @@
 """Files of a source, in a fixed order and with names that stay, and the lines of text files.
 
-The one idea: what is wrong with a whole source (no such path, nothing in it) is an error before work begins; what is wrong with
+What is wrong with a whole source (no such path, nothing in it) is an error before work begins; what is wrong with
 one line is a reject and the rest goes on.
 """
 

@@ -1,6 +1,6 @@
 """WebDataset tars: members of one name, up to the first dot, are one record.
 
-The one idea: a tar is a stream of bytes, read once and never unpacked. Only pictures, texts and JSON are looked at; pickles,
+A tar is a stream of bytes, read once and never unpacked. Only pictures, texts and JSON are looked at; pickles,
 links and devices are passed over unread.
 """
 
