@@ -84,9 +84,8 @@ class Modality:
     grammar: SpanGrammar
     output: bool = True  # False: only taken in, neither learned nor generated
     perceived: bool = False  # its content ids are places of vectors of `models.perception`
-    sampling: SamplingConfig = dataclasses.field(
-        default_factory=SamplingConfig
-    )  # where a request does not say otherwise
+    # Where a request does not say otherwise.
+    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
 
     @property
     def marked(self) -> bool:

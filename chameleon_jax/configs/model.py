@@ -74,13 +74,11 @@ class TransformerConfig(Config):
     scan_unroll: int = 1
     init_std: float = 0.02
     scale_residual_init: bool = True  # wo and down are divided by sqrt(2 L)
-    untied: tuple[
-        Literal["mlp", "norms", "attention"], ...
-    ] = ()  # parts with parameters for each modality of the input
+    # Parts with parameters for each modality of the input.
+    untied: tuple[Literal["mlp", "norms", "attention"], ...] = ()
     modalities: int = 2  # rows of the vocabulary's modality table, which untied parts have parameters for
-    perception: PatchEncoderConfig | None = (
-        None  # encoder of the pictures that prompts hold as vectors; None: ids alone
-    )
+    # Encoder of the pictures that prompts hold as vectors; None: ids alone.
+    perception: PatchEncoderConfig | None = None
     numerics: NumericsConfig = dataclasses.field(default_factory=NumericsConfig)
 
     @property

@@ -17,9 +17,8 @@ class LossConfig(Config):
     """Cross-entropy per modality with z-loss (Chameleon, section 2.3.2: 1e-5 log^2 Z)."""
 
     z_loss: float = 1e-5
-    weights: dict[str, float] = dataclasses.field(
-        default_factory=dict
-    )  # by modality; of one not named, the vocabulary's
+    # By modality; of one not named, the vocabulary's.
+    weights: dict[str, float] = dataclasses.field(default_factory=dict)
     chunk: int = 1024  # tokens whose logits exist at one time on a device
 
     def validate(self):

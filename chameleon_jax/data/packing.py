@@ -146,9 +146,8 @@ def _spans_of(spans: SpanTable, may_cut: Sequence[bool], document: int) -> list[
 def _best_fit(sizes: Int[np.ndarray, " pieces"], seq_len: int, max_segments: int) -> Int[np.ndarray, " pieces"]:
     """Row number of each piece, placed in the order given into the open row with the least space that is enough."""
     open_rows: list[list[int]] = [[] for _ in range(seq_len + 1)]  # by free space
-    spaces = (
-        0  # bit f is set when a row with free space f is open: the lowest set bit at or above a size is the best fit
-    )
+    # Bit f is set when a row with free space f is open: the lowest set bit at or above a size is the best fit.
+    spaces = 0
     segments: list[int] = []
     placed = []
     for size in sizes.tolist():

@@ -56,9 +56,8 @@ class Pieces:
         text = self.vocab.text
         self._bytes = [b""] * (text.stop - text.start)
         for name, i in names.items():
-            if (
-                text.start <= i < text.stop
-            ):  # as the library's decoder: a piece with a foreign character is taken as it is
+            if text.start <= i < text.stop:
+                # As the library's decoder: a piece with a foreign character is taken as it is.
                 known = all(character in characters for character in name)
                 self._bytes[i - text.start] = bytes(map(characters.get, name)) if known else name.encode()
         self.longest = max(map(len, self._bytes))

@@ -67,9 +67,8 @@ def _inverse(spectra: Complex[Array, "B frames bins"], hop: int) -> Float[Array,
 
 def _overlap_add(windows: Float[Array, "B frames window"], hop: int) -> Float[Array, "B padded"]:
     parts = jnp.split(jnp.asarray(windows), _OVERLAP, axis=-1)
-    chunks = sum(
-        jnp.pad(part, ((0, 0), (i, _OVERLAP - 1 - i), (0, 0))) for i, part in enumerate(parts)
-    )  # [B, frames + 3, hop]
+    # [B, frames + 3, hop]
+    chunks = sum(jnp.pad(part, ((0, 0), (i, _OVERLAP - 1 - i), (0, 0))) for i, part in enumerate(parts))
     return chunks.reshape(chunks.shape[0], -1)
 
 

@@ -26,9 +26,8 @@ def codec():
 
 def test_the_report_is_of_what_the_codec_makes_of_the_sounds(codec):
     report = measures.evaluate(codec, NOISE)
-    codes = np.concatenate(
-        [codec.encode(NOISE[:64]), codec.encode(NOISE[6:])[-6:]]
-    )  # the shape that is compiled already
+    # Twice the shape that is compiled already.
+    codes = np.concatenate([codec.encode(NOISE[:64]), codec.encode(NOISE[6:])[-6:]])
     heard = np.concatenate([codec.decode(codes[:64]), codec.decode(codes[6:])[-6:]])
     distances = [
         np.sqrt(np.mean((20 * np.log10(_magnitudes(a) / _magnitudes(b))) ** 2))

@@ -70,9 +70,8 @@ def test_sounds_and_numbers_of_an_answer_are_shown_played_and_used(other, fake):
     fake.give({"type": "codes", "modality": "beeps", "codes": [7, 8]}, 2, 3, [9007, 9008])
     page.wait("/2 of 3 codes/.test(document.querySelector('.given').textContent)")
     fake.give({"type": "codes", "modality": "beeps", "codes": [7, 8, 9]}, 3, 3, [9009])
-    fake.give(
-        call | {"audio_url": {"url": "https://elsewhere.example/a.wav"}}, 8, 8, [8003], index=1
-    )  # only data is played
+    # Only data is played.
+    fake.give(call | {"audio_url": {"url": "https://elsewhere.example/a.wav"}}, 8, 8, [8003], index=1)
     fake.end()
     wait_for(page, "done")
     assert page.run("[...document.querySelectorAll('.given .numbers')].map(e => e.textContent)") == ["1 2 3", "7 8 9"]
