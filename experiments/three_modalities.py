@@ -52,7 +52,7 @@ def main(args) -> None:
     seconds = {"seconds": trained, "seconds_with_examination": round(time.monotonic() - start, 1)}
     numbers = {"seed": args.seed, "steps": run.step, **seconds, "directions": examination.to_dict()}
     (root / "three_modalities.json").write_text(json.dumps(numbers, indent=2) + "\n")
-    print(f"\n{'':18}{'choice among 10':>32}{'by gain':>32}{'generated':>32}")
+    print(f"\n{'':18}{'by likelihood':>32}{'by gain':>32}{'generated':>32}")
     for direction in examination.raw:
         parts = (examination.raw, examination.gain)
         columns = [str(part[direction]) for part in parts] + [str(examination.generated[direction].right)]
