@@ -23,6 +23,8 @@ def main(config: TokenizeConfig, args) -> None:
         f"{report.shards} shards ({report.shards_found} found), {report.rejects:,} of {report.records:,} records rejected, "
         f"{report.seconds:.1f} s"
     )
+    for source, documents in report.text_alone.items():
+        print(f"source '{source}' holds text alone: none of its {documents:,} documents read now has anything else")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ class SourceConfig(Config):
     root: str = ""
     split: str = ""  # tfds split, or the value of the record field `split`; empty = everything
     media_dir: str = ""  # files named in records are found below it; empty = beside the record file
+    ignore_fields: tuple[str, ...] = ()  # of records: passed over, whatever they hold
 
     def validate(self):
         self.require(

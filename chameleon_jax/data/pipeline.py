@@ -54,6 +54,7 @@ class TokenizeReport:
     shards: int
     shards_found: int  # committed by earlier runs
     seconds: float
+    text_alone: dict[str, int]  # by source, the documents of this run, where all of them hold text and nothing else
 
 
 def tokenize(config: TokenizeConfig, output: str | os.PathLike) -> TokenizeReport:
@@ -83,12 +84,12 @@ def tokenize(config: TokenizeConfig, output: str | os.PathLike) -> TokenizeRepor
             bundle_fingerprint=bundle.fingerprint(),
         )
         writer = StoreWriter(output, identity)
-        found = writer.committed()
+        found, counts = writer.committed(), _Contents()
         if not _is_whole(output):
             (output / layout.MANIFEST).unlink(missing_ok=True)
             (output / layout.REJECTS / _ABORTED).unlink(missing_ok=True)
             total = None if None in estimates else sum(estimates)
-            _write_shards(config, bundle, writer, found, total, _RejectLimit(config, output))
+            _write_shards(config, bundle, writer, found, total, _RejectLimit(config, output), counts)
             writer.finish()
         store = TokenStore.open(output)
     keys = ("documents", "tokens", "records", "rejects", "shards")
@@ -96,6 +97,7 @@ def tokenize(config: TokenizeConfig, output: str | os.PathLike) -> TokenizeRepor
         output=str(output),
         shards_found=len(found),
         seconds=time.monotonic() - started,
+        text_alone=counts.text_alone(bundle.vocab_config),
         **{key: store.manifest[key] for key in keys},
         **{key: store.by_modality(key) for key in ("tokens_by_modality", "spans_by_modality")},
     )
@@ -108,6 +110,7 @@ def _write_shards(
     found: dict[int, dict[str, Any]],
     total: int | None,
     limit: _RejectLimit,
+    counts: _Contents,
 ) -> None:
     done = sum(commit["input"]["records"] for commit in found.values())
     place, last, stream = _Place(0, 0), "", None
@@ -127,7 +130,7 @@ def _write_shards(
                 limit.add(source["records"], found[shard]["rejects"])
                 continue
             stream = stream or _records(config, bundle.vocab_config, place, last)
-            counted = _Counted(itertools.islice(stream, config.documents_per_shard))
+            counted = _Counted(itertools.islice(stream, config.documents_per_shard), counts)
             content = tokenize_records(counted, bundle, config, pool, on_record)
             if not counted.count:
                 break
@@ -190,8 +193,8 @@ def _name(record: Document | Reject) -> str:
 class _Counted:
     """Passes records on and remembers what a commit says of its input."""
 
-    def __init__(self, stream: Iterator[tuple[Document | Reject, _Place]]):
-        self._stream = stream
+    def __init__(self, stream: Iterator[tuple[Document | Reject, _Place]], contents: _Contents):
+        self._stream, self._contents = stream, contents
         self.count, self.first, self.last, self.next = 0, "", "", _Place(0, 0)
 
     def __iter__(self) -> Iterator[Document | Reject]:
@@ -200,7 +203,27 @@ class _Counted:
             self.count += 1
             self.last = _name(record)
             self.first = self.first or self.last
+            self._contents.add(record)
             yield record
+
+
+class _Contents:
+    """What the documents of each source hold: a source whose pictures are all lost looks like one of text."""
+
+    def __init__(self):
+        self._documents: collections.Counter[str] = collections.Counter()
+        self._modalities: dict[str, set[str]] = collections.defaultdict(set)
+
+    def add(self, record: Document | Reject) -> None:
+        if isinstance(record, Document):
+            self._documents[record.source] += 1
+            self._modalities[record.source].update(segment.modality for segment in record.segments)
+
+    def text_alone(self, vocab: VocabConfig) -> dict[str, int]:
+        """Documents of each source without anything but text; none where the table has nothing but text."""
+        if len(vocab.modalities) == 1:
+            return {}
+        return {s: n for s, n in self._documents.items() if self._modalities[s] <= {vocab.text.name}}
 
 
 # --- rejects ---------------------------------------------------------------------------------------------------------

@@ -123,6 +123,15 @@ def test_documents_hold_the_text_and_the_pictures_of_the_records(inputs):
     assert [span.loss for span in store.spans([several])[0]] == [True, True, False, True, True]
 
 
+def test_a_source_without_any_picture_is_announced(inputs, tmp_path):
+    _, config, _, report = inputs
+    assert report.text_alone == {}
+    (tmp_path / "words.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    words = SourceConfig(name="words", kind="jsonl", path=str(tmp_path / "words.jsonl"))
+    mixed = dataclasses.replace(config, sources=(config.sources[1], words))
+    assert tokenize(mixed, tmp_path / "store").text_alone == {"words": 2}
+
+
 def test_rejects_lie_beside_their_shard_with_the_reason(inputs):
     _, _, path, _ = inputs
     lines = [

@@ -60,7 +60,7 @@ BAD_LINES = {
     "null": (b"null", "record is null, not an object"),
     "a string": (b'"text"', "record is a string, not an object"),
     "no field": (b"{}", "none of the known fields .* found: 'none'"),
-    "unknown fields": (line({"txt": "a", "img": "b"}), "found: 'txt, img'"),
+    "unknown fields": (line({"body": "a", "size": "b"}), "found: 'body, size'"),
     "null text": (line({"text": None}), "field 'text' is null"),
     "text is a number": (line({"text": 3}), "field 'text' is a number"),
     "text is an object": (line({"text": {"en": "a"}}), "field 'text' is an object"),
@@ -317,7 +317,7 @@ def test_a_damaged_parquet_file_is_rejected_by_its_reason(tmp_path):
         pa.table({"text": ["a" * 100, "b" * 100]}), tmp_path / "a.parquet", use_dictionary=False, compression="none"
     )
     whole = (tmp_path / "a.parquet").read_bytes()
-    pa.parquet.write_table(pa.table({"txt": ["a"], "id": [None]}), tmp_path / "b.parquet")
+    pa.parquet.write_table(pa.table({"body": ["a"], "id": [None]}), tmp_path / "b.parquet")
     pa.parquet.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "c.parquet")
     (tmp_path / "d.parquet").write_bytes(whole[:-20])
     (tmp_path / "e.parquet").write_bytes(b"\0" * len(whole[:200]) + whole[200:])
@@ -326,7 +326,7 @@ def test_a_damaged_parquet_file_is_rejected_by_its_reason(tmp_path):
     config = source("parquet", tmp_path / "*.parquet")
     result = reasons(config)
     assert result[:2] == ["ok", "ok"]
-    assert "no known column; found: txt" in result[2] or "found" in result[2]
+    assert "no known column; found: body" in result[2] or "found" in result[2]
     assert result[3] == "file has no records"
     assert "cannot be read" in result[4]
     assert result[-1] == "ok" and result[-2] == "ok"  # the second is an image of 0 bytes, refused where it is decoded

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from chameleon_jax.configs import SourceConfig, VocabConfig
+from chameleon_jax.data.sources.fields import looks_like_picture
 from chameleon_jax.data.sources.files import SourceFile, media_root
 from chameleon_jax.data.sources.records import Record, Reject
 from chameleon_jax.data.sources.schemas import known_fields, record_segments
@@ -25,7 +26,6 @@ def parquet_records(config: SourceConfig, files: list[SourceFile], vocab: VocabC
     import pyarrow
     import pyarrow.parquet
 
-    known = known_fields(vocab)
     for file in files:
         try:
             parquet = pyarrow.parquet.ParquetFile(file.path)
@@ -34,8 +34,8 @@ def parquet_records(config: SourceConfig, files: list[SourceFile], vocab: VocabC
         except (pyarrow.ArrowException, OSError) as error:
             yield Reject(config.name, file.label, f"parquet file cannot be read: {_one_line(error)}")
             continue
-        columns = [c for c in parquet.schema_arrow.names if c in known]
-        if not columns or not ids:
+        columns = _columns(parquet, config, vocab) if ids else []
+        if not columns:
             found = ", ".join(parquet.schema_arrow.names[:12])
             reason = f"parquet file has no known column; found: {found}" if ids else "file has no records"
             yield Reject(config.name, file.label, reason)
@@ -48,9 +48,27 @@ def parquet_records(config: SourceConfig, files: list[SourceFile], vocab: VocabC
                     f"{file.label}/{index}",
                     ids[index],
                     splits[index],
-                    lambda rows=rows, row=row, root=root: record_segments(rows.row(row), root, vocab),
+                    lambda rows=rows, row=row, root=root: record_segments(
+                        rows.row(row), root, vocab, config.ignore_fields
+                    ),
                 )
                 index += 1
+
+
+def _columns(parquet: Any, config: SourceConfig, vocab: VocabConfig) -> list[str]:
+    """The columns to read: those that a schema knows, and those that hold pictures, which must not be lost unsaid."""
+    import pyarrow
+
+    known, names = known_fields(vocab), [c for c in parquet.schema_arrow.names if c not in config.ignore_fields]
+    found = [c for c in names if c in known]
+    if not found:
+        return []
+    others = [c for c in names if c not in known]
+    try:
+        first = next(parquet.iter_batches(batch_size=1, columns=others)).to_pylist()[0] if others else {}
+    except (pyarrow.ArrowException, OSError, ValueError, StopIteration):
+        return found  # a column that cannot be read, and that nobody asked for
+    return [*found, *(c for c in others if looks_like_picture(first[c]))]
 
 
 class _RowGroup:

@@ -20,7 +20,7 @@ from chameleon_jax.data.sources.records import MAX_RECORD_BYTES, Record, Reject,
 from chameleon_jax.data.sources.schemas import record_segments
 from chameleon_jax.errors import DataError
 
-MANIFEST = "manifest.jsonl"
+MANIFESTS = ("manifest.jsonl", "metadata.jsonl")  # of ours, and of Hugging Face's ImageFolder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +42,12 @@ def find_files(config: SourceConfig) -> list[SourceFile]:
     path = os.path.expanduser(config.path)
     if config.kind == "folder":
         if os.path.isdir(path):
-            path = os.path.join(path, MANIFEST)
-            if not os.path.isfile(path):
-                raise DataError(f"{where} has no {MANIFEST}: write one line per image, docs/tokenize.md has the fields")
+            found = [file for name in MANIFESTS if os.path.isfile(file := os.path.join(path, name))]
+            if not found:
+                raise DataError(
+                    f"{where} has no {' or '.join(MANIFESTS)}: write one line per image, docs/tokenize.md has the fields"
+                )
+            path = found[0]
         elif os.path.exists(path) and not path.endswith((".jsonl", ".jsonl.gz")):
             raise DataError(f"{where} is neither a folder nor a .jsonl manifest")
     if os.path.isdir(path):
@@ -127,8 +130,10 @@ def _json_record(config: SourceConfig, line: bytes, place: str, root: str, vocab
     except (ValueError, RecursionError) as error:
         return Reject(config.name, place, f"line is not usable JSON: {error}")
     if not isinstance(record, dict):
-        return Record(place, None, None, lambda: record_segments(record, root, vocab))
-    return Record(place, record.get("id"), record.get("split"), lambda: record_segments(record, root, vocab))
+        return Record(place, None, None, lambda: record_segments(record, root, vocab, config.ignore_fields))
+    return Record(
+        place, record.get("id"), record.get("split"), lambda: record_segments(record, root, vocab, config.ignore_fields)
+    )
 
 
 def _lines(file: SourceFile) -> Iterator[bytes | str]:

@@ -1,22 +1,24 @@
 """The field layouts of records, told apart by their fields, to ordered segments.
 
 A parser is a pure function from a plain dict to a list of parts, and says what is wrong as a `DataError`. Fields that no schema
-knows are ignored. Sources: reference layouts of OBELICS, MMC4 and LLaVA as published with those data sets.
+knows are ignored unless they look like pictures. Sources: reference layouts of OBELICS, MMC4 and LLaVA as published with those data
+sets.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from chameleon_jax.configs import ModalityConfig, VocabConfig
+from chameleon_jax.data.sources import fields
+from chameleon_jax.data.sources.fields import PLACEHOLDER
 from chameleon_jax.data.sources.media import load_file
 from chameleon_jax.data.sources.records import brief
 from chameleon_jax.errors import DataError
 from chameleon_jax.tokenizers.documents import Segment, valid_text
 
-_PLACEHOLDER = "<image>"
 _ROLES = {
     "human": False,
     "user": False,
@@ -49,22 +51,27 @@ def _image(value: object, loss: bool = True) -> _Held:
 _Parts = list[_Text | _Held]
 
 
-def record_segments(record: object, root: str, vocab: VocabConfig) -> tuple[Segment, ...]:
-    """Segments of one record, with the bytes of its files, which lie below `root`.
+def record_segments(
+    record: object, root: str, vocab: VocabConfig, ignored: Collection[str] = ()
+) -> tuple[Segment, ...]:
+    """Segments of one record, with the bytes of its files, which lie below `root`; `ignored` are fields to pass over.
 
-    Raises DataError with the reason when the record fits no schema, contradicts itself, is empty, or a file cannot be loaded.
+    Raises DataError with the reason when the record fits no schema, contradicts itself, is empty, holds a picture that no schema
+    reads, or a file cannot be loaded.
     """
     if not isinstance(record, dict):
         raise DataError(f"record is {_kind(record)}, not an object")
-    parts = _parse(record, vocab)
+    record = fields.with_usual_names({n: value for n, value in record.items() if n not in ignored}, vocab.names)
+    parts, read = _parse(record, vocab)
+    fields.check_nothing_is_lost(record, read)
     if not any(isinstance(part, _Held) or part.text.strip() for part in parts):
         raise DataError("record has no text and no image")
     return tuple(_segment(part, root, vocab) for part in parts)
 
 
 def known_fields(vocab: VocabConfig) -> tuple[str, ...]:
-    """Every top-level field that a schema or a reader looks at; columnar readers fetch no others."""
-    return (*_FIELDS, *(name for name in vocab.names if name not in _FIELDS))
+    """Every top-level field that a schema or a reader looks at."""
+    return tuple(dict.fromkeys((*_FIELDS, *fields.IMAGE_NAMES, *fields.TEXT_NAMES, *vocab.names)))
 
 
 def _segment(part: _Text | _Held, root: str, vocab: VocabConfig) -> Segment:
@@ -92,14 +99,15 @@ def _further(record: dict[str, Any], vocab: VocabConfig) -> list[str]:
     return [name for name in vocab.names if name in record and name not in _PAIR_FIELDS]
 
 
-def _parse(record: dict[str, Any], vocab: VocabConfig) -> _Parts:
-    for fields, parser in _SCHEMAS:
-        if all(field in record for field in fields):
-            return parser(record)
+def _parse(record: dict[str, Any], vocab: VocabConfig) -> tuple[_Parts, Collection[str]]:
+    """The parts, and the fields that were read for them."""
+    for needed, parser, also in _SCHEMAS:
+        if all(field in record for field in needed):
+            return parser(record), (*needed, *also)
     if "segments" in record:
-        return _segments(record, vocab)
+        return _segments(record, vocab), ("segments",)
     if any(field in record for field in _PAIR_FIELDS) or _further(record, vocab):
-        return _pair(record, vocab)
+        return _pair(record, vocab), (*_PAIR_FIELDS, *_further(record, vocab), "images")
     halves = [f"'{a}' without '{b}'" for (a, b) in (("texts", "images"), ("text_list", "image_info")) if a in record]
     halves += [f"'{b}' without '{a}'" for (a, b) in (("texts", "images"), ("text_list", "image_info")) if b in record]
     if halves:
@@ -117,8 +125,8 @@ def _segments(record: dict[str, Any], vocab: VocabConfig) -> _Parts:
     for i, segment in enumerate(_list(record, "segments")):
         named = [name for name in known if isinstance(segment, dict) and segment.get(name) is not None]
         if len(named) != 1:
-            fields = " or ".join(f"'{name}'" for name in known)
-            raise DataError(f"segments[{i}] must be an object with either {fields}: {brief(segment)}")
+            either = " or ".join(f"'{name}'" for name in known)
+            raise DataError(f"segments[{i}] must be an object with either {either}: {brief(segment)}")
         loss = True if segment.get("loss") is None else segment["loss"]
         if not isinstance(loss, bool):
             raise DataError(f"segments[{i}].loss must be true or false: {brief(loss)}")
@@ -178,7 +186,7 @@ def _conversation(record: dict[str, Any]) -> _Parts:
         if not isinstance(turn, dict) or not isinstance(turn.get("from"), str) or turn["from"] not in _ROLES:
             raise DataError(f"conversations[{i}].from must be one of {', '.join(_ROLES)}: {brief(turn)}")
         loss = _ROLES[turn["from"]]
-        pieces = _text(turn.get("value"), f"conversations[{i}].value").split(_PLACEHOLDER)
+        pieces = _text(turn.get("value"), f"conversations[{i}].value").split(PLACEHOLDER)
         for j, piece in enumerate(pieces):
             if j > 0:
                 parts.append(_image(images[used] if used < len(images) else None, loss))
@@ -186,34 +194,56 @@ def _conversation(record: dict[str, Any]) -> _Parts:
             if piece or j == len(pieces) - 1:
                 parts.append(_Text(piece, loss, ends_turn=j == len(pieces) - 1))
     if used != len(images):
-        raise DataError(f"conversation has {used} {_PLACEHOLDER} placeholders for {len(images)} images")
+        raise DataError(f"conversation has {used} {PLACEHOLDER} placeholders for {len(images)} images")
     return parts
 
 
 def _pair(record: dict[str, Any], vocab: VocabConfig) -> _Parts:
     """{"image": ref, "text" | "caption" | "captions": str, NAME OF A MODALITY: ...}, any one alone allowed.
 
-    Of several captions the first is taken.
+    Of several captions the first is taken. {"images": [ref, ...]} are several pictures: where the text holds `<image>` each takes
+    the next of them, else they stand before it.
     """
-    parts: _Parts = [_Held("image", record["image"])] if "image" in record else []
+    held = [record["image"]] if "image" in record else []
+    if record.get("images") is not None:
+        if held:
+            raise DataError("record has both 'image' and 'images'")
+        held = _list(record, "images")
     named = [field for field in _PAIR_FIELDS if field != "image" and field in record]
+    parts: _Parts = [_image(value) for value in held]
     if named:
         value = record[named[0]]
         if isinstance(value, list):
             if not value:
                 raise DataError(f"field '{named[0]}' is an empty list")
             value = value[0]
-        parts.append(_Text(_text(value, named[0])))
+        text = _text(value, named[0])
+        if not held:
+            fields.check_no_placeholder(text, named[0])
+        parts = _placed(text, held) if PLACEHOLDER in text else [*parts, _Text(text)]
     for name in _further(record, vocab):
         parts.append(_Held(name, record[name]))
     return parts
 
 
+def _placed(text: str, images: list[object]) -> _Parts:
+    """Pictures where the text has placeholders for them."""
+    pieces = text.split(PLACEHOLDER)
+    if len(pieces) - 1 != len(images):
+        raise DataError(f"text has {len(pieces) - 1} {PLACEHOLDER} placeholders for {len(images)} images")
+    parts: _Parts = []
+    for piece, image in zip(pieces, [*map(_image, images), None], strict=True):
+        parts += [_Text(piece)] if piece.strip() else []
+        parts += [image] if image else []
+    return parts
+
+
 _PAIR_FIELDS = ("image", "caption", "text", "captions")
-_SCHEMAS: tuple[tuple[tuple[str, ...], Callable[[dict[str, Any]], _Parts]], ...] = (
-    (("conversations",), _conversation),
-    (("texts", "images"), _obelics),
-    (("text_list", "image_info"), _mmc4),
+# Fields that a record of the schema has, what reads it, and fields that are read as well.
+_SCHEMAS: tuple[tuple[tuple[str, ...], Callable[[dict[str, Any]], _Parts], tuple[str, ...]], ...] = (
+    (("conversations",), _conversation, ("image", "images")),
+    (("texts", "images"), _obelics, ()),
+    (("text_list", "image_info"), _mmc4, ()),
 )
 _FIELDS = ("id", "split", "segments", "conversations", "texts", "images", "text_list", "image_info", *_PAIR_FIELDS)
 

@@ -1,0 +1,97 @@
+"""What data sets call a record's picture and text, and what must not be lost unsaid.
+
+That is a field that looks like a picture and that no schema reads, and a placeholder without its picture.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from chameleon_jax.data.sources.records import brief
+from chameleon_jax.errors import DataError
+
+PLACEHOLDER = "<image>"
+# Hugging Face's ImageFolder says file_name, WebDataset the ending of the file, LAION TEXT, CC3M and others the rest.
+IMAGE_NAMES = (
+    "file_name",
+    "filename",
+    "image_path",
+    "image_file",
+    "img",
+    "img_path",
+    "picture",
+    "photo",
+    "jpg",
+    "png",
+    "webp",
+)
+TEXT_NAMES = ("description", "alt_text", "txt", "TEXT")
+_ENDING = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|heic|avif)$", re.IGNORECASE)
+_URL = re.compile(r"https?://", re.IGNORECASE)
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+_LOOKED_AT = 8  # entries of a list
+
+
+def with_usual_names(record: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
+    """The record with its picture under `image` and its text under `text`, where they stand under another usual name.
+
+    `own` are names that mean something else already, those of modalities. Raises DataError where two fields hold different
+    pictures and none is called `image`.
+    """
+    renamed = dict(record)
+    if not any(name in record for name in ("image", "images", "segments", "image_info")):
+        found = {n: record[n] for n in IMAGE_NAMES if n in record and n not in own and looks_like_picture(record[n])}
+        names = list(found)
+        if names and any(found[name] != found[names[0]] for name in names):
+            raise DataError(f"fields {', '.join(names)} hold different pictures: call one of them 'image'")
+        if names:
+            renamed["image"] = found[names[0]]
+    if not any(name in record for name in ("text", "caption", "captions", "texts", "segments")):
+        named = next(
+            (n for n in TEXT_NAMES if n in record and n not in own and isinstance(record[n], str | bytes)), None
+        )
+        if named and "conversations" not in record:
+            renamed["text"] = record[named]
+    return renamed
+
+
+def check_nothing_is_lost(record: Mapping[str, Any], read: Collection[str]) -> None:
+    """Raise DataError for a field beside those that are `read` which looks like a picture.
+
+    The same picture under a second name, and the address that a picture was once fetched from, are no loss.
+    """
+    pictures = [value for name in ("image", "images") if (value := record.get(name)) is not None]
+    for name, value in record.items():
+        if name in read or value in pictures or not looks_like_picture(value):
+            continue
+        if pictures and isinstance(value, str) and _URL.match(value):
+            continue
+        raise DataError(
+            f"field '{name}' looks like a picture that would be lost: {brief(value, 60)}; call it 'image', write 'segments', or "
+            "name it in SourceConfig.ignore_fields"
+        )
+
+
+def check_no_placeholder(text: str, field: str) -> None:
+    """Raise DataError for a text that speaks of a picture which the record does not hold."""
+    if PLACEHOLDER in text:
+        raise DataError(
+            f"field '{field}' holds {PLACEHOLDER} and the record no picture for it: give it as 'image' or 'images'; words that "
+            "are meant so go into 'segments'"
+        )
+
+
+def looks_like_picture(value: object) -> bool:
+    """Whether it is the name of a picture file, the bytes of one, or a list or Hugging Face `Image` of them."""
+    if isinstance(value, str):
+        return value[:11].lower() == "data:image/" or bool(_ENDING.search(value.partition("?")[0].strip()))
+    if isinstance(value, bytes):
+        return value.startswith(_MAGIC) or (value[:4] == b"RIFF" and value[8:12] == b"WEBP")
+    if isinstance(value, Mapping):
+        return any(looks_like_picture(value.get(name)) for name in ("bytes", "path", "url"))
+    if isinstance(value, list | tuple):
+        return any(looks_like_picture(entry) for entry in itertools.islice(value, _LOOKED_AT))
+    return False
