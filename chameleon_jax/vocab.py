@@ -221,6 +221,10 @@ class Vocab:
         """The row whose spans hold vectors of pictures; None where pictures are codes alone."""
         return next((modality for modality in self.modalities if modality.perceived), None)
 
+    def begun(self, name: str, codes: Int[np.ndarray, "..."]) -> Int[np.ndarray, "n"]:
+        """int32 ids of a document that begins with one span of this modality: `[bos] span`, as a prompt to continue."""
+        return np.concatenate([[self.bos], self.modalities[self.row(name)].span(codes)]).astype(np.int32)
+
     def row(self, name: str, error: type[ChameleonError] = TokenizerError) -> int:
         """Number of the row of this name. Raises `error`, naming the nearest, if there is none."""
         if name not in self.names:

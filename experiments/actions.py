@@ -28,7 +28,7 @@ def _flags(values):
 
 def main(args) -> None:
     start, root = time.monotonic(), Path(args.workdir).resolve()
-    journey.claim(root, seed=args.seed, steps=args.steps)
+    journey.claim(root, chosen={"seed": args.seed}, steps=args.steps)
     from chameleon_jax.demo import policy
     from chameleon_jax.generation.loading import load_run
 

@@ -33,8 +33,8 @@ def _flags(values):
 
 def main(args) -> None:
     start, root = time.monotonic(), Path(args.workdir).resolve()
-    journey.claim(root, seed=args.seed, steps=args.steps, codec_steps=args.codec_steps)
     counts = {"steps": args.steps, "codec_steps": args.codec_steps}
+    journey.claim(root, chosen={"seed": args.seed, "image_input": args.image_input}, **counts)
     asked = quickstart.commands(root, seed=args.seed, image_input=args.image_input, **counts)
     journey.follow(asked, "captions of held-out digits, and digits drawn from captions")
 
@@ -44,8 +44,8 @@ def main(args) -> None:
     model, tokenizer = root / "model", root / "tokenizer"
     loaded = load_run(model)
     subtitle = (
-        f"{loaded.step:,} steps on 1,437 captioned digits and moved copies of them; every picture is 16 {args.image_input} in "
-        "the same stream as its words"
+        f"{loaded.step:,} steps on 1,437 captioned digits and moved copies of them; a picture that is captioned is 16 "
+        f"{args.image_input}, one that is drawn 16 codes in the same stream as its words"
     )
     result = judge.examine(loaded, root / "quickstart.png", subtitle=subtitle, seed=args.seed)
     psnr = json.loads((tokenizer / "evaluation.json").read_text())["psnr"]

@@ -32,7 +32,7 @@ def main(args) -> None:
     start, root = time.monotonic(), Path(args.workdir).resolve()
     if not espeak.available():
         raise DataError("no speech synthesiser: install it with  pip install 'chameleon-jax[demo]'")
-    journey.claim(root, seed=args.seed, steps=args.steps)
+    journey.claim(root, chosen={"seed": args.seed}, steps=args.steps)
     from chameleon_jax.demo import directions, three_modalities
     from chameleon_jax.generation.loading import load_run
 

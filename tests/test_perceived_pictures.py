@@ -35,7 +35,7 @@ from chameleon_jax.configs import (
 from chameleon_jax.data.loader import Loader
 from chameleon_jax.data.pipeline import tokenize
 from chameleon_jax.data.store import TokenStore, verify
-from chameleon_jax.errors import ConfigError, GenerationError, StoreError
+from chameleon_jax.errors import GenerationError, StoreError
 from chameleon_jax.evaluation import captions, likelihood
 from chameleon_jax.generation.api import Generator
 from chameleon_jax.generation.engine import Engine, generate
@@ -439,39 +439,3 @@ def test_a_request_that_does_not_fit_is_refused_in_one_line(run, case):
     with pytest.raises(GenerationError, match=reason) as raised:
         generate(run.params, run.model, run.bundle.vocab, [request.prompt], request.config, pictures=[request.pictures])
     assert "\n" not in str(raised.value)
-
-
-BAD_RUNS = {
-    "no encoder": ({"perception": None}, r"pictures in patches \('seen'\), but model.perception is None"),
-    "other patches": (
-        {"perception": PatchEncoderConfig(patch_size=2)},
-        "pictures of 4x4 pixels, the token stores have 8x8; set PatchEncoderConfig.patch_size=4",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BAD_RUNS)
-def test_a_model_of_other_pictures_is_refused(root, case):
-    changes, reason = BAD_RUNS[case]
-    with pytest.raises(ConfigError, match=reason):
-        pretrain(run_config(root, dataclasses.replace(MODEL, **changes)), str(root / "refused"))
-
-
-def test_an_encoder_without_pictures_is_refused(root, tmp_path):
-    bundle = make_bundle()
-    table = dataclasses.replace(TABLE, modalities=TABLE.modalities[:2])
-    text = train_bpe([f"number {i}" for i in range(9)], table)
-    plain = TokenizerBundle(vocab_config=text.vocab_config, text=text, codecs={"drawings": bundle.codecs["drawings"]})
-    plain.save(tmp_path / "tokenizer")
-    source = SourceConfig(name="all", kind="jsonl", path=str(root / "data.jsonl"))
-    asked = TokenizeConfig(
-        sources=(source,), tokenizer=str(tmp_path / "tokenizer"), codec_batch=4, max_reject_fraction=0.1
-    )
-    with pytest.raises(ConfigError, match="has no modality with codec 'patches'"):
-        tokenize(dataclasses.replace(asked, image_input="patches"), tmp_path / "store")
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps({"text": f"number {i}"}) + "\n" for i in range(9)))
-    source = SourceConfig(name="all", kind="jsonl", path=str(tmp_path / "data.jsonl"))
-    tokenize(dataclasses.replace(asked, sources=(source,)), tmp_path / "store")
-    with pytest.raises(ConfigError, match=r"model\.perception is set, but the vocabulary has no modality"):
-        pretrain(run_config(tmp_path), str(tmp_path / "model"))
-    assert Loader(run_config(tmp_path).data, 8, 1).host_batch(0).pictures is None

@@ -85,7 +85,7 @@ def restore_subtree(directory: str | os.PathLike[str], name: str = "params", abs
         restored = restore_newest(directory, choose, set())
     if restored is None:
         raise CheckpointError(
-            f"no checkpoint in {directory}: give the folder that holds the numbered steps, or one of them"
+            f"no checkpoint in {directory}: give the workdir of experiments.pretrain or experiments.convert, once it has saved"
         )
     if abstract is None:
         return dataclasses.replace(restored, state=manifests.unnest(manifests.nest(restored.state), [name])[name])

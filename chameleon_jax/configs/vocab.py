@@ -78,14 +78,16 @@ class ModalityConfig(Config):
         return self.span != "free"
 
     def layout(self) -> dict[str, Any]:
-        """What decides ids, for fingerprints: a field that is not named here may come without ending old stores."""
-        fields = ["name", "ids", "span", "codec"] + ["length"] * self.marked
+        """What decides tokens, for fingerprints: a field that is not named here may come without ending old stores."""
+        fields = ["name", "ids", "span", "codec"] + ["length"] * self.marked + ["output"] * (not self.output)
         fields += ["max_grids", "grid_unit"] * (self.span == "grid")
         return {field: getattr(self, field) for field in fields}
 
     def validate(self):
         name = self.name
-        self.require(name.isidentifier(), f"the name of a modality is letters, digits and _, got {name!r}")
+        self.require(
+            name.isidentifier(), f"the name of a modality is letters, digits and _, no digit first, got {name!r}"
+        )
         self.require(name not in _TAKEN, f"a modality cannot be called {name!r}: it is taken")
         self.require(self.ids >= 1, f"'{name}': ids must be at least 1, got {self.ids}")
         self.require(
@@ -97,7 +99,10 @@ class ModalityConfig(Config):
         if self.codec == "bpe":
             self.require(self.output, f"'{name}': text is always generated: leave out output=False")
             self.require(self.span == "free", f"'{name}': text has free spans, not '{self.span}' ones")
-            self.require(self.ids >= 256, f"'{name}': text_tokens must be at least 256 (all bytes), got {self.ids}")
+            self.require(
+                self.ids >= 256,
+                f"'{name}': codec 'bpe' is of text, at least 256 ids (all bytes), got {self.ids}",
+            )
         if self.span == "free":
             self.require(self.length == 0, f"'{name}': a free span has no length, got {self.length}")
             return
@@ -171,13 +176,16 @@ class VocabConfig(Config):
         return dataclasses.replace(self, modalities=tuple(rows))
 
     def by_row(self, values: dict[str, Any], default: Iterable[Any]) -> tuple[Any, ...]:
-        """A value for each row: that of `values` by name, else that of `default` by row. Raises ConfigError for a foreign name."""
+        """A value for each row: that of `values` by name, else that of `default` by row.
+
+        Raises ConfigError for a foreign name, and for the row of what is only taken in, which has no output to say anything of.
+        """
         for name in values:
-            self.row(name)
+            self.require(self.modalities[self.row(name)].output, f"'{name}' is only taken in: leave it out")
         return tuple(values.get(name, other) for name, other in zip(self.names, default, strict=True))
 
     def layout(self) -> dict[str, Any]:
-        """What decides ids, for fingerprints."""
+        """What decides tokens, for fingerprints."""
         return {
             "modalities": [row.layout() for row in self.modalities],
             "reserved": self.reserved,

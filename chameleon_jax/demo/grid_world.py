@@ -18,8 +18,8 @@ from jaxtyping import UInt8
 
 from chameleon_jax.files import atomic_write
 
-SIZE = 5  # squares a side
-WALLS = (2, 4)  # least and most of a grid
+SIZE = 4  # squares a side
+WALLS = (1, 3)  # least and most of a grid
 ACTIONS = ("up", "down", "left", "right", "stop")
 STOP = ACTIONS.index("stop")
 SQUARE = 2  # pixels a side of a drawn square: a patch of 2 x 2 pixels is one square
@@ -100,12 +100,12 @@ def solves(grid: Grid, actions: Sequence[int]) -> bool:
 
 
 def describe(grid: Grid) -> str:
-    """In words, as in "agent at 1 2, goal at 4 0, walls 2 2, 3 1"; numbers are row and column."""
+    """In words, as in "agent at 1 2, goal at 3 0, walls 2 2, 3 1"; numbers are row and column."""
     walls = ", ".join(f"{row} {column}" for row, column in grid.walls)
     return f"agent at {grid.agent[0]} {grid.agent[1]}, goal at {grid.goal[0]} {grid.goal[1]}, walls {walls}"
 
 
-def draw(grid: Grid) -> UInt8[np.ndarray, "10 10 3"]:
+def draw(grid: Grid) -> UInt8[np.ndarray, "8 8 3"]:
     """As a picture: the agent blue, the goal green, walls black, each square of 2 x 2 pixels."""
     picture = np.full((SIZE * SQUARE, SIZE * SQUARE, 3), _GROUND, np.uint8)
     things = [(square, _WALL) for square in grid.walls] + [(grid.goal, _GOAL), (grid.agent, _AGENT)]
@@ -115,10 +115,10 @@ def draw(grid: Grid) -> UInt8[np.ndarray, "10 10 3"]:
 
 
 def write(folder: str | Path, *, train: int = TRAIN, heldout: int = 500, seed: int = 0) -> None:
-    """Write PNG files, and `train.jsonl` and `heldout.jsonl` (source kind `folder`) with three documents a grid below `folder`.
+    """Write PNG files, and `train.jsonl` and `heldout.jsonl` (source kind `folder`) below `folder`.
 
-    Of each document a model is to learn the second half: actions after a grid in words, actions after a drawn grid, and the words
-    of a drawn grid, which say in many ids what is in the picture, where actions are few.
+    Of each document a model is to learn the second half: actions after a grid in words, actions after a drawn grid, and of every
+    other grid the words of the picture, which say in many ids where things are, where actions are few.
     """
     from PIL import Image
 
@@ -130,7 +130,8 @@ def write(folder: str | Path, *, train: int = TRAIN, heldout: int = 500, seed: i
             name = f"images/{part}-{index:05d}.png"
             Image.fromarray(draw(grid)).save(folder / name, compress_level=1)
             words, picture, actions = {"text": describe(grid)}, {"image": name}, {"actions": list(solution(grid))}
-            for number, (given, asked) in enumerate(((words, actions), (picture, actions), (picture, words))):
+            pairs = [(words, actions), (picture, actions), (picture, words)][: 3 if index % 2 else 2]
+            for number, (given, asked) in enumerate(pairs):
                 segments = [given | {"loss": False}, asked]
                 records.append({"id": f"{part}-{index:05d}-{number}", "segments": segments})
         atomic_write(folder / f"{part}.jsonl", "".join(json.dumps(record) + "\n" for record in records))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import runpy
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from chameleon_jax.errors import ChameleonError, ConfigError
 from chameleon_jax.files import atomic_write
 from chameleon_jax.tokenizers.bundle import VOCAB
 
+_STOPPED = (75, 130)  # exit codes of a run that was told to stop, and of Ctrl-C
 RUNS = Path(__file__).resolve().parents[2] / "gin_configs" / "runs"
 
 
@@ -74,16 +76,21 @@ def from_data_to_model(
     ]
 
 
-def claim(root: Path, *, seed: int, **counts: int | None) -> None:
-    """Make `root` the workdir of this seed, before anything is run. Raises ConfigError for another seed's, or a count below 1."""
-    for name, value, least in (("seed", seed, 0), *((name, value, 1) for name, value in counts.items())):
+def claim(root: Path, *, chosen: Mapping[str, int | str], **counts: int | None) -> None:
+    """Make `root` the workdir of these flags, before anything is run.
+
+    Raises ConfigError for a workdir of other ones, a negative seed among them, or a count below 1.
+    """
+    for name, value, least in (("seed", chosen["seed"], 0), *((name, value, 1) for name, value in counts.items())):
         if value is not None and value < least:
             raise ConfigError(f"--{name} must be at least {least}, got {value}")
-    file = root / "seed"
-    if file.exists() and file.read_text().strip() != str(seed):
-        raise ConfigError(f"{root} was made with --seed={file.read_text().strip()}: use it, or another --workdir")
+    file = root / "flags.json"
+    before = json.loads(file.read_text()) if file.exists() else dict(chosen)
+    for name, value in chosen.items():
+        if before.get(name) != value:
+            raise ConfigError(f"{root} was made with --{name}={before.get(name)}: use it, or another --workdir")
     root.mkdir(parents=True, exist_ok=True)
-    atomic_write(file, f"{seed}\n")
+    atomic_write(file, json.dumps(chosen) + "\n")
 
 
 def follow(commands: Sequence[Command], last: str) -> None:
@@ -104,6 +111,9 @@ def run(number: int, of: int, command: Command) -> None:
     try:
         runpy.run_module(f"experiments.{command.module}", run_name="__main__", alter_sys=True)
     except SystemExit as ended:
+        if ended.code in _STOPPED:
+            print("stopped; run the same command to go on", flush=True)
+            raise
         if ended.code:
             raise ChameleonError(f"step {number} ended with exit code {ended.code}; its own message is above") from None
     finally:

@@ -26,7 +26,7 @@ from chameleon_jax.generation.prompt import SpanOutput, read_output
 
 GRIDS = 1_000  # unseen ones to solve
 SOURCES = ("text", "image")
-_SHOWN, _SIDE = 10, 100  # grids on the page, and pixels a side of each
+_SHOWN, _SIDE, _WORDS = 10, 100, 8  # grids on the page, pixels a side of each, actions that are told below it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,8 @@ def draw_page(path: Path, run: Run, episodes: dict[str, Episodes], *, subtitle: 
     for source, found in episodes.items():
         grids, taken = found.grids[:_SHOWN], found.actions[:_SHOWN]
         ways = [
-            " ".join(ACTIONS[action] for action in actions)
+            " ".join(ACTIONS[action] for action in actions[:_WORDS])
+            + (" ..." if len(actions) > _WORDS else "")
             + ("" if grid_world.solves(grid, actions) else " (not solved)")
             for grid, actions in zip(grids, taken, strict=True)
         ]
@@ -104,12 +105,12 @@ def codec_is_exact(run: Run, grids: Sequence[Grid]) -> Proportion:
 
 
 def _prompts(run: Run, grids: Sequence[Grid], source: str) -> list[Int[np.ndarray, "_"]]:
-    vocab = run.bundle.vocab
-    if source == "text":
-        return [np.array([vocab.bos, *run.bundle.text.encode(grid_world.describe(grid))], np.int32) for grid in grids]
-    modality = vocab.modalities[vocab.row(source)]
-    codes = run.bundle.codecs[source].encode(_pixels(grids))
-    return [np.array([vocab.bos, *modality.span(own)], np.int32) for own in codes]
+    bundle = run.bundle
+    if source == bundle.vocab.text.name:
+        codes = [bundle.codes(source, grid_world.describe(grid)) for grid in grids]
+    else:
+        codes = bundle.codecs[source].encode(_pixels(grids))
+    return [bundle.vocab.begun(source, own) for own in codes]
 
 
 def _pixels(grids: Sequence[Grid]) -> Float[np.ndarray, "n H W 3"]:

@@ -137,5 +137,5 @@ def picture_gain(
 def _captioned(bundle: TokenizerBundle, data: Captioned, index: int, caption: str) -> tuple[np.ndarray, int]:
     """Ids of picture, caption and end, and where the caption begins."""
     vocab = bundle.vocab
-    picture = [vocab.bos, *vocab.modalities[vocab.row(data.modality)].span(data.codes[index])]
+    picture = vocab.begun(data.modality, data.codes[index])
     return np.array([*picture, *bundle.text.encode(caption), vocab.eos], np.int32), len(picture)

@@ -33,10 +33,9 @@ def write_captions(
     `codes` are those of the modality that pictures of prompts belong to, `items` their pixels where these are patches.
     """
     vocab = run.bundle.vocab
-    modality = vocab.modalities[vocab.row(run.bundle.image_input[0])]
     greedy = {vocab.text.name: SamplingConfig(temperature=0.0)}
     config = GenerationConfig(mode=vocab.text.name, max_tokens=max_tokens, sampling=greedy)
-    prompts = [np.array([vocab.bos, *modality.span(c)], np.int32) for c in codes]
+    prompts = [vocab.begun(run.bundle.image_input[0], c) for c in codes]
     seen = [(item,) for item in items] or None
     outputs = generate(run.params, run.model, vocab, prompts, config, pictures=seen)
     return [

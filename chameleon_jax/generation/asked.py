@@ -58,6 +58,9 @@ def parts_of(prompt: str, images: Sequence[str], media: Sequence[str], bundle: T
     Raises GenerationError for files that cannot be read, and for names, numbers and places that do not fit.
     """
     segments = [Segment(_pictures(bundle, taken_in=True), read_file(name)) for name in images]
+    if images and not any(given.startswith("image=") for given in media):
+        # What people write for a picture, whatever the row is called that takes it in.
+        prompt = prompt.replace("<image>", f"<{segments[0].modality}>")
     for given in media:
         name, equals, value = given.partition("=")
         if not equals:

@@ -60,9 +60,7 @@ def route(modality: Int[Array, "B T"], segment_ids: Int[Array, "B T"], count: in
     shards = math.gcd(modality.shape[0], batch_shards(rules))
     ids = modality.reshape(shards, -1)
     positions = ids.shape[1]
-    chunk = next(c for c in range(max(_CHUNK_ROWS, -(-positions // _CHUNKS)), 0, -1) if positions % c == 0)
-    if positions <= 2 * _CHUNK_ROWS or chunk < _CHUNK_ROWS:  # few positions, or a number that nothing large divides
-        chunk = positions
+    chunk = _chunk_size(positions)
     order = places = None
     if chunk < positions:
         order = jnp.argsort(ids, axis=1, stable=True)
@@ -72,6 +70,15 @@ def route(modality: Int[Array, "B T"], segment_ids: Int[Array, "B T"], count: in
     begin = jnp.argmax(present, axis=0)
     end = jnp.where(jnp.any(present, axis=0), len(present) - jnp.argmax(present[::-1], axis=0), 0)
     return Routes(modality=modality, sorted=ids, order=order, places=places, begin=begin, end=end, chunk=chunk)
+
+
+def _chunk_size(positions: int) -> int:
+    """A divisor near a sixteenth of the positions; all of them where they are few, or where nothing near divides them."""
+    wanted = max(_CHUNK_ROWS, -(-positions // _CHUNKS))
+    if positions <= 2 * _CHUNK_ROWS:
+        return positions
+    near = [chunk for chunk in range(-(-wanted // 2), 2 * wanted + 1) if positions % chunk == 0]
+    return min(near, key=lambda chunk: abs(math.log(chunk / wanted)), default=positions)
 
 
 def to_places(x: Float[Array, "B T *rest"], routes: Routes) -> Float[Array, "S n *rest"]:

@@ -294,7 +294,7 @@ def _describe_modality(row: ModalityConfig, bundle: TokenizerBundle) -> dict[str
     codec = bundle.codecs.get(row.name)
     media = "text" if row.codec == "bpe" else codec.media if codec else "codes"
     found = {"name": row.name, "media": media, "ids": row.ids, "span": row.span, "length": row.length}
-    found |= {"reads": codec is None or codec.codes is not None, "writes": can_write(bundle, row.name)}
+    found |= {"reads": codec is None or codec.codes is not None, "writes": row.output and can_write(bundle, row.name)}
     if isinstance(codec, PictureCodec):
         side = codec.config.resolution
         found |= {"size_step": codec.config.grid_pixels} if codec.is_grid else {"size": f"{side}x{side}"}

@@ -125,12 +125,21 @@ def order_pair(document: Document, vocab: Vocab, seed: int, later_first_probabil
 
 
 def perceive(document: Document, vocab: VocabConfig) -> Document:
-    """The document with every picture in codes but its last segment as a picture in patches: seen, and not drawn."""
-    seen = vocab.of_codec("patches")
+    """The document with the pictures that nobody is to draw in patches instead of codes.
+
+    Where segments say what is predicted, as in conversations and pairs of which one is given, those are the pictures that are not.
+    Elsewhere they are all but a picture that ends the document.
+    """
+    segments, seen = document.segments, vocab.of_codec("patches")
     drawn = {row.name for row in vocab.modalities if row.codec == "vqgan"}
-    *earlier, last = document.segments
-    earlier = (dataclasses.replace(s, modality=seen.name) if s.modality in drawn else s for s in earlier)
-    return dataclasses.replace(document, segments=(*earlier, last))
+    says = any(s.ends_turn for s in segments) or len({s.loss for s in segments}) > 1
+
+    def perceived(place: int) -> bool:
+        segment = segments[place]
+        return segment.modality in drawn and (not segment.loss if says else place < len(segments) - 1)
+
+    changed = (dataclasses.replace(s, modality=seen.name) if perceived(i) else s for i, s in enumerate(segments))
+    return dataclasses.replace(document, segments=tuple(changed))
 
 
 def valid_text(text: str) -> str:

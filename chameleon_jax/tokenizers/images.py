@@ -93,7 +93,10 @@ def pixels_of(data: bytes | Image.Image, config: ImageConfig) -> Float[np.ndarra
 
 
 def to_8_bits(pixels: Float[np.ndarray, "*B H W 3"]) -> UInt8[np.ndarray, "*B H W 3"]:
-    """Prepared pixels in [-1, 1] as the 8 bits that they were; rounds, where `to_uint8` truncates what a codec made."""
+    """Prepared pixels in [-1, 1] as 8 bits; rounds, where `to_uint8` truncates what a codec made.
+
+    With `preprocessing` "meta" these are the bits that they were.
+    """
     return np.round((pixels + 1) * 127.5).astype(np.uint8)
 
 

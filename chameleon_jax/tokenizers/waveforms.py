@@ -42,11 +42,13 @@ def read(data: bytes, max_seconds: float) -> tuple[Float[np.ndarray, "n"], int]:
     if not (data[:4] in (b"RIFF", b"RIFX", b"RF64") and data[8:12] == b"WAVE"):
         raise DataError(f"not a WAV file: {_describe_foreign(data)}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", wavfile.WavFileWarning)  # chunks besides the samples, such as tags
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", wavfile.WavFileWarning)  # of chunks besides the samples, such as tags, too
             rate, samples = wavfile.read(io.BytesIO(data))
     except Exception as error:  # damaged headers raise many kinds of exception
         raise DataError(f"WAV file cannot be read: {_one_line(error)}") from error
+    if any("prematurely" in str(warning.message) for warning in told):
+        raise DataError("WAV file is truncated: it ends before its samples do")
     if rate not in _RATES:
         raise DataError(f"WAV file has {rate} samples a second, which must be {_RATES[0]}..{_RATES[-1]}")
     if len(samples) == 0:

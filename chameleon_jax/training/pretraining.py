@@ -93,6 +93,11 @@ class PretrainTask:
         vocab = Vocab.from_config(loader.vocab_config)
         if problem := perception.problem(config.model, vocab):
             raise ConfigError(problem)
+        if config.model.perception and loader.picture_size is None and config.init_from is None:
+            raise ConfigError(
+                "the model has an encoder of pictures, but the token stores hold none that it could learn from: tokenise with "
+                "TokenizeConfig.image_input='patches', or start from weights that have learned it"
+            )
         if loader.picture_size is not None:
             side = perception.picture_side(config.model, vocab)
             if loader.picture_size != (side, side):

@@ -33,14 +33,29 @@ def test_a_command_whose_last_file_is_there_is_not_run_again(tmp_path, monkeypat
     assert "[2/2] the end" in capsys.readouterr().out
 
 
-def test_a_workdir_keeps_its_seed(tmp_path):
+def test_a_workdir_keeps_its_flags(tmp_path):
     with pytest.raises(ConfigError, match="--steps must be at least 1, got 0"):
-        journey.claim(tmp_path / "new", seed=1, steps=0)
+        journey.claim(tmp_path / "new", chosen={"seed": 1}, steps=0)
     assert not (tmp_path / "new").exists()
-    journey.claim(tmp_path / "new", seed=1, steps=None)
-    journey.claim(tmp_path / "new", seed=1, steps=5)
+    journey.claim(tmp_path / "new", chosen={"seed": 1, "kind": "a"}, steps=None)
+    journey.claim(tmp_path / "new", chosen={"seed": 1, "kind": "a"}, steps=5)
     with pytest.raises(ConfigError, match="was made with --seed=1: use it, or another --workdir"):
-        journey.claim(tmp_path / "new", seed=2, steps=5)
+        journey.claim(tmp_path / "new", chosen={"seed": 2, "kind": "a"}, steps=5)
+    with pytest.raises(ConfigError, match="was made with --kind=a: use it"):
+        journey.claim(tmp_path / "new", chosen={"seed": 1, "kind": "b"})
+    with pytest.raises(ConfigError, match="--seed must be at least 0, got -1"):
+        journey.claim(tmp_path / "other", chosen={"seed": -1})
+
+
+@pytest.mark.parametrize("code", [75, 130])
+def test_a_command_that_was_stopped_is_no_error(code, monkeypatch, capsys):
+    def stopped(*_, **__):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(journey.runpy, "run_module", stopped)
+    with pytest.raises(SystemExit) as ended:
+        journey.follow([Command("a tokenizer", "train_tokenizer", ())], "the end")
+    assert ended.value.code == code and capsys.readouterr().out.endswith("stopped; run the same command to go on\n")
 
 
 def test_intervals_are_wilsons():

@@ -315,6 +315,13 @@ def test_as_few_chunks_are_computed_as_hold_a_modality():
     np.testing.assert_array_equal(untied.to_positions(untied.to_places(tokens, routes), routes), tokens)
 
 
+@pytest.mark.parametrize("positions", [280, 1000, 1120, 1152, 1344, 2000, 3072, 6144])
+def test_usual_numbers_of_positions_are_divided(positions):
+    modality = jnp.zeros((1, positions), jnp.int32)
+    chunk = untied.route(modality, modality + 1, 2, TRAINING).chunk
+    assert positions % chunk == 0 and max(64, positions // 32) <= chunk <= max(256, positions // 8)
+
+
 def test_a_token_has_the_flops_of_the_tied_model():
     assert transformer.flops_per_token(ALL, 128) == transformer.flops_per_token(TIED, 128)
     shared = 2 * 64 * 24  # embeddings and head

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from chameleon_jax.checkpoints.restore import saved_metadata
 from chameleon_jax.configs import CheckpointConfig, MeshConfig, TrainConfig
 from tests.test_perceived_pictures import MODEL, root, run_config  # noqa: F401
 
@@ -50,6 +51,7 @@ def test_two_processes_train_as_one_does_and_another_mesh_goes_on(config, work, 
     # One process rolls the run of two back to its first save, on a mesh of other sizes.
     elsewhere = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=8))
     assert work(1, [("roll_back", elsewhere, tmp_path / "by2")]) == [[0]]
+    assert saved_metadata(tmp_path / "by2" / "checkpoints" / str(STEPS))["config"]["mesh"] == elsewhere.mesh.to_dict()
     again = losses(tmp_path / "by2")
     assert list(again) == list(range(1, STEPS + 1))
     np.testing.assert_allclose(list(again.values()), list(together.values()), rtol=0, atol=5e-3)

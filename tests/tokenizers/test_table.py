@@ -364,9 +364,9 @@ def table(*rows, **changes):
 
 
 WRONG = {
-    "a name with a space": (with_row(name="a b"), "the name of a modality is letters, digits and _, got 'a b'"),
+    "a name with a space": (with_row(name="a b"), "the name of a modality is letters, digits and _, no digit first, got 'a b'"),
     "a name with a slash": (with_row(name="../x"), "letters, digits and _"),
-    "no name": (with_row(name=""), "letters, digits and _, got ''"),
+    "no name": (with_row(name=""), "letters, digits and _, no digit first, got ''"),
     "the name of a mode": (with_row(name="interleaved"), "cannot be called 'interleaved'"),
     "the name of the added ids": (with_row(name="added"), "cannot be called 'added'"),
     "no ids": (with_row(ids=0), "'x': ids must be at least 1, got 0"),
@@ -377,7 +377,7 @@ WRONG = {
     "a fixed span without length": (with_row(length=0), "length of a span must be at least 1, got 0"),
     "a free span with a length": (with_row(span="free"), "a free span has no length, got 2"),
     "text between markers": (with_row(codec="bpe", ids=256), "text has free spans, not 'fixed' ones"),
-    "text of few bytes": (with_row(codec="bpe", ids=255, span="free", length=0), "at least 256 .all bytes., got 255"),
+    "text of few bytes": (with_row(codec="bpe", ids=255, span="free", length=0), "at least 256 ids .all bytes., got 255"),
     "a grid of numbers": (with_row(span="grid", length=16), "a grid span needs a codec"),
     "no rows": (table(), "modalities is empty"),
     "no text": (table(SOUND, WORDS), "the first modality is that of text, with codec 'bpe'; got ''"),

@@ -111,6 +111,7 @@ GOOD = pcm(TONE)
         (b"RIFF\x10\0\0\0AVI " + bytes(50), "RIFF file of kind b'AVI '"),
         (bytes(range(200, 250)), "no known sound format"),
         (GOOD[:30], "cannot be read"),
+        (GOOD[:-400], "truncated"),
         (GOOD[:36], "cannot be read"),
         (GOOD[:20] + b"\x11\x00" + GOOD[22:], "cannot be read"),  # ADPCM
         (GOOD[:24] + struct.pack("<I", 0) + GOOD[28:], "cannot be read"),

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from chameleon_jax.configs import SourceConfig, VocabConfig
-from chameleon_jax.data.sources.fields import looks_like_picture
+from chameleon_jax.data.sources.fields import looks_like_media
 from chameleon_jax.data.sources.files import SourceFile, media_root
 from chameleon_jax.data.sources.records import Record, Reject
 from chameleon_jax.data.sources.schemas import known_fields, record_segments
@@ -68,7 +68,7 @@ def _columns(parquet: Any, config: SourceConfig, vocab: VocabConfig) -> list[str
         first = next(parquet.iter_batches(batch_size=1, columns=others)).to_pylist()[0] if others else {}
     except (pyarrow.ArrowException, OSError, ValueError, StopIteration):
         return found  # a column that cannot be read, and that nobody asked for
-    return [*found, *(c for c in others if looks_like_picture(first[c]))]
+    return [*found, *(c for c in others if looks_like_media(first[c]))]
 
 
 class _RowGroup:

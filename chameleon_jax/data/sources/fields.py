@@ -1,6 +1,6 @@
 """What data sets call a record's picture and text, and what must not be lost unsaid.
 
-That is a field that looks like a picture and that no schema reads, and a placeholder without its picture.
+That is a field that looks like a picture or a sound and that no schema reads, and a placeholder without its picture.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ IMAGE_NAMES = (
     "webp",
 )
 TEXT_NAMES = ("description", "alt_text", "txt", "TEXT")
-_ENDING = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|heic|avif)$", re.IGNORECASE)
+_PICTURE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|heic|avif)$", re.IGNORECASE)
+_SOUND = re.compile(r"\.(wav|flac|mp3|ogg|opus|m4a)$", re.IGNORECASE)
+_PICTURE_BYTES = re.compile(rb"\xff\xd8\xff|\x89PNG|GIF8|BM|II\*\0|MM\0\*|RIFF....WEBP", re.DOTALL)
+_SOUND_BYTES = re.compile(rb"RIFF....WAVE|fLaC|OggS|ID3", re.DOTALL)
 _URL = re.compile(r"https?://", re.IGNORECASE)
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 _LOOKED_AT = 8  # entries of a list
 
 
@@ -59,18 +61,22 @@ def with_usual_names(record: Mapping[str, Any], own: Collection[str]) -> dict[st
 
 
 def check_nothing_is_lost(record: Mapping[str, Any], read: Collection[str]) -> None:
-    """Raise DataError for a field beside those that are `read` which looks like a picture.
+    """Raise DataError for a field beside those that are `read` which looks like a picture or a sound.
 
     The same picture under a second name, and the address that a picture was once fetched from, are no loss.
     """
     pictures = [value for name in ("image", "images") if (value := record.get(name)) is not None]
     for name, value in record.items():
-        if name in read or value in pictures or not looks_like_picture(value):
+        if name in read or value in pictures or not looks_like_media(value):
             continue
         if pictures and isinstance(value, str) and _URL.match(value):
             continue
+        if looks_like_picture(value):
+            what, wanted = "picture", "'image'"
+        else:
+            what, wanted = "sound", "as the tokenizer's modality of sounds"
         raise DataError(
-            f"field '{name}' looks like a picture that would be lost: {brief(value, 60)}; call it 'image', write 'segments', or "
+            f"field '{name}' looks like a {what} that would be lost: {brief(value, 60)}; call it {wanted}, write 'segments', or "
             "name it in SourceConfig.ignore_fields"
         )
 
@@ -86,12 +92,21 @@ def check_no_placeholder(text: str, field: str) -> None:
 
 def looks_like_picture(value: object) -> bool:
     """Whether it is the name of a picture file, the bytes of one, or a list or Hugging Face `Image` of them."""
+    return _looks_like(value, "data:image/", _PICTURE, _PICTURE_BYTES)
+
+
+def looks_like_media(value: object) -> bool:
+    """The same of pictures and sounds."""
+    return looks_like_picture(value) or _looks_like(value, "data:audio/", _SOUND, _SOUND_BYTES)
+
+
+def _looks_like(value: object, url: str, ending: re.Pattern[str], magic: re.Pattern[bytes]) -> bool:
     if isinstance(value, str):
-        return value[:11].lower() == "data:image/" or bool(_ENDING.search(value.partition("?")[0].strip()))
+        return value[: len(url)].lower() == url or bool(ending.search(value.partition("?")[0].strip()))
     if isinstance(value, bytes):
-        return value.startswith(_MAGIC) or (value[:4] == b"RIFF" and value[8:12] == b"WEBP")
+        return bool(magic.match(value))
     if isinstance(value, Mapping):
-        return any(looks_like_picture(value.get(name)) for name in ("bytes", "path", "url"))
+        return any(_looks_like(value.get(name), url, ending, magic) for name in ("bytes", "path", "url"))
     if isinstance(value, list | tuple):
-        return any(looks_like_picture(entry) for entry in itertools.islice(value, _LOOKED_AT))
+        return any(_looks_like(entry, url, ending, magic) for entry in itertools.islice(value, _LOOKED_AT))
     return False

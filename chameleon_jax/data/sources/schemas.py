@@ -127,6 +127,8 @@ def _segments(record: dict[str, Any], vocab: VocabConfig) -> _Parts:
         if len(named) != 1:
             either = " or ".join(f"'{name}'" for name in known)
             raise DataError(f"segments[{i}] must be an object with either {either}: {brief(segment)}")
+        if unknown := [key for key in segment if key not in (*known, "loss")]:
+            raise DataError(f"segments[{i}] has an unknown field '{unknown[0]}': {brief(segment)}")
         loss = True if segment.get("loss") is None else segment["loss"]
         if not isinstance(loss, bool):
             raise DataError(f"segments[{i}].loss must be true or false: {brief(loss)}")
