@@ -100,9 +100,9 @@ def solves(grid: Grid, actions: Sequence[int]) -> bool:
 
 
 def describe(grid: Grid) -> str:
-    """In words, as in "agent at 1 2, goal at 3 0, walls 2 2, 3 1"; numbers are row and column."""
-    walls = ", ".join(f"{row} {column}" for row, column in grid.walls)
-    return f"agent at {grid.agent[0]} {grid.agent[1]}, goal at {grid.goal[0]} {grid.goal[1]}, walls {walls}"
+    """In words, as in "agent at g, goal at m, walls b, k"; squares are letters, row by row, so that one token names one square."""
+    walls = ", ".join(map(_name, grid.walls))
+    return f"agent at {_name(grid.agent)}, goal at {_name(grid.goal)}, walls {walls}"
 
 
 def draw(grid: Grid) -> UInt8[np.ndarray, "8 8 3"]:
@@ -135,6 +135,10 @@ def write(folder: str | Path, *, train: int = TRAIN, heldout: int = 500, seed: i
                 segments = [given | {"loss": False}, asked]
                 records.append({"id": f"{part}-{index:05d}-{number}", "segments": segments})
         atomic_write(folder / f"{part}.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+
+
+def _name(square: Square) -> str:
+    return chr(ord("a") + square[0] * SIZE + square[1])
 
 
 def _step(grid: Grid, square: Square, action: int) -> Square:
