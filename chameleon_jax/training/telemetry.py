@@ -1,4 +1,4 @@
-"""Turns step metrics into numbers with names, and writes them: JSONL always, TensorBoard, W&B if installed, and a console line.
+"""Turns step metrics into numbers with names, and writes them: JSONL always, TensorBoard, W&B on request, a console line.
 
 Sums are divided here, on the host, after the step; a modality without tokens in a batch has no entry rather than a
 NaN. `metrics.jsonl` holds one object a logged step and is cut back to the resumed step, so it never has a step twice.
@@ -7,10 +7,10 @@ NaN. `metrics.jsonl` holds one object a logged step and is cut back to the resum
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import math
 import os
+import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +29,7 @@ from chameleon_jax.training.step import StepMetrics
 from chameleon_jax.training.task import Task
 
 METRICS_FILE = "metrics.jsonl"
+WANDB_ID = "wandb_id"  # file of a workdir
 
 # Dense bf16 FLOP/s of one device as its vendor gives it, by `device_kind`.
 _PEAK_FLOPS = {
@@ -132,23 +133,8 @@ class MetricWriter:
         from tensorboardX import SummaryWriter
 
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
-        if importlib.util.find_spec("wandb") is not None and os.environ.get("WANDB_MODE") != "disabled":
-            self._wandb = self._start_wandb(workdir, run_config)
-
-    @staticmethod
-    def _start_wandb(workdir: Path, run_config: dict[str, Any]) -> Any:
-        import wandb
-
-        run_id = workdir.resolve().name
-        try:
-            # offline without a login, so that an installed wandb never stops a run
-            mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
-            return wandb.init(
-                project="chameleon_jax", id=run_id, resume="allow", dir=str(workdir), config=run_config, mode=mode
-            )
-        except Exception as error:
-            logging.warning("W&B could not start (%s); going on without it", error)
-            return None
+        if os.environ.get("WANDB_PROJECT") and os.environ.get("WANDB_MODE") != "disabled":
+            self._wandb = _start_wandb(workdir, run_config)
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """One line of metrics.jsonl, flushed, and the scalars to the others."""
@@ -168,6 +154,33 @@ class MetricWriter:
             self._tensorboard.close()
             if self._wandb is not None:
                 self._wandb.finish()
+
+
+def _start_wandb(workdir: Path, run_config: dict[str, Any]) -> Any:
+    """The run of this workdir in the project that `WANDB_PROJECT` names; None, with a warning, where it cannot start.
+
+    Its id is kept in the workdir: a resumed run goes on, and workdirs of one name are runs of their own. Without a login it is
+    offline.
+    """
+    file = workdir / WANDB_ID
+    if not file.exists():
+        atomic_write(file, secrets.token_hex(8))
+    try:
+        import wandb
+
+        mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+        return wandb.init(
+            project=os.environ["WANDB_PROJECT"],
+            id=file.read_text().strip(),
+            name="/".join(workdir.resolve().parts[-2:]),
+            resume="allow",
+            dir=str(workdir),
+            config=run_config,
+            mode=mode,
+        )
+    except Exception as error:
+        logging.warning("W&B could not start (%s); going on without it", error)
+        return None
 
 
 class Console:
