@@ -52,7 +52,7 @@ class TransformerConfig(Config):
     E modalities, for parts that are untied (mixture-of-transformers, Liang et al. 2024).
     """
 
-    vocab_size: int = 65536
+    vocab_size: int = 0  # 0: a pretraining run takes what its token stores need, a multiple of 128
     d_model: int = 4096
     n_layers: int = 32
     n_heads: int = 32
@@ -87,8 +87,8 @@ class TransformerConfig(Config):
         return min(self.qk_norm_groups, self.n_kv_heads)
 
     def validate(self):
+        self.require(self.vocab_size >= 0, f"vocab_size must not be negative, got {self.vocab_size}")
         for name in (
-            "vocab_size",
             "d_model",
             "n_layers",
             "n_heads",

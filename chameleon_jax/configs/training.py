@@ -36,7 +36,7 @@ class OptimConfig(Config):
     """AdamW as in the Chameleon paper, section 2.3.1."""
 
     learning_rate: float = 1e-4
-    warmup_steps: int = 4000
+    warmup_steps: int | None = None  # None: the paper's 4,000, but no more than a tenth of the run
     schedule: Literal["exponential", "cosine", "constant"] = "exponential"
     exponential_rate: float = 0.01  # curve of the exponential decay; the schedule itself ends at exactly 0
     beta1: float = 0.9
@@ -48,7 +48,7 @@ class OptimConfig(Config):
 
     def validate(self):
         self.require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
-        self.require(self.warmup_steps >= 0, f"warmup_steps must not be negative, got {self.warmup_steps}")
+        self.require((self.warmup_steps or 0) >= 0, f"warmup_steps must not be negative, got {self.warmup_steps}")
         self.require(0 < self.exponential_rate < 1, f"exponential_rate must be in (0, 1), got {self.exponential_rate}")
         self.require(
             0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, f"betas must be in [0, 1), got {self.beta1}, {self.beta2}"

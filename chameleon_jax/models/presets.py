@@ -11,8 +11,9 @@ import dataclasses
 from chameleon_jax.configs import TransformerConfig
 from chameleon_jax.errors import ConfigError, did_you_mean
 
-_7B = TransformerConfig(remat="attention")
+_7B = TransformerConfig(vocab_size=65536, remat="attention")
 _34B = TransformerConfig(
+    vocab_size=65536,
     d_model=8192,
     n_layers=48,
     n_heads=64,
@@ -47,7 +48,9 @@ PRESETS: dict[str, TransformerConfig] = {
     "100m": TransformerConfig(
         vocab_size=16384, d_model=768, n_layers=12, n_heads=12, n_kv_heads=12, head_dim=64, d_ff=2048, max_seq_len=4096
     ),
-    "1b": TransformerConfig(d_model=2048, n_layers=18, n_heads=16, n_kv_heads=16, d_ff=5632, remat="attention"),
+    "1b": TransformerConfig(
+        vocab_size=65536, d_model=2048, n_layers=18, n_heads=16, n_kv_heads=16, d_ff=5632, remat="attention"
+    ),
     "chameleon-7b": dataclasses.replace(_7B, dropout=0.1),
     "chameleon-34b": dataclasses.replace(_34B, dropout=0.0),
     "anole-7b": dataclasses.replace(_7B, dropout=0.0),

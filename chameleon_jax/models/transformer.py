@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from chameleon_jax.configs import TransformerConfig
+from chameleon_jax.errors import ConfigError
 from chameleon_jax.models import kv_cache, params, perception, quantize, untied
 from chameleon_jax.models.attention.mask import SAVED_NAME, MaskSpec
 from chameleon_jax.models.attention.registry import attention
@@ -82,6 +83,8 @@ def param_specs(config: TransformerConfig) -> dict[str, Any]:
             shape = (c.n_layers, groups, c.head_dim)
             bias = ParamSpec(shape=shape, axes="L g H", role="bias", init="zeros", dtype=c.param_dtype)
             attn[name] = {"scale": norm("L g H", *shape), "bias": bias}
+    if not c.vocab_size:
+        raise ConfigError("vocab_size is 0: it has to be set where no token stores tell it")
     mlp = {
         "gate": weight("L D F", "D", c.n_layers, c.d_model, c.d_ff),
         "up": weight("L D F", "D", c.n_layers, c.d_model, c.d_ff),

@@ -95,6 +95,17 @@ def initial_params(
     raise CheckpointError(f"init_from: no step of {workdir} can be used ({'; '.join(damaged)})")
 
 
+def vocab_size(init: InitConfig) -> int:
+    """Rows of the source's embedding, as its manifest says; 0 where none can be read, which `initial_params` tells better."""
+    workdir = Path(init.workdir)
+    for step in numbered_steps(workdir / CHECKPOINTS)[::-1] if init.step is None else [init.step]:
+        try:
+            return read_manifest(workdir / CHECKPOINTS / str(step)).leaves[f"{_PART}/embed"].shape[0]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return 0
+
+
 def _chosen(init: InitConfig, specs: Mapping[str, ParamSpec]) -> dict[str, ParamSpec]:
     for pattern in init.parameters:
         if not fnmatch.filter(specs, pattern):

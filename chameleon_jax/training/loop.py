@@ -29,7 +29,7 @@ from chameleon_jax.training import rollback as rollback_lib
 from chameleon_jax.training import state as state_lib
 from chameleon_jax.training import step as step_lib
 from chameleon_jax.training import telemetry
-from chameleon_jax.training.pretraining import PretrainTask
+from chameleon_jax.training.pretraining import PretrainTask, complete
 from chameleon_jax.training.rollback import Rollback
 from chameleon_jax.training.signals import EXIT_STOPPED, StopRequest
 from chameleon_jax.training.state import TrainState
@@ -44,7 +44,8 @@ def pretrain(
     gin_text: Mapping[str, str] | None = None,
     rollback: Rollback | None = None,
 ) -> int:
-    """`train` with the pretraining task."""
+    """`train` with the pretraining task; a `vocab_size` that the config leaves open is that of the token stores."""
+    config = complete(config)
     return train(PretrainTask(config=config), config, workdir, gin_text=gin_text, rollback=rollback)
 
 

@@ -25,7 +25,7 @@ from chameleon_jax.models.statistics import Statistics
 from chameleon_jax.parallel.batches import local_rows, to_global
 from chameleon_jax.parallel.mesh import TRAINING, check_fits
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
-from chameleon_jax.training import initial, losses, telemetry
+from chameleon_jax.training import initial, losses, optim, telemetry
 from chameleon_jax.training import step as step_lib
 from chameleon_jax.training.initial import RunTokenizer
 from chameleon_jax.training.losses import LossSums
@@ -33,6 +33,22 @@ from chameleon_jax.training.task import Evaluator, Recipe
 from chameleon_jax.training.trainable import Range
 from chameleon_jax.vocab import Vocab
 from chameleon_jax.workdir import TOKENIZER
+
+_ROWS = 128  # of the embedding and head that is taken from the stores: tiles of a TPU, and axes of a mesh
+
+
+def complete(config: PretrainConfig) -> PretrainConfig:
+    """The config with the `vocab_size` that its first token store needs, where it has none; not less than that of `init_from`.
+
+    Raises StoreError where the store cannot be opened.
+    """
+    if config.model.vocab_size:
+        return config
+    size = Vocab.from_config(read_vocab(config.data.stores[0].path)).size
+    wanted = -(-size // _ROWS) * _ROWS
+    if config.init_from is not None:
+        wanted = max(wanted, initial.vocab_size(config.init_from))
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=wanted))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,6 +105,19 @@ class PretrainTask:
                 f"model.vocab_size {config.model.vocab_size} is smaller than the {size} ids of the token stores; set "
                 f"TransformerConfig.vocab_size={size}"
             )
+        if config.model.vocab_size > 2 * size and config.init_from is None:
+            spare = 2 * (config.model.vocab_size - size) * config.model.d_model
+            logging.warning(
+                "model.vocab_size is %s for %s ids of the token stores: %s parameters that nothing trains; leave it out, and it "
+                "follows the stores",
+                f"{config.model.vocab_size:,}", f"{size:,}", f"{spare:,}",
+            )  # fmt: skip
+        warmup = optim.warmup_steps(config.optim, config.train.steps)
+        if 2 * warmup > config.train.steps:
+            logging.warning(
+                "optim.warmup_steps is %d of %d steps, so the learning rate is low for most of the run; leave it out, and it is a "
+                "tenth of the run", warmup, config.train.steps,
+            )  # fmt: skip
         _ = self.modality_weights  # refuses names that the vocabulary does not have
         vocab = Vocab.from_config(loader.vocab_config)
         if problem := perception.problem(config.model, vocab):
