@@ -1,7 +1,7 @@
 """A small world of squares with an agent, a goal and walls: shortest paths as sequences of bounded integers.
 
-A grid is told in words or drawn as a picture; the actions are the numbers 0..4 themselves, without any codec. It belongs to the
-training part or to the unseen part by a hash of its words, so the parts share no grid for any seed.
+A grid is told in words or drawn as a picture; an action is the number of the neighbouring square to go to, or STOP, without any
+codec. A grid belongs to the training part or to the unseen part by a hash of its words, so the parts share no grid for any seed.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from chameleon_jax.files import atomic_write
 
 SIZE = 4  # squares a side
 WALLS = (1, 3)  # least and most of a grid
-ACTIONS = ("up", "down", "left", "right", "stop")
-STOP = ACTIONS.index("stop")
+STOP = SIZE * SIZE  # the action after the numbers of all squares, row by row
 SQUARE = 2  # pixels a side of a drawn square: a patch of 2 x 2 pixels is one square
 LONGEST = SIZE * SIZE  # actions of an episode, stop included, are fewer than squares
 UNSEEN_OF = 8  # one grid in so many is unseen
 TRAIN = 16_000  # grids of the training part
 
-_MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
+_MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))  # up, down, left, right
 _GROUND, _WALL, _AGENT, _GOAL = (255, 255, 255), (0, 0, 0), (0, 60, 255), (0, 230, 60)
 
 Square = tuple[int, int]  # row from the top, column from the left
@@ -66,8 +65,7 @@ def distances(grid: Grid) -> dict[Square, int]:
     moves, waiting = {grid.goal: 0}, collections.deque([grid.goal])
     while waiting:
         square = waiting.popleft()
-        for action in range(STOP):
-            neighbour = _step(grid, square, action)
+        for neighbour in _neighbours(grid, square):
             if neighbour not in moves:
                 moves[neighbour] = moves[square] + 1
                 waiting.append(neighbour)
@@ -75,28 +73,29 @@ def distances(grid: Grid) -> dict[Square, int]:
 
 
 def solution(grid: Grid) -> tuple[int, ...]:
-    """A shortest path and a stop. Of equally short ones the first move in the order of `ACTIONS` is taken, so it is unique."""
+    """A shortest path and a stop. Of equally short ones it goes first up, else down, left, right, so it is unique."""
     moves, square, actions = distances(grid), grid.agent, []
     while square != grid.goal:
-        action = next(a for a in range(STOP) if moves[_step(grid, square, a)] < moves[square])
-        actions.append(action)
-        square = _step(grid, square, action)
+        square = next(n for n in _neighbours(grid, square) if moves[n] < moves[square])
+        actions.append(_number(square))
     return (*actions, STOP)
 
 
 def solves(grid: Grid, actions: Sequence[int]) -> bool:
-    """Whether the actions lead to the goal and stop there, on a way of any length, without a move into a wall or over the edge."""
+    """Whether the actions lead to the goal and stop there, on a way of any length: from each square to a free one beside it."""
     square = grid.agent
     for action in actions:
         if action == STOP:
             return square == grid.goal
-        if not 0 <= action < STOP:
+        if action not in map(_number, _neighbours(grid, square)):
             return False
-        moved = _step(grid, square, action)
-        if moved == square:
-            return False
-        square = moved
+        square = divmod(action, SIZE)
     return False
+
+
+def action_name(action: int) -> str:
+    """As people read it: the letter of a square, or "stop"."""
+    return "stop" if action == STOP else _name(divmod(action, SIZE))
 
 
 def describe(grid: Grid) -> str:
@@ -137,12 +136,15 @@ def write(folder: str | Path, *, train: int = TRAIN, heldout: int = 500, seed: i
         atomic_write(folder / f"{part}.jsonl", "".join(json.dumps(record) + "\n" for record in records))
 
 
+def _number(square: Square) -> int:
+    return square[0] * SIZE + square[1]
+
+
 def _name(square: Square) -> str:
-    return chr(ord("a") + square[0] * SIZE + square[1])
+    return chr(ord("a") + _number(square))
 
 
-def _step(grid: Grid, square: Square, action: int) -> Square:
-    """Where a move leads; against a wall or the edge it leads nowhere."""
-    row, column = square[0] + _MOVES[action][0], square[1] + _MOVES[action][1]
-    inside = 0 <= row < SIZE and 0 <= column < SIZE
-    return (row, column) if inside and (row, column) not in grid.walls else square
+def _neighbours(grid: Grid, square: Square) -> list[Square]:
+    """Free squares beside it: up, down, left, right."""
+    beside = [(square[0] + down, square[1] + right) for down, right in _MOVES]
+    return [s for s in beside if all(0 <= side < SIZE for side in s) and s not in grid.walls]

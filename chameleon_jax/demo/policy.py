@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from chameleon_jax.configs import GenerationConfig, SamplingConfig
 from chameleon_jax.demo import grid_world, journey
-from chameleon_jax.demo.grid_world import ACTIONS, LONGEST, Grid
+from chameleon_jax.demo.grid_world import LONGEST, Grid
 from chameleon_jax.demo.journey import Command
 from chameleon_jax.demo.proportions import Proportion
 from chameleon_jax.evaluation import page
@@ -77,7 +77,7 @@ def draw_page(path: Path, run: Run, episodes: dict[str, Episodes], *, subtitle: 
     for source, found in episodes.items():
         grids, taken = found.grids[:_SHOWN], found.actions[:_SHOWN]
         ways = [
-            " ".join(ACTIONS[action] for action in actions[:_WORDS])
+            " ".join(map(grid_world.action_name, actions[:_WORDS]))
             + (" ..." if len(actions) > _WORDS else "")
             + ("" if grid_world.solves(grid, actions) else " (not solved)")
             for grid, actions in zip(grids, taken, strict=True)

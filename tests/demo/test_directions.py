@@ -39,9 +39,8 @@ def test_queries_are_as_many_of_each_digit(forms):
 
 
 def test_a_policy_is_right_where_it_stops_on_the_goal(monkeypatch):
-    grid = grid_world.Grid(agent=(0, 0), goal=(0, 1), walls=((4, 4),))
-    down, right, up, stop = 1, 3, 0, 4
-    ways = [(right, stop), (down, right, up, stop), (right,), (stop,), ()]
+    grid = grid_world.Grid(agent=(0, 0), goal=(0, 1), walls=((3, 3),))
+    ways = [(1, 16), (4, 5, 1, 16), (1,), (16,), ()]
     monkeypatch.setattr(grid_world, "generate", lambda count, **_: [grid] * count)
     monkeypatch.setattr(policy, "_prompts", lambda *_: [None] * len(ways))
     monkeypatch.setattr(policy, "generate", lambda *_: [types.SimpleNamespace(ids=way) for way in ways])

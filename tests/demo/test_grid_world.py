@@ -11,10 +11,10 @@ from scipy.sparse import csgraph, csr_array
 from chameleon_jax.demo import grid_world
 from chameleon_jax.demo.grid_world import STOP, Grid
 
-UP, DOWN, LEFT, RIGHT = range(4)
-# . . . . .
-# . A # . .
-# . . # G .      rows go down, columns to the right
+# a b c d      rows go down, columns to the right
+# e A # h
+# i j # G
+# m n o p
 GRID = Grid(agent=(1, 1), goal=(2, 3), walls=((1, 2), (2, 2)))
 
 
@@ -33,14 +33,14 @@ def test_grids_are_different_and_the_parts_share_none_for_any_seed(grids):
 
 
 def _random_grid(seed):
-    picked = np.random.default_rng(seed).choice(25, 5, replace=False)
-    agent, goal, *walls = [divmod(int(square), 5) for square in picked]
+    picked = np.random.default_rng(seed).choice(16, 4, replace=False)
+    agent, goal, *walls = [divmod(int(square), 4) for square in picked]
     return Grid(agent, goal, tuple(sorted(walls)))
 
 
 def test_solutions_are_as_short_as_those_of_scipy(grids):
     for grid in grids[0][:60]:
-        free = [(r, c) for r in range(5) for c in range(5) if (r, c) not in grid.walls]
+        free = [(r, c) for r in range(4) for c in range(4) if (r, c) not in grid.walls]
         near = [[abs(a - c) + abs(b - d) == 1 for c, d in free] for a, b in free]
         lengths = csgraph.shortest_path(csr_array(np.array(near, int)), unweighted=True)
         actions = grid_world.solution(grid)
@@ -49,22 +49,30 @@ def test_solutions_are_as_short_as_those_of_scipy(grids):
 
 
 @pytest.mark.parametrize(
-    ("actions", "solved"),
+    ("way", "solved"),
     [
-        ((UP, RIGHT, RIGHT, DOWN, DOWN, STOP), True),
-        ((DOWN, DOWN, RIGHT, RIGHT, UP, STOP), True),
-        ((LEFT, RIGHT, UP, RIGHT, RIGHT, DOWN, DOWN, STOP), True),
-        ((UP, RIGHT, RIGHT, DOWN, DOWN), False),  # no stop
-        ((UP, RIGHT, RIGHT, DOWN, STOP), False),  # stops beside the goal
-        ((RIGHT, UP, RIGHT, RIGHT, DOWN, DOWN, STOP), False),  # into a wall
-        ((LEFT, LEFT, STOP), False),  # over the edge
-        ((7, STOP), False),
-        ((-1, STOP), False),
-        ((), False),
+        ("b c d h l stop", True),
+        ("j n o p l stop", True),
+        ("e f b c d h l stop", True),
+        ("b c d h l", False),  # no stop
+        ("b c d h stop", False),  # stops beside the goal
+        ("g h l stop", False),  # into a wall
+        ("b d h l stop", False),  # over a square
+        ("f b c d h l stop", False),  # to where it is
+        ("b c d h i stop", False),  # the next number, on the other side
+        ("stop", False),
+        ("", False),
     ],
 )
-def test_the_judge_wants_the_goal_a_stop_and_no_bump(actions, solved):
+def test_the_judge_wants_the_goal_a_stop_and_free_squares_beside_each_other(way, solved):
+    actions = [STOP if name == "stop" else ord(name) - ord("a") for name in way.split()]
     assert grid_world.solves(GRID, actions) == solved
+    assert " ".join(map(grid_world.action_name, actions)) == way
+
+
+@pytest.mark.parametrize("action", [-1, 17, 100])
+def test_numbers_of_no_square_solve_nothing(action):
+    assert not grid_world.solves(GRID, (action, STOP))
 
 
 def test_words_and_picture_tell_the_whole_grid(grids):
