@@ -28,10 +28,20 @@ from chameleon_jax.files import atomic_write
 CHECKPOINTS = "checkpoints"  # folder of the numbered steps
 TOKENIZER = "tokenizer"  # bundle of the tokens, also in a token store
 LOCK = ".lock"
+# Kinds of workdirs, and what lies in one and in no other.
+RUN, STORE, BUNDLE = "a training run", "a token store", "a tokenizer"
+_MARKS = {RUN: CHECKPOINTS, STORE: "plan.json", BUNDLE: "vocab.json"}
 _PACKAGES = (
     "chameleon-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "grain", "numpy", "tokenizers",
     "safetensors",
 )  # fmt: skip
+
+
+def require_kind(path: str | os.PathLike[str], kind: str) -> None:
+    """Raise WorkdirError where a workdir of another kind than RUN, STORE or BUNDLE lies: files of both would be taken for one."""
+    for other, mark in _MARKS.items():
+        if other != kind and (Path(path) / mark).exists():
+            raise WorkdirError(f"{path} is {other} (it holds {mark}), not {kind}: choose another --workdir")
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import sys
 import jax
 import pytest
 
+from chameleon_jax import workdir
 from chameleon_jax.configs import (
     CheckpointConfig,
     DataConfig,
@@ -152,3 +153,17 @@ def test_a_field_that_is_newer_than_the_checkpoint_counts_as_its_default():
     saved = make_config().to_dict()
     del saved["loss"]["z_loss"]
     check_resume(saved, make_config())
+
+
+@pytest.mark.parametrize("mark", ["checkpoints", "plan.json", "vocab.json"])
+def test_workdirs_of_other_kinds_are_refused(tmp_path, mark):
+    """Files of two kinds in one folder would be taken for one another's."""
+    (tmp_path / mark).mkdir()
+    of = {workdir.RUN: "checkpoints", workdir.STORE: "plan.json", workdir.BUNDLE: "vocab.json"}
+    for kind, own in of.items():
+        if own == mark:
+            workdir.require_kind(tmp_path, kind)
+            continue
+        with pytest.raises(WorkdirError, match=rf"\(it holds {mark}\), not {kind}: choose another --workdir"):
+            workdir.require_kind(tmp_path, kind)
+    workdir.require_kind(tmp_path / "new", workdir.RUN)

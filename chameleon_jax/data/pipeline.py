@@ -32,7 +32,7 @@ from chameleon_jax.files import new_folder
 from chameleon_jax.progress import progress
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.documents import Document
-from chameleon_jax.workdir import TOKENIZER
+from chameleon_jax.workdir import STORE, TOKENIZER, require_kind
 
 # Fields that change no byte of the store; the tokenizer counts by its fingerprint, not by its place.
 _FREE_FIELDS = ("tokenizer", "max_reject_fraction")
@@ -66,6 +66,7 @@ def tokenize(config: TokenizeConfig, output: str | os.PathLike) -> TokenizeRepor
     """
     started = time.monotonic()
     output = pathlib.Path(output)
+    require_kind(output, STORE)
     bundle = TokenizerBundle.load(config.tokenizer)
     bundle.check()
     for name in config.max_spans:
@@ -314,9 +315,18 @@ def _keep_plan(config: TokenizeConfig, bundle: TokenizerBundle, output: pathlib.
 
 
 def _keep_tokenizer(bundle: TokenizerBundle, output: pathlib.Path) -> None:
-    """A copy of what made the ids goes with them: without it nobody can read a store back."""
+    """A copy of what made the ids goes with them: without it nobody can read a store back.
+
+    Raises StoreError where another one lies there.
+    """
     kept = output / TOKENIZER
-    if not kept.exists():
+    if kept.exists():
+        theirs, ours = TokenizerBundle.load(kept).fingerprint(), bundle.fingerprint()
+        if theirs != ours:
+            raise StoreError(
+                f"{kept} is tokenizer {theirs}, not {ours}, which makes these ids: delete it or choose another --workdir"
+            )
+    else:
         with new_folder(kept) as unfinished:
             bundle.save(unfinished)
 

@@ -31,8 +31,8 @@ def check_names(vocab: Vocab, config: GenerationConfig) -> None:
     grammar.written_rows(vocab, config.mode)
     for name in (*config.sampling, *config.max_spans, *config.grids):
         row = vocab.row(name, GenerationError)
-        if not vocab.modalities[row].output:
-            raise GenerationError(f"'{name}' is only taken in: ask nothing of its output")
+        if not vocab.modalities[row].output and name in (*config.max_spans, *config.grids):
+            raise GenerationError(f"'{name}' is only taken in: ask for none of its spans")
         if name in config.max_spans and row not in vocab.marked:
             raise GenerationError(f"max_spans of '{name}' is asked for, which has no spans to count: leave it out")
     for name, grid in config.grids.items():

@@ -21,6 +21,7 @@ from chameleon_jax.tokenizers.perceived import PatchCodec
 from chameleon_jax.tokenizers.pictures import PictureCodec
 from chameleon_jax.tokenizers.sound import SoundCodec
 from chameleon_jax.tokenizers.text import TextTokenizer, train_bpe
+from chameleon_jax.workdir import BUNDLE, require_kind
 
 HOLD_OUT_EVERY = 16  # where no eval_sources are given
 GRID_IMAGES = 48
@@ -34,6 +35,7 @@ def train_bundle(config: TrainTokenizerConfig, workdir: str | Path) -> None:
     table lacks.
     """
     workdir, vocab = Path(workdir), config.vocab
+    require_kind(workdir, BUNDLE)
     wanted = [vocab.names[vocab.row(name)] for name in config.parts] or [r.name for r in vocab.modalities if r.codec]
     workdir.mkdir(parents=True, exist_ok=True)
     prepare = {name: make for name, make in preparers(config).items() if name in wanted}

@@ -35,7 +35,7 @@ from chameleon_jax.training.signals import EXIT_STOPPED, StopRequest
 from chameleon_jax.training.state import TrainState
 from chameleon_jax.training.step import StepMetrics
 from chameleon_jax.training.task import Data, Evaluator, Recipe, Task
-from chameleon_jax.workdir import CHECKPOINTS, check_resume, open_workdir, write_run_files
+from chameleon_jax.workdir import CHECKPOINTS, RUN, check_resume, open_workdir, require_kind, write_run_files
 
 
 def pretrain(
@@ -63,6 +63,7 @@ def train(
     not fit together.
     """
     path = Path(workdir)
+    require_kind(path, RUN)
     with open_workdir(path, jax.process_index()), StopRequest() as stop:
         mesh = make_mesh(config.mesh)
         data = task.open(path, mesh)

@@ -258,6 +258,12 @@ class StoreData:
                     "choose another --workdir"
                 )
             return
+        held = TokenizerBundle.load(source).fingerprint()
+        if held != self.loader.bundle_fingerprint:
+            raise ConfigError(
+                f"{source} is tokenizer {held}, but the tokens beside it were made with {self.loader.bundle_fingerprint}: put the "
+                "right one there"
+            )
         with new_folder(kept) as unfinished:
             shutil.copytree(source, unfinished, dirs_exist_ok=True)
 

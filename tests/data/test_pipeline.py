@@ -212,6 +212,16 @@ def test_other_sources_and_another_tokenizer_are_refused(inputs, tmp_path):
         tokenize(dataclasses.replace(config, tokenizer=str(tmp_path / "bundle")), path)
 
 
+def test_a_foreign_tokenizer_in_the_store_is_refused(inputs, tmp_path):
+    """Whoever reads the store takes its ids apart with the tokenizer that lies in it."""
+    _, config, _, _ = inputs
+    save_bundle(tmp_path / "store" / "tokenizer", seed=1)
+    with pytest.raises(StoreError, match="which makes these ids: delete it or choose another --workdir"):
+        tokenize(config, tmp_path / "store")
+    with pytest.raises(WorkdirError, match=r"is a tokenizer \(it holds vocab.json\), not a token store"):
+        tokenize(config, tmp_path / "store" / "tokenizer")
+
+
 def test_the_limit_of_rejects_and_the_place_of_the_tokenizer_may_change(inputs, tmp_path):
     _, config, path, _ = inputs
     moved = shutil.copytree(config.tokenizer, tmp_path / "moved")

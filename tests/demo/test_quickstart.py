@@ -45,12 +45,15 @@ def test_a_bad_number_is_one_line_before_the_first_command(flag, tmp_path, monke
     assert flag.split("=")[0] in line and flag.split("=")[1] in line
 
 
-def test_a_workdir_of_another_seed_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):
-    (tmp_path / "seed").write_text("0\n")
-    monkeypatch.setattr("sys.argv", ["quickstart", f"--workdir={tmp_path}", "--seed=1"])
+@pytest.mark.parametrize(
+    ("flags", "made"), [(["--seed=1"], "--seed=0"), (["--image_input=patches"], "--image_input=codes")]
+)
+def test_a_workdir_of_other_flags_is_refused_before_anything_is_written(flags, made, tmp_path, monkeypatch, capsys):
+    (tmp_path / "flags.json").write_text('{"seed": 0, "image_input": "codes"}')
+    monkeypatch.setattr("sys.argv", ["quickstart", f"--workdir={tmp_path}", *flags])
     monkeypatch.setattr(journey.runpy, "run_module", lambda *_, **__: pytest.fail("a command was started"))
     with pytest.raises(SystemExit) as ended:
         entry.cli.run(entry.main, None, entry.__doc__, add_flags=entry._flags)
     assert ended.value.code == 2
-    assert "was made with --seed=0: use it, or another --workdir" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["seed"]
+    assert f"was made with {made}: use it, or another --workdir" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["flags.json"]
