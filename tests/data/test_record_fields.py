@@ -113,6 +113,13 @@ def test_a_name_of_a_modality_means_that_modality(folder):
     assert [(s.modality, s.data) for s in segments] == [("text", "go"), ("photo", (1, 2))]
 
 
+def test_a_picture_under_the_name_of_its_modality_is_not_read_twice(folder):
+    drawings = ModalityConfig(name="drawings", ids=16, length=4, codec="vqgan")
+    vocab = VocabConfig(modalities=(VOCAB.modalities[0], drawings))
+    segments = record_segments({"drawings": "a.png", "file_name": "a.png", "text": "go"}, str(folder), vocab)
+    assert [(s.modality, s.data) for s in segments] == [("text", "go"), ("drawings", PNG)]
+
+
 def test_a_folder_may_be_an_image_folder(folder):
     (folder / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "one"}\n')
     (document,) = read_documents(SourceConfig(name="s", kind="folder", path=str(folder)))

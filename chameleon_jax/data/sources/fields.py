@@ -44,7 +44,8 @@ def with_usual_names(record: Mapping[str, Any], own: Collection[str]) -> dict[st
     pictures and none is called `image`.
     """
     renamed = dict(record)
-    if not any(name in record for name in ("image", "images", "segments", "image_info")):
+    held = ("image", "images", "segments", "image_info", *(n for n in own if looks_like_picture(record.get(n))))
+    if not any(name in record for name in held):
         found = {n: record[n] for n in IMAGE_NAMES if n in record and n not in own and looks_like_picture(record[n])}
         names = list(found)
         if names and any(found[name] != found[names[0]] for name in names):
@@ -65,11 +66,11 @@ def check_nothing_is_lost(record: Mapping[str, Any], read: Collection[str]) -> N
 
     The same picture under a second name, and the address that a picture was once fetched from, are no loss.
     """
-    pictures = [value for name in ("image", "images") if (value := record.get(name)) is not None]
+    held = [record[name] for name in read if looks_like_media(record.get(name))]
     for name, value in record.items():
-        if name in read or value in pictures or not looks_like_media(value):
+        if name in read or value in held or not looks_like_media(value):
             continue
-        if pictures and isinstance(value, str) and _URL.match(value):
+        if held and isinstance(value, str) and _URL.match(value):
             continue
         if looks_like_picture(value):
             what, wanted = "picture", "'image'"
