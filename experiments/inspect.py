@@ -26,6 +26,7 @@ def _flags(values):
 def main(config: PretrainConfig | None, args) -> None:
     from chameleon_jax.evaluation import inspection
     from chameleon_jax.parallel.mesh import abstract_mesh, check_model_fits, make_mesh
+    from chameleon_jax.training.pretraining import complete
 
     # Devices are needed to count what is left for -1, and to read to; sizes can be told without.
     needs_devices = args.mesh is not None and (args.verify or -1 in (args.mesh.data, args.mesh.fsdp, args.mesh.tensor))
@@ -33,6 +34,7 @@ def main(config: PretrainConfig | None, args) -> None:
     if config is not None and args.path:
         raise ChameleonError(f"give --gin_file or a path ({args.path}), not both")
     if config is not None:
+        config = complete(config)
         if mesh is not None:
             check_model_fits(config.model, mesh)  # before a page of text
         print(json.dumps(config.to_dict(), indent=2))

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from chameleon_jax.configs import CheckpointConfig, TransformerConfig
-from chameleon_jax.errors import ChameleonError
+from chameleon_jax.errors import ChameleonError, CheckpointError, TokenizerError
 from chameleon_jax.models import params, transformer
 from chameleon_jax.models.params import ParamSpec
 from chameleon_jax.parallel.mesh import DECODING, TRAINING, check_model_fits
-from chameleon_jax.workdir import CHECKPOINTS
+from chameleon_jax.workdir import CHECKPOINTS, TOKENIZER
 
 
 def print_parameters(config: TransformerConfig) -> None:
@@ -55,7 +55,8 @@ def print_path(path: str, *, verify: bool, mesh: Mesh | AbstractMesh | None = No
 
     Of a run it also tells how the parameters would lie on `mesh`; `verify` then reads them straight to their places on it.
 
-    Raises ChameleonError when it is nothing that this package writes.
+    Raises ChameleonError when it is nothing that this package writes, and, once the tables are printed, for damage that `verify`
+    found: of a step, or a tokenizer that is not the one of the ids.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -86,6 +87,8 @@ def _print_store(folder: Path, verify: bool) -> None:
     if verify:
         table.add_row("verified", "every shard")
     _print(table)
+    if verify:
+        _check_tokenizer(folder, opened.bundle_fingerprint)
 
 
 def _print_bundle(folder: Path) -> None:
@@ -132,6 +135,20 @@ def _print_run(folder: Path, verify: bool, mesh: Mesh | AbstractMesh | None) -> 
         _print(table)
     wanted = params.abstract(transformer.param_specs(model), mesh, DECODING) if isinstance(mesh, Mesh) else None
     _print_checkpoints(folder / CHECKPOINTS, verify, wanted)
+    # Runs older than the table of modalities noted a fingerprint of another spelling.
+    if verify and saved and "modalities" in (saved.get("vocab_config") or {}):
+        _check_tokenizer(folder, saved.get("tokenizer"))
+
+
+def _check_tokenizer(folder: Path, noted: str | None) -> None:
+    """Raise TokenizerError where the tokenizer beside the ids is not the one that made them."""
+    from chameleon_jax.tokenizers.bundle import TokenizerBundle
+
+    kept = folder / TOKENIZER
+    if noted is None or not kept.is_dir():
+        return
+    if (found := TokenizerBundle.load(kept).fingerprint()) != noted:
+        raise TokenizerError(f"{kept} is tokenizer {found}, but the ids are those of {noted}: put the right one there")
 
 
 def _print_checkpoints(folder: Path, verify: bool, abstract_params: Any) -> None:
@@ -140,6 +157,7 @@ def _print_checkpoints(folder: Path, verify: bool, abstract_params: Any) -> None
     from chameleon_jax.checkpoints.verify import first_damage_on_disk
 
     table = Table("step", "leaves", "numbers", "data", "state", title=f"Checkpoints in {folder}")
+    damaged = []
     for child in sorted((c for c in folder.iterdir() if c.name.isdigit()), key=lambda c: int(c.name)):
         try:
             manifest = read_manifest(child)
@@ -150,6 +168,7 @@ def _print_checkpoints(folder: Path, verify: bool, abstract_params: Any) -> None
                 if damage is None and abstract_params is not None:
                     restore_subtree(child, "params", abstract_params)
                 state = "verified" if damage is None else f"not usable: {damage}"
+                damaged += [child.name] if damage is not None else []
             table.add_row(
                 child.name,
                 str(len(manifest.leaves)),
@@ -159,7 +178,10 @@ def _print_checkpoints(folder: Path, verify: bool, abstract_params: Any) -> None
             )
         except (ChameleonError, OSError, ValueError) as error:
             table.add_row(child.name, "", "", "", f"not usable: {error}")
+            damaged.append(child.name)
     _print(table)
+    if verify and damaged:
+        raise CheckpointError(f"not usable of {folder}: {', '.join(damaged)}; the table above says why")
 
 
 def _text(value: object) -> str:

@@ -1,6 +1,7 @@
 """Inspection tables show what is there, and refuse what is nothing of ours."""
 
 import dataclasses
+import os
 
 import jax
 import numpy as np
@@ -10,10 +11,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from chameleon_jax.checkpoints.checkpointer import Checkpointer
 from chameleon_jax.checkpoints.manifest import Manifest, read_manifest
 from chameleon_jax.configs import CheckpointConfig, MeshConfig, TransformerConfig
-from chameleon_jax.errors import ChameleonError, ConfigError
+from chameleon_jax.errors import ChameleonError, CheckpointError, ConfigError, TokenizerError
 from chameleon_jax.evaluation import inspection
 from chameleon_jax.models import params, transformer
 from chameleon_jax.parallel.mesh import abstract_mesh, make_mesh
+from tests.tiny_run import make_run
 
 CONFIG = TransformerConfig(vocab_size=100, d_model=16, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=8, d_ff=24)
 
@@ -55,7 +57,9 @@ def test_a_checkpoint_is_verified_on_disk_and_damage_is_named(steps, capsys):
     regions[3] = dataclasses.replace(regions[3], crc32=7)
     leaves = {**saved, "opt_state/mu": dataclasses.replace(saved["opt_state/mu"], regions=tuple(regions))}
     manifest.write_bytes(Manifest(1, leaves, {}).to_bytes())
-    inspection.print_path(str(steps), verify=True)
+    with pytest.raises(CheckpointError, match=r"not usable of .*: 1; the table above says why"):
+        inspection.print_path(str(steps), verify=True)
+    inspection.print_path(str(steps), verify=False)  # which reads nothing
     text = " ".join(capsys.readouterr().out.split())
     assert "not usable: leaf 'opt_state/mu'" in text and "does not match its checksum" in text
 
@@ -81,3 +85,14 @@ def test_the_bytes_on_each_device_of_a_mesh_sum_to_those_of_the_model(capsys):
 def test_other_folders_are_refused(path, tmp_path):
     with pytest.raises(ChameleonError, match=r"is no(t| )"):
         inspection.print_path(str(tmp_path / path), verify=False)
+
+
+def test_a_foreign_tokenizer_beside_the_ids_is_found(make_store):
+    bundle = make_run().bundle
+    own, foreign = make_store("own", bundle_fingerprint=bundle.fingerprint()), make_store("foreign")
+    for made in (own, foreign):
+        bundle.save(os.path.join(made.path, "tokenizer"))
+        inspection.print_path(str(made.path), verify=False)
+    inspection.print_path(str(own.path), verify=True)
+    with pytest.raises(TokenizerError, match=r"but the ids are those of b{16}: put the right one there"):
+        inspection.print_path(str(foreign.path), verify=True)
