@@ -67,6 +67,13 @@ class Checkpointer:
         """What the caller saved beside the newest step with a readable manifest; None without any. Reads no array."""
         return distributed.decide(lambda: saved_metadata(self.directory), "reading the newest checkpoint's metadata")
 
+    def tidy(self) -> None:
+        """Delete what a kill in a save or a deletion left, and the steps that are too old; other processes do nothing."""
+        if jax.process_index() == 0 and self.directory.is_dir():
+            _sweep(self.directory)
+            self._swept = True
+            self._retain()
+
     def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
         """Begin to save; returns when `state` is on the host and may be donated or changed.
 
@@ -274,7 +281,7 @@ def _discard(folder: Path) -> None:
 
 
 def _sweep(directory: Path) -> None:
-    """Remove what a killed run left. Called by the first save only: someone who just reads must delete nothing."""
+    """Remove what a killed run left. Called by the one who writes alone: someone who just reads must delete nothing."""
     for entry in directory.iterdir():
         if entry.name.startswith((SAVING, TRASH)):
             shutil.rmtree(entry, ignore_errors=True)

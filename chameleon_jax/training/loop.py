@@ -70,6 +70,7 @@ def train(
         recipe = Recipe.of(task, config, data.row_names)
         checkpointer = Checkpointer(path / CHECKPOINTS, config.checkpoint)
         train_state, start = _begin(path, checkpointer, recipe, data, mesh, rollback)
+        checkpointer.tidy()
         data.keep(path)
         write_run_files(path, config, gin_text, params.sharding_table(task.param_specs(), mesh, TRAINING))
         if start >= config.train.steps:

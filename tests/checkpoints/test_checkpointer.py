@@ -354,6 +354,17 @@ def test_leftovers_of_a_killed_run_are_removed_by_the_next_save_not_by_a_reader(
     assert not list(copied.glob(".*"))
 
 
+def test_a_run_that_never_saves_again_is_tidied(copied):
+    """Killed in the deletion after its last save: the half of a step, and one more step than is kept."""
+    shutil.copytree(copied / "2", copied / "3")
+    (copied / ".trash-1-5").mkdir()
+    saver = checkpointer(copied, keep=2)
+    saver.tidy()
+    assert saver.steps() == [2, 3] and not (copied / ".trash-1-5").exists()
+    checkpointer(copied / "none").tidy()
+    assert not (copied / "none").exists()
+
+
 def test_an_error_of_a_background_save_is_raised_by_the_next_call_and_old_steps_stay(copied):
     noise = jnp.asarray(np.random.default_rng(0).integers(0, 2**31, 1 << 18, np.int32))
     saver = checkpointer(copied)
