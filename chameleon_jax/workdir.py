@@ -30,7 +30,8 @@ TOKENIZER = "tokenizer"  # bundle of the tokens, also in a token store
 LOCK = ".lock"
 # Kinds of workdirs, and what lies in one and in no other.
 RUN, STORE, BUNDLE = "a training run", "a token store", "a tokenizer"
-_MARKS = {RUN: CHECKPOINTS, STORE: "plan.json", BUNDLE: "vocab.json"}
+PLAN, VOCAB = "plan.json", "vocab.json"  # of a token store, of a tokenizer
+_MARKS = {RUN: CHECKPOINTS, STORE: PLAN, BUNDLE: VOCAB}
 _PACKAGES = (
     "chameleon-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "grain", "numpy", "tokenizers",
     "safetensors",

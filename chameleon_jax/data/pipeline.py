@@ -32,7 +32,7 @@ from chameleon_jax.files import new_folder
 from chameleon_jax.progress import progress
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.documents import Document
-from chameleon_jax.workdir import STORE, TOKENIZER, require_kind
+from chameleon_jax.workdir import PLAN, STORE, TOKENIZER, require_kind
 
 # Fields that change no byte of the store; the tokenizer counts by its fingerprint, not by its place.
 _FREE_FIELDS = ("tokenizer", "max_reject_fraction")
@@ -77,12 +77,13 @@ def tokenize(config: TokenizeConfig, output: str | os.PathLike) -> TokenizeRepor
             "or leave image_input as 'codes'"
         )
     estimates = [estimate_records(source) for source in config.sources]  # and finds a missing path before any work
+    fingerprint = bundle.fingerprint()  # once: it is a hash of every weight of the codecs
     with _only_writer(output):
-        _keep_plan(config, bundle, output)
-        _keep_tokenizer(bundle, output)
+        _keep_plan(config, fingerprint, output)
+        _keep_tokenizer(bundle, fingerprint, output)
         identity = StoreIdentity(
             vocab_config=bundle.vocab_config,
-            bundle_fingerprint=bundle.fingerprint(),
+            bundle_fingerprint=fingerprint,
         )
         writer = StoreWriter(output, identity)
         found, counts = writer.committed(), _Contents()
@@ -286,18 +287,18 @@ class _RejectLimit:
 # --- one plan, one writer --------------------------------------------------------------------------------------------
 
 
-def _keep_plan(config: TokenizeConfig, bundle: TokenizerBundle, output: pathlib.Path) -> None:
+def _keep_plan(config: TokenizeConfig, fingerprint: str, output: pathlib.Path) -> None:
     """Freeze the plan in a new directory; in an old one refuse another plan."""
     wanted = config.to_dict()
     for field in _FREE_FIELDS:
         del wanted[field]
-    path = output / layout.PLAN
+    path = output / PLAN
     if not path.exists():
         if any((output / layout.COMMITS).glob("*.json")):
             raise StoreError(
                 f"{path} is missing beside committed shards: restore it or tokenise into another directory"
             )
-        content = {"config": wanted, "config_hash": config.hash(), "bundle_fingerprint": bundle.fingerprint()}
+        content = {"config": wanted, "config_hash": config.hash(), "bundle_fingerprint": fingerprint}
         layout.write_json(path, {"format_version": layout.FORMAT_VERSION, **content})
         return
     kept = layout.read_json(path, "tokenise into another directory")
@@ -306,25 +307,25 @@ def _keep_plan(config: TokenizeConfig, bundle: TokenizerBundle, output: pathlib.
         for field, (now, before) in config.diff(kept["config"]).items()
         if field not in _FREE_FIELDS
     ]
-    if kept["bundle_fingerprint"] != bundle.fingerprint():
-        changes.append(f"tokenizer bundle was {kept['bundle_fingerprint']}, is {bundle.fingerprint()}")
+    if kept["bundle_fingerprint"] != fingerprint:
+        changes.append(f"tokenizer bundle was {kept['bundle_fingerprint']}, is {fingerprint}")
     if changes:
         raise StoreError(
             f"{output} was begun with another plan ({'; '.join(changes)}): restore it or tokenise into another directory"
         )
 
 
-def _keep_tokenizer(bundle: TokenizerBundle, output: pathlib.Path) -> None:
+def _keep_tokenizer(bundle: TokenizerBundle, fingerprint: str, output: pathlib.Path) -> None:
     """A copy of what made the ids goes with them: without it nobody can read a store back.
 
     Raises StoreError where another one lies there.
     """
     kept = output / TOKENIZER
     if kept.exists():
-        theirs, ours = TokenizerBundle.load(kept).fingerprint(), bundle.fingerprint()
-        if theirs != ours:
+        theirs = TokenizerBundle.load(kept).fingerprint()
+        if theirs != fingerprint:
             raise StoreError(
-                f"{kept} is tokenizer {theirs}, not {ours}, which makes these ids: delete it or choose another --workdir"
+                f"{kept} is tokenizer {theirs}, not {fingerprint}, which makes these ids: delete it or choose another --workdir"
             )
     else:
         with new_folder(kept) as unfinished:

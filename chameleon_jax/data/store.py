@@ -23,10 +23,10 @@ from chameleon_jax.configs import VocabConfig
 from chameleon_jax.data import store_format as layout
 from chameleon_jax.data.store_writer import data_fingerprint, read_commits
 from chameleon_jax.errors import ConfigError, StoreError
-from chameleon_jax.tokenizers.bundle import VOCAB, TokenizerBundle
+from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.documents import Span
 from chameleon_jax.vocab import Vocab
-from chameleon_jax.workdir import TOKENIZER
+from chameleon_jax.workdir import TOKENIZER, VOCAB
 
 Block = tuple[str, int, int]  # a chunk: name of the array, shard, number of the chunk
 DEFAULT_CACHE_BYTES = 256 << 20

@@ -40,7 +40,7 @@ BLOCK_TOKENS = 16384  # tokens of one chunk: the least that is read and checked 
 BLOCK_ROWS = 4096  # rows of one chunk of the small arrays
 BLOCK_BYTES = 1 << 20  # of one chunk of pixels, at least one picture
 
-PLAN, MANIFEST, LOCK = "plan.json", "manifest.json", ".lock"
+MANIFEST, LOCK = "manifest.json", ".lock"
 SHARDS, COMMITS, REJECTS, TEMPORARY, PACKING = "shards", "commits", "rejects", "temporary", "packing"
 ARRAYS = ("tokens", "offsets", "spans", "document_ids", "pixels")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from chameleon_jax.errors import ChameleonError, ConfigError
 from chameleon_jax.files import atomic_write
-from chameleon_jax.tokenizers.bundle import VOCAB
+from chameleon_jax.workdir import VOCAB
 
 _STOPPED = (75, 130)  # exit codes of a run that was told to stop, and of Ctrl-C
 RUNS = Path(__file__).resolve().parents[2] / "gin_configs" / "runs"

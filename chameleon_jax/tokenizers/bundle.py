@@ -26,8 +26,9 @@ from chameleon_jax.tokenizers.pictures import PictureCodec
 from chameleon_jax.tokenizers.sound import SoundCodec
 from chameleon_jax.tokenizers.text import TextTokenizer
 from chameleon_jax.vocab import Vocab
+from chameleon_jax.workdir import VOCAB
 
-VOCAB, TEXT = "vocab.json", "tokenizer.json"
+TEXT = "tokenizer.json"
 # By `ModalityConfig.codec`; text is read apart.
 CODECS: dict[str, type[Codec]] = {codec.kind: codec for codec in (PictureCodec, SoundCodec, PatchCodec)}
 

@@ -45,7 +45,7 @@ def pretrain(
     rollback: Rollback | None = None,
 ) -> int:
     """`train` with the pretraining task; a `vocab_size` that the config leaves open is that of the token stores."""
-    config = complete(config)
+    config = complete(config, Path(workdir))
     return train(PretrainTask(config=config), config, workdir, gin_text=gin_text, rollback=rollback)
 
 

@@ -14,6 +14,7 @@ import jax
 from absl import logging
 from jax.sharding import Mesh
 
+from chameleon_jax.checkpoints.restore import saved_metadata
 from chameleon_jax.configs import PretrainConfig, VocabConfig
 from chameleon_jax.data.batch import Batch
 from chameleon_jax.data.loader import Loader
@@ -22,6 +23,7 @@ from chameleon_jax.errors import ConfigError
 from chameleon_jax.files import new_folder
 from chameleon_jax.models import params, perception, transformer
 from chameleon_jax.models.statistics import Statistics
+from chameleon_jax.parallel import distributed
 from chameleon_jax.parallel.batches import local_rows, to_global
 from chameleon_jax.parallel.mesh import TRAINING, check_fits
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
@@ -32,22 +34,29 @@ from chameleon_jax.training.losses import LossSums
 from chameleon_jax.training.task import Evaluator, Recipe
 from chameleon_jax.training.trainable import Range
 from chameleon_jax.vocab import Vocab
-from chameleon_jax.workdir import TOKENIZER
+from chameleon_jax.workdir import CHECKPOINTS, TOKENIZER
 
 _ROWS = 128  # of the embedding and head that is taken from the stores: tiles of a TPU, and axes of a mesh
 
 
-def complete(config: PretrainConfig) -> PretrainConfig:
+def complete(config: PretrainConfig, workdir: Path | None = None) -> PretrainConfig:
     """The config with the `vocab_size` that its first token store needs, where it has none; not less than that of `init_from`.
 
-    Raises StoreError where the store cannot be opened.
+    A run that has saved in `workdir` keeps its own: it no longer needs what it started from. Raises StoreError where the store
+    cannot be opened.
     """
     if config.model.vocab_size:
         return config
-    size = Vocab.from_config(read_vocab(config.data.stores[0].path)).size
-    wanted = -(-size // _ROWS) * _ROWS
-    if config.init_from is not None:
-        wanted = max(wanted, initial.vocab_size(config.init_from))
+    saved = workdir and distributed.decide(
+        lambda: saved_metadata(workdir / CHECKPOINTS), "looking for the run's own size"
+    )
+    if saved:
+        wanted = saved["config"]["model"]["vocab_size"]
+    else:
+        size = Vocab.from_config(read_vocab(config.data.stores[0].path)).size
+        wanted = -(-size // _ROWS) * _ROWS
+        if (init := config.init_from) is not None:
+            wanted = max(wanted, distributed.decide(lambda: initial.vocab_size(init), "reading the size to start from"))
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=wanted))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -63,6 +64,16 @@ def test_it_is_not_less_than_that_of_the_weights_to_start_from(config, tmp_path)
     begun = dataclasses.replace(config, init_from=InitConfig(workdir=str(tmp_path / "source")))
     assert complete(begun).model.vocab_size == 1000
     assert complete(dataclasses.replace(begun, init_from=InitConfig(workdir="none"))).model.vocab_size < 1000
+
+
+def test_a_run_keeps_its_size_when_the_weights_that_it_started_from_are_gone(config, tmp_path):
+    wide = dataclasses.replace(config, model=dataclasses.replace(MODEL, vocab_size=1000))
+    assert pretrain(wide, str(tmp_path / "source")) == 0
+    begun = dataclasses.replace(config, init_from=InitConfig(workdir=str(tmp_path / "source")))
+    assert pretrain(begun, str(tmp_path / "run")) == 0
+    shutil.rmtree(tmp_path / "source")
+    assert complete(begun, tmp_path / "run").model.vocab_size == 1000
+    assert pretrain(begun, str(tmp_path / "run")) == 0
 
 
 def test_without_stores_it_has_to_be_said(tmp_path):
