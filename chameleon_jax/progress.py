@@ -1,13 +1,20 @@
-"""A progress bar with rate and time left on a terminal, and a plain line every few seconds anywhere else."""
+"""A progress bar with rate and time left on a terminal, and a plain line every few seconds anywhere else.
+
+Both are of the last half minute, and of nothing before the first piece of work was done: that is when programs are compiled.
+"""
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import sys
 import time
 from collections.abc import Iterator
 
 PLAIN_SECONDS = 10.0  # between lines where there is no terminal
+RATE_SECONDS = 30.0  # that the rate looks back, if there are enough marks in them
+_FEWEST_MARKS = 10
+_MARK_SECONDS = 0.1  # between two marks at least
 
 
 class Bar:
@@ -17,11 +24,12 @@ class Bar:
         self._title, self._total, self._unit = title, total, unit
         self._start_count = self._count = done
         self._start = self._last_line = time.monotonic()
+        self._marks: collections.deque[tuple[float, int]] = collections.deque()  # when how much was done
         self._note = ""
         self._rich = self._task = None
         if sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
             columns = (
                 TextColumn("{task.description}"),
@@ -29,43 +37,57 @@ class Bar:
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[info]}"),
             )
-            self._rich = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+            self._rich = Progress(*columns, console=Console(stderr=True))
             self._rich.start()
             self._task = self._rich.add_task(title, total=total, completed=done, info="")
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         self._count += amount
         self._note = note or self._note
+        self._mark(time.monotonic())
         if self._rich is not None:
-            info = " ".join(part for part in (self._rate_text(), self._note) if part)
-            self._rich.update(self._task, completed=self._count, info=info)
+            self._rich.update(self._task, completed=self._count, info=self._speed_text())
         elif time.monotonic() - self._last_line >= PLAIN_SECONDS:
-            self._print_line()
+            self._last_line = time.monotonic()
+            total = f"/{self._total:,}" if self._total is not None else ""
+            self._print(f"{self._title}: {self._count:,}{total} {self._unit}, {self._speed_text()}")
 
-    def _rate(self) -> float:
-        return (self._count - self._start_count) / max(time.monotonic() - self._start, 1e-9)
+    def rate(self) -> float | None:
+        """Work a second; None until there are two marks."""
+        if len(self._marks) < 2:
+            return None
+        (begin, before), (end, after) = self._marks[0], self._marks[-1]
+        return (after - before) / max(end - begin, 1e-9)
 
-    def _rate_text(self) -> str:
-        return f"{self._rate():,.1f} {self._unit}/s"
-
-    def _print_line(self) -> None:
-        self._last_line = time.monotonic()
-        total = f"/{self._total:,}" if self._total is not None else ""
-        left = ""
-        if self._total is not None and self._rate() > 0:
-            left = f", {format_seconds((self._total - self._count) / self._rate())} left"
-        note = f", {self._note}" if self._note else ""
-        print(
-            f"{self._title}: {self._count:,}{total} {self._unit}, {self._rate_text()}{left}{note}",
-            file=sys.stderr,
-            flush=True,
-        )
+    def seconds_left(self) -> float | None:
+        """None where the total or the rate is not known."""
+        rate = self.rate()
+        return (self._total - self._count) / rate if self._total is not None and rate else None
 
     def close(self) -> None:
+        """Say how much was done in which time."""
         if self._rich is not None:
             self._rich.stop()
-        else:
-            self._print_line()
+        done, seconds = self._count - self._start_count, time.monotonic() - self._start
+        note = f", {self._note}" if self._note else ""
+        self._print(f"{self._title}: {done:,} {self._unit} in {format_seconds(seconds)}{note}")
+
+    def _mark(self, now: float) -> None:
+        """Remember the moment; the first is the end of the first piece of work, so what was compiled for it does not count."""
+        if len(self._marks) >= 2 and now - self._marks[-2][0] < _MARK_SECONDS:
+            self._marks.pop()
+        self._marks.append((now, self._count))
+        while len(self._marks) > _FEWEST_MARKS and now - self._marks[1][0] > RATE_SECONDS:
+            self._marks.popleft()
+
+    def _speed_text(self) -> str:
+        rate, left = self.rate(), self.seconds_left()
+        parts = ["" if rate is None else f"{rate:,.1f} {self._unit}/s"]
+        parts += ["" if left is None else f"{format_seconds(left)} left", self._note]
+        return ", ".join(part for part in parts if part) or "starting"
+
+    def _print(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
