@@ -10,12 +10,16 @@ from jax.sharding import AbstractMesh, Mesh
 from rich.console import Console
 from rich.table import Table
 
+from chameleon_jax.checkpoints.manifest import MANIFEST
+from chameleon_jax.checkpoints.restore import ARRAYS
 from chameleon_jax.configs import CheckpointConfig, TransformerConfig
 from chameleon_jax.errors import ChameleonError, CheckpointError, TokenizerError
 from chameleon_jax.models import params, transformer
 from chameleon_jax.models.params import ParamSpec
 from chameleon_jax.parallel.mesh import DECODING, TRAINING, check_model_fits
-from chameleon_jax.workdir import CHECKPOINTS, TOKENIZER
+from chameleon_jax.workdir import BUNDLE, CHECKPOINTS, RUN, STORE, TOKENIZER, VOCAB
+
+STEPS = "checkpoints"
 
 
 def print_parameters(config: TransformerConfig) -> None:
@@ -61,18 +65,31 @@ def print_path(path: str, *, verify: bool, mesh: Mesh | AbstractMesh | None = No
     folder = Path(path)
     if not folder.is_dir():
         raise ChameleonError(f"{path} is not a folder")
-    if mesh is not None and not (folder / CHECKPOINTS).is_dir():
+    kind = kind_of(folder)
+    if mesh is not None and kind != RUN:
         raise ChameleonError(f"--mesh lays out the model of a run: {path} has no checkpoints/ in it")
-    if (folder / "vocab.json").exists() and (folder / "tokenizer.json").exists():
+    if kind == BUNDLE:
         _print_bundle(folder)
-    elif (folder / "commits").is_dir():
+    elif kind == STORE:
         _print_store(folder, verify)
-    elif (folder / CHECKPOINTS).is_dir():
+    elif kind == RUN:
         _print_run(folder, verify, mesh)
-    elif any(child.name.isdigit() for child in folder.iterdir()):
+    elif kind == STEPS:
         _print_checkpoints(folder, verify, None)
     else:
         raise ChameleonError(f"{path} is no token store, tokenizer bundle, run or checkpoint folder")
+
+
+def kind_of(folder: Path) -> str | None:
+    """BUNDLE, STORE, RUN or STEPS; None where it is nothing that this package writes."""
+    if (folder / VOCAB).exists() and (folder / "tokenizer.json").exists():
+        return BUNDLE
+    if (folder / "commits").is_dir():
+        return STORE
+    if (folder / CHECKPOINTS).is_dir():
+        return RUN
+    steps = (child for child in folder.iterdir() if child.name.isdigit()) if folder.is_dir() else ()
+    return STEPS if any((step / MANIFEST).is_file() or (step / ARRAYS).is_dir() for step in steps) else None
 
 
 def _print_store(folder: Path, verify: bool) -> None:
@@ -153,7 +170,7 @@ def _check_tokenizer(folder: Path, noted: str | None) -> None:
 
 def _print_checkpoints(folder: Path, verify: bool, abstract_params: Any) -> None:
     from chameleon_jax.checkpoints.manifest import read_manifest
-    from chameleon_jax.checkpoints.restore import ARRAYS, restore_subtree
+    from chameleon_jax.checkpoints.restore import restore_subtree
     from chameleon_jax.checkpoints.verify import first_damage_on_disk
 
     table = Table("step", "leaves", "numbers", "data", "state", title=f"Checkpoints in {folder}")
