@@ -18,15 +18,22 @@ class SourceConfig(Config):
     """Where raw documents come from. docs/tokenize.md has the schema of each kind."""
 
     name: str
-    kind: Literal["tfds", "folder", "webdataset", "parquet", "jsonl"]
-    path: str  # a file or glob; for tfds the builder name
+    kind: Literal[
+        "tfds", "folder", "webdataset", "parquet", "jsonl", "csv", "pairs", "classes", "pictures", "huggingface"
+    ]
+    path: str  # a file or glob, of some kinds a folder; for tfds the builder name
     # Folder below which `path` is found; joined to `path` when the config is made, so that a macro can name it.
     root: str = ""
     split: str = ""  # tfds split, or the value of the record field `split`; empty = everything
     media_dir: str = ""  # files named in records are found below it; empty = beside the record file
     ignore_fields: tuple[str, ...] = ()  # of records: passed over, whatever they hold
+    caption: str = ""  # of kind "pictures": the words that every one of them gets; empty = none
 
     def validate(self):
+        self.require(
+            not self.caption or self.kind == "pictures",
+            f"source '{self.name}': caption is for kind 'pictures', not '{self.kind}'",
+        )
         self.require(
             bool(self.name) and "/" not in self.name, f"name must be non-empty and without '/', got {self.name!r}"
         )

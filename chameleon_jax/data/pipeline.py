@@ -302,9 +302,13 @@ def _keep_plan(config: TokenizeConfig, fingerprint: str, output: pathlib.Path) -
         layout.write_json(path, {"format_version": layout.FORMAT_VERSION, **content})
         return
     kept = layout.read_json(path, "tokenise into another directory")
+    then = kept["config"]
+    # A field that is newer than the store counts as its default.
+    with contextlib.suppress(ConfigError, KeyError, TypeError):
+        then = TokenizeConfig.from_dict(config.to_dict() | then).to_dict()
     changes = [
         f"{field} was {before!r}, is {now!r}"
-        for field, (now, before) in config.diff(kept["config"]).items()
+        for field, (now, before) in config.diff(then).items()
         if field not in _FREE_FIELDS
     ]
     if kept["bundle_fingerprint"] != fingerprint:

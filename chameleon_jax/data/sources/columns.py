@@ -6,12 +6,15 @@ read without TensorFlow, pictures as the encoded bytes that were stored.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from chameleon_jax.configs import SourceConfig, VocabConfig
-from chameleon_jax.data.sources.fields import looks_like_media
+from chameleon_jax.data.sources.fields import TEXT_NAMES, looks_like_media
 from chameleon_jax.data.sources.files import SourceFile, media_root
 from chameleon_jax.data.sources.records import Record, Reject
 from chameleon_jax.data.sources.schemas import known_fields, record_segments
@@ -19,6 +22,8 @@ from chameleon_jax.errors import DataError, did_you_mean
 from chameleon_jax.tokenizers.documents import Segment
 
 _BATCH_ROWS = 32
+# Columns that say in words what a picture shows, so that a class label is not asked.
+TEXTS = ("text", "caption", "captions", "texts", "text_list", "segments", "conversations", *TEXT_NAMES[:-1])
 
 
 def parquet_records(config: SourceConfig, files: list[SourceFile], vocab: VocabConfig) -> Iterator[Record | Reject]:
@@ -30,11 +35,12 @@ def parquet_records(config: SourceConfig, files: list[SourceFile], vocab: VocabC
         try:
             parquet = pyarrow.parquet.ParquetFile(file.path)
             heads = parquet.read(columns=[c for c in ("id", "split") if c in parquet.schema_arrow.names])
-            ids, splits = (_column(heads, name, parquet.metadata.num_rows) for name in ("id", "split"))
+            ids, splits = (column(heads, name, parquet.metadata.num_rows) for name in ("id", "split"))
         except (pyarrow.ArrowException, OSError) as error:
-            yield Reject(config.name, file.label, f"parquet file cannot be read: {_one_line(error)}")
+            yield Reject(config.name, file.label, f"parquet file cannot be read: {one_line(error)}")
             continue
-        columns = _columns(parquet, config, vocab) if ids else []
+        labels = ClassLabels.of(ClassLabels.features_in(parquet.schema_arrow), vocab)
+        columns = _columns(parquet, config, vocab, labels) if ids else []
         if not columns:
             found = ", ".join(parquet.schema_arrow.names[:12])
             reason = f"parquet file has no known column; found: {found}" if ids else "file has no records"
@@ -42,7 +48,7 @@ def parquet_records(config: SourceConfig, files: list[SourceFile], vocab: VocabC
             continue
         root, index = media_root(config, file), 0
         for group in range(parquet.num_row_groups):
-            rows = _RowGroup(parquet, group, columns)
+            rows = _RowGroup(parquet, group, columns, labels)
             for row in range(parquet.metadata.row_group(group).num_rows):
                 yield Record(
                     f"{file.label}/{index}",
@@ -55,29 +61,73 @@ def parquet_records(config: SourceConfig, files: list[SourceFile], vocab: VocabC
                 index += 1
 
 
-def _columns(parquet: Any, config: SourceConfig, vocab: VocabConfig) -> list[str]:
-    """The columns to read: those that a schema knows, and those that hold pictures, which must not be lost unsaid."""
+def _columns(parquet: Any, config: SourceConfig, vocab: VocabConfig, labels: ClassLabels) -> list[str]:
     import pyarrow
 
-    known, names = known_fields(vocab), [c for c in parquet.schema_arrow.names if c not in config.ignore_fields]
-    found = [c for c in names if c in known]
-    if not found:
-        return []
-    others = [c for c in names if c not in known]
-    try:
-        first = next(parquet.iter_batches(batch_size=1, columns=others)).to_pylist()[0] if others else {}
-    except (pyarrow.ArrowException, OSError, ValueError, StopIteration):
-        return found  # a column that cannot be read, and that nobody asked for
-    return [*found, *(c for c in others if looks_like_media(first[c]))]
+    names = parquet.schema_arrow.names
+    first = {}
+    if columns_to_read(names, {}, config, vocab, labels):  # or no other column matters
+        # A column that cannot be read, and that nobody asked for, is no picture either.
+        with contextlib.suppress(pyarrow.ArrowException, OSError, ValueError, StopIteration):
+            others = [name for name in names if name not in known_fields(vocab) and name not in config.ignore_fields]
+            first = next(parquet.iter_batches(batch_size=1, columns=others)).to_pylist()[0] if others else {}
+    return columns_to_read(names, first, config, vocab, labels)
+
+
+def columns_to_read(
+    names: Sequence[str], first: Mapping[str, Any], config: SourceConfig, vocab: VocabConfig, labels: ClassLabels
+) -> list[str]:
+    """Columns that a schema knows, the class labels, and those that hold pictures in the `first` row: none is lost unsaid.
+
+    Empty where no column is known.
+    """
+    known, names = known_fields(vocab), [name for name in names if name not in config.ignore_fields]
+    found = [name for name in names if name in known or name == labels.column]
+    return found and [*found, *(name for name in names if name not in found and looks_like_media(first.get(name)))]
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassLabels:
+    """The column of Hugging Face's feature `ClassLabel`, whose numbers stand for names; empty where words are given otherwise."""
+
+    column: str = ""
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, features: Mapping[str, Any], vocab: VocabConfig) -> ClassLabels:
+        """The first class label of these features, unless one of them holds texts, or a modality is called so."""
+        if any(name in TEXTS for name in features):
+            return cls()
+        for name, feature in features.items():
+            if isinstance(feature, Mapping) and feature.get("_type") == "ClassLabel" and name not in vocab.names:
+                return cls(name, tuple(map(str, feature.get("names") or ())))
+        return cls()
+
+    @staticmethod
+    def features_in(schema: Any) -> Mapping[str, Any]:
+        """What an Arrow schema says of Hugging Face's features; nothing where it was written by something else."""
+        try:
+            return json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"] or {}
+        except (KeyError, TypeError, ValueError):
+            return {}
+
+    def named(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row with the name of its class, as words, as its text."""
+        number = row.get(self.column)
+        if not self.column or type(number) is not int:
+            return row
+        if not 0 <= number < len(self.names):  # -1 is "not told", as in a test split
+            return {name: value for name, value in row.items() if name != self.column}
+        return row | {"text": self.names[number].replace("_", " ")}
 
 
 class _RowGroup:
     """Rows of one row group, read in small batches when the first of them is asked for; asked for in rising order."""
 
-    def __init__(self, parquet: Any, group: int, columns: list[str]):
+    def __init__(self, parquet: Any, group: int, columns: list[str], labels: ClassLabels):
         self._batches = None
         self._open = lambda: parquet.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group], columns=columns)
-        self._start, self._rows = 0, []
+        self._start, self._rows, self._labels = 0, [], labels
         self._fault = ""
 
     def row(self, index: int) -> dict[str, Any]:
@@ -92,15 +142,17 @@ class _RowGroup:
                 self._start += len(self._rows)
                 batch = next(self._batches)
                 # A null cell is an absent field: a column has one type for pairs, texts and pictures alike.
-                self._rows = [{k: v for k, v in row.items() if v is not None} for row in batch.to_pylist()]
+                rows = [{k: v for k, v in row.items() if v is not None} for row in batch.to_pylist()]
+                self._rows = [self._labels.named(row) for row in rows]
         except (pyarrow.ArrowException, OSError, ValueError, StopIteration) as error:
-            self._fault = f"parquet rows cannot be read: {_one_line(error)}"
+            self._fault = f"parquet rows cannot be read: {one_line(error)}"
             raise DataError(self._fault) from error
         return self._rows[index - self._start]
 
 
-def _column(table: Any, name: str, rows: int) -> list[Any]:
-    return table.column(name).to_pylist() if name in table.column_names else [None] * rows
+def column(table: Any, name: str, rows: int) -> list[Any]:
+    """A column of a table or batch of so many rows, Nones where it has none of this name."""
+    return table.column(name).to_pylist() if name in table.schema.names else [None] * rows
 
 
 def count_rows(files: list[SourceFile]) -> int | None:
@@ -135,7 +187,7 @@ class TfdsSource:
                 f"{where} is not known to TFDS: import its module, or give the folder it was prepared in"
             ) from error
         except Exception as error:  # metadata of many kinds; all mean that the data set cannot be opened
-            raise DataError(f"{where} cannot be opened: {_one_line(error)}") from error
+            raise DataError(f"{where} cannot be opened: {one_line(error)}") from error
         splits = sorted(builder.info.splits)
         if not splits or builder.info.splits.total_num_examples == 0:
             raise DataError(f"{where} is not prepared: run  tfds build {config.path} --file_format=array_record")
@@ -158,7 +210,7 @@ class TfdsSource:
             }
         except Exception as error:  # file formats without random access raise NotImplementedError, others vary
             raise DataError(
-                f"{where} cannot be read at random, prepare it with --file_format=array_record: {_one_line(error)}"
+                f"{where} cannot be read at random, prepare it with --file_format=array_record: {one_line(error)}"
             ) from error
 
     def __len__(self) -> int:
@@ -176,7 +228,7 @@ class TfdsSource:
         try:
             example = source[index]
         except Exception as error:  # a damaged record raises whatever its decoder raises
-            raise DataError(f"TFDS example cannot be read: {_one_line(error)}") from error
+            raise DataError(f"TFDS example cannot be read: {one_line(error)}") from error
         record = {}
         if self._image:
             record["image"] = bytes(example["image"])
@@ -197,5 +249,6 @@ class TfdsSource:
         return value.get("text") if isinstance(value, dict) else value
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """The message of another library's error."""
     return " ".join(f"{error or type(error).__name__}".split())[:200]

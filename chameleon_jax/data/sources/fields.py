@@ -22,13 +22,16 @@ IMAGE_NAMES = (
     "image_file",
     "img",
     "img_path",
+    "image_name",
+    "filepath",
+    "file_path",
     "picture",
     "photo",
     "jpg",
     "png",
     "webp",
 )
-TEXT_NAMES = ("description", "alt_text", "txt", "TEXT")
+TEXT_NAMES = ("description", "alt_text", "txt", "TEXT", "title", "prompt", "label")
 _PICTURE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|heic|avif)$", re.IGNORECASE)
 _SOUND = re.compile(r"\.(wav|flac|mp3|ogg|opus|m4a)$", re.IGNORECASE)
 _PICTURE_BYTES = re.compile(rb"\xff\xd8\xff|\x89PNG|GIF8|BM|II\*\0|MM\0\*|RIFF....WEBP", re.DOTALL)

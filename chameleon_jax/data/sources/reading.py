@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 
 from chameleon_jax.configs import SourceConfig, VocabConfig, text_and_image
-from chameleon_jax.data.sources import columns, files, tars
+from chameleon_jax.data.sources import columns, files, huggingface, tables, tars, trees
 from chameleon_jax.data.sources.records import Record, Reject, brief
 from chameleon_jax.errors import DataError, did_you_mean
 from chameleon_jax.tokenizers.documents import Document, valid_text
@@ -36,15 +36,27 @@ def estimate_records(config: SourceConfig) -> int | None:
     """
     if config.kind == "tfds":
         return len(columns.TfdsSource(config, text_and_image()))
+    if config.kind in trees.KINDS:
+        return trees.count(config)
+    if config.kind == "huggingface":
+        found = huggingface.find_streams(config)
+        return None if config.split else huggingface.count_saved(found)
     found = files.find_files(config)
     if config.split or config.kind == "webdataset":
         return None
-    return columns.count_rows(found) if config.kind == "parquet" else files.count_lines(found)
+    if config.kind == "parquet":
+        return columns.count_rows(found)
+    lines = files.count_lines(found)
+    return lines - len(found) if config.kind == "csv" and lines is not None else lines
 
 
 def _records(config: SourceConfig, vocab: VocabConfig) -> Iterator[Record | Reject]:
     if config.kind == "tfds":
         return columns.TfdsSource(config, vocab).records()
+    if config.kind in trees.KINDS:
+        return trees.tree_records(config, vocab)
+    if config.kind == "huggingface":
+        return huggingface.saved_records(config, huggingface.find_streams(config), vocab)
     found = files.find_files(config)
     if config.kind == "webdataset":
         if config.split:
@@ -54,6 +66,8 @@ def _records(config: SourceConfig, vocab: VocabConfig) -> Iterator[Record | Reje
         return tars.tar_records(config, found, vocab)
     if config.kind == "parquet":
         return columns.parquet_records(config, found, vocab)
+    if config.kind == "csv":
+        return tables.table_records(config, found, vocab)
     files.check_is_lines(found[0])
     return files.json_records(config, found, vocab)
 

@@ -1,0 +1,124 @@
+"""Folders of picture files without a manifest: with words in a text file beside each, with a folder for each class, or alone.
+
+Files are found at any depth and taken in the order of their paths. Hidden files and folders are passed over.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+
+from chameleon_jax.configs import SourceConfig, VocabConfig
+from chameleon_jax.data.sources.media import load_file
+from chameleon_jax.data.sources.records import Record, Reject
+from chameleon_jax.data.sources.schemas import record_segments
+from chameleon_jax.errors import DataError
+from chameleon_jax.tokenizers.documents import Segment
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+TEXTS = (".txt", ".caption")
+KINDS = ("pairs", "classes", "pictures")
+
+
+def tree_records(config: SourceConfig, vocab: VocabConfig) -> Iterator[Record | Reject]:
+    """One record a picture, and for `pairs` a reject for every text that stands beside none.
+
+    Raises DataError at once where the path is no folder, or there is no picture in it.
+    """
+    root, pictures, texts = find(config)
+    return _records(config, root, pictures, texts, vocab)
+
+
+def count(config: SourceConfig) -> int:
+    """How many things `tree_records` yields. Raises DataError as it does."""
+    _, pictures, texts = find(config)
+    return len(pictures) + (len(_without_picture(pictures, texts)) if config.kind == "pairs" else 0)
+
+
+def find(config: SourceConfig) -> tuple[str, list[str], dict[str, str]]:
+    """The folder, the pictures below it, and the text files by their path without the ending; all paths below the folder.
+
+    Raises DataError where the path is no folder, or there is no picture in it.
+    """
+    where = f"source '{config.name}': path '{config.path}'"
+    root = os.path.expanduser(config.path)
+    if not os.path.isdir(root):
+        raise DataError(
+            f"{where} is {'a file' if os.path.exists(root) else 'missing'}: kind '{config.kind}' is a folder"
+        )
+    if config.split:
+        raise DataError(f"{where}: files have no splits; give the folder of one instead of split '{config.split}'")
+    pictures, texts = list_files(root)
+    if not pictures:
+        raise DataError(f"{where} holds no picture ({', '.join(PICTURES)})")
+    return root, pictures, texts
+
+
+def list_files(root: str) -> tuple[list[str], dict[str, str]]:
+    """The picture files below a folder, and its text files by their path without the ending, sorted, with `/`."""
+    pictures, texts = [], {}
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        below = "" if folder == root else os.path.relpath(folder, root).replace(os.sep, "/") + "/"
+        for name in sorted(names):
+            stem, ending = os.path.splitext(name)
+            if name.startswith("."):
+                continue
+            if ending.lower() in PICTURES:
+                pictures.append(below + name)
+            elif ending.lower() in TEXTS:
+                texts.setdefault(below + stem, below + name)
+    return sorted(pictures), texts
+
+
+def class_name(path: str) -> str:
+    """What the folder of a picture is called, as words; empty for a picture in no folder."""
+    return " ".join(re.sub(r"[_\-]+", " ", path.rpartition("/")[0].rpartition("/")[2]).split())
+
+
+def _records(
+    config: SourceConfig, root: str, pictures: list[str], texts: dict[str, str], vocab: VocabConfig
+) -> Iterator[Record | Reject]:
+    words = {
+        "pairs": lambda picture: _text_beside(picture, root, texts),
+        "classes": _class_of,
+        "pictures": lambda picture: config.caption,
+    }[config.kind]
+    for picture in pictures:
+        yield Record(picture, None, None, lambda picture=picture: _load(picture, words, root, vocab))
+    if config.kind == "pairs":
+        for text in _without_picture(pictures, texts):
+            yield Reject(config.name, text, "no picture beside this text")
+
+
+def _load(picture: str, words: Callable[[str], str], root: str, vocab: VocabConfig) -> tuple[Segment, ...]:
+    text = words(picture)
+    return record_segments({"image": picture} | ({"text": text} if text else {}), root, vocab)
+
+
+def _text_beside(picture: str, root: str, texts: dict[str, str]) -> str:
+    stem = os.path.splitext(picture)[0]
+    if stem not in texts:
+        raise DataError(f"no text beside the picture: {os.path.basename(stem)}.txt is missing")
+    data, _ = load_file(texts[stem], root, "text")
+    try:
+        text = data.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{os.path.basename(texts[stem])} is not UTF-8: {error.reason} at byte {error.start}"
+        ) from error
+    if not text:
+        raise DataError(f"{os.path.basename(texts[stem])} is empty")
+    return text
+
+
+def _class_of(picture: str) -> str:
+    if name := class_name(picture):
+        return name
+    raise DataError("picture lies in no folder of a class")
+
+
+def _without_picture(pictures: list[str], texts: dict[str, str]) -> list[str]:
+    stems = {os.path.splitext(picture)[0] for picture in pictures}
+    return [text for stem, text in texts.items() if stem not in stems]
