@@ -87,10 +87,12 @@ class SoundTrainConfig(Config):
     # Random shifts of training sounds in time, in samples either way.
     jitter: int = 80
     log_every: int = 50
+    # Steps between two saves; a run that was stopped goes on from the last.
+    save_every: int = 500
     seed: int = 0
 
     def validate(self):
-        for name in ("steps", "batch_size", "log_every"):
+        for name in ("steps", "batch_size", "log_every", "save_every"):
             self.require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("learning_rate", "clip_norm"):
             self.require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")

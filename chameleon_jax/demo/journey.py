@@ -12,7 +12,6 @@ from pathlib import Path
 
 from chameleon_jax.errors import ChameleonError, ConfigError
 from chameleon_jax.files import atomic_write
-from chameleon_jax.workdir import VOCAB
 
 _STOPPED = (75, 130)  # exit codes of a run that was told to stop, and of Ctrl-C
 RUNS = Path(__file__).resolve().parents[2] / "gin_configs" / "runs"
@@ -46,13 +45,11 @@ def from_data_to_model(
     seed: int,
     steps: int | None,
     codec_steps: int | None = None,
-    tokenizer_once: bool = False,
 ) -> list[Command]:
     """The five commands from nothing to a trained model in `root/model`; steps that are None are as in the gin files.
 
     `name` is that of the run files, `NAME_tokenizer.gin`, `NAME_tokenize.gin` and `NAME.gin`. `data` is the command that writes
-    `train.jsonl` and `heldout.jsonl`, and what it writes; `tokenizer` and `model` say what is trained. `tokenizer_once` is for
-    codecs whose training begins again.
+    `train.jsonl` and `heldout.jsonl`, and what it writes; `tokenizer` and `model` say what is trained.
     """
     folders = {part: root / part for part in ("data", "tokenizer", "store", "model")}
     seeded = f"--gin.SEED={seed}"
@@ -65,7 +62,6 @@ def from_data_to_model(
             tokenizer,
             "train_tokenizer",
             (*trained, *_steps("VQTrainConfig", codec_steps), f"--workdir={folders['tokenizer']}"),
-            folders["tokenizer"] / VOCAB if tokenizer_once else None,
         ),
         *(_tokenize(f"{name}_tokenize.gin", root, part, seed) for part in ("train", "heldout")),
         Command(

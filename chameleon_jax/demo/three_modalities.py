@@ -37,7 +37,6 @@ def commands(root: Path, *, seed: int, steps: int | None) -> list[Command]:
         model="pretrain the transformer on pairs in both orders",
         seed=seed,
         steps=steps,
-        tokenizer_once=True,
     )
 
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from chameleon_jax.configs import ModalityConfig, TrainTokenizerConfig
 from chameleon_jax.errors import DataError
 from chameleon_jax.evaluation import reconstruction
-from chameleon_jax.tokenizer_training.codec import train_codec
+from chameleon_jax.evaluation import sound as sound_measures
+from chameleon_jax.files import atomic_write
+from chameleon_jax.tokenizer_training import codec as picture_training
+from chameleon_jax.tokenizer_training import sound as sound_training
 from chameleon_jax.tokenizer_training.corpus import Corpus, preparers, read_corpus
-from chameleon_jax.tokenizer_training.sound import train_sound
+from chameleon_jax.tokenizer_training.loop import Trained
 from chameleon_jax.tokenizers import vqgan
 from chameleon_jax.tokenizers.bundle import CODECS, TEXT, TokenizerBundle, codec_folders
 from chameleon_jax.tokenizers.codec import Codec
@@ -21,30 +26,44 @@ from chameleon_jax.tokenizers.perceived import PatchCodec
 from chameleon_jax.tokenizers.pictures import PictureCodec
 from chameleon_jax.tokenizers.sound import SoundCodec
 from chameleon_jax.tokenizers.text import TextTokenizer, train_bpe
-from chameleon_jax.workdir import BUNDLE, require_kind
+from chameleon_jax.training.signals import EXIT_STOPPED, Stopped, StopRequest
+from chameleon_jax.workdir import BUNDLE, open_workdir, require_kind
 
 HOLD_OUT_EVERY = 16  # where no eval_sources are given
 GRID_IMAGES = 48
+GRID_SOUNDS = 20
+Stop = Callable[[], bool]
 
 
-def train_bundle(config: TrainTokenizerConfig, workdir: str | Path) -> None:
+def train_bundle(config: TrainTokenizerConfig, workdir: str | Path) -> int:
     """Train the parts that the config asks for into `workdir`, which is a bundle as soon as all are there.
+
+    Returns the exit code: 0 done, 75 stopped by a signal and saved, to go on when called again.
 
     Writes evaluation.json and reconstructions.png of pictures beside the codec, and what the training of sounds writes into a
     folder of the modality's name. Raises DataError when the sources lack what is asked for, ConfigError for a part that the
     table lacks.
     """
-    workdir, vocab = Path(workdir), config.vocab
+    workdir = Path(workdir)
     require_kind(workdir, BUNDLE)
+    with open_workdir(workdir), StopRequest() as request:
+        try:
+            _train_parts(config, workdir, lambda: request.requested)
+        except Stopped:
+            return EXIT_STOPPED
+    return 0
+
+
+def _train_parts(config: TrainTokenizerConfig, workdir: Path, stop: Stop) -> None:
+    vocab = config.vocab
     wanted = [vocab.names[vocab.row(name)] for name in config.parts] or [r.name for r in vocab.modalities if r.codec]
-    workdir.mkdir(parents=True, exist_ok=True)
     prepare = {name: make for name, make in preparers(config).items() if name in wanted}
-    corpus = read_corpus(config.sources, vocab, prepare)
+    corpus = read_corpus(config.sources, vocab, prepare, stop)
     for reject in corpus.rejects[:3]:
         print(f"left out: {reject}")
     found = [f"{len(items):,} different of '{name}'" for name, items in corpus.items.items()]
     print(", ".join([*found, f"{len(corpus.texts):,} texts, {len(corpus.rejects):,} left out"]))
-    held_out = read_corpus(config.eval_sources, vocab, prepare)
+    held_out = read_corpus(config.eval_sources, vocab, prepare, stop)
     if not config.eval_sources:
         corpus, held_out = corpus.split(HOLD_OUT_EVERY)
 
@@ -53,7 +72,7 @@ def train_bundle(config: TrainTokenizerConfig, workdir: str | Path) -> None:
     codecs: dict[str, Codec | None] = {}
     for row, folder in codec_folders(vocab, workdir):
         if row.name in wanted:
-            codecs[row.name] = _train(row, config, corpus, held_out, Path(folder), workdir / row.name)
+            codecs[row.name] = _train(row, config, corpus, held_out, Path(folder), workdir / row.name, stop)
             codecs[row.name].save(folder)
         else:
             codecs[row.name] = CODECS[row.codec].load(folder)
@@ -70,17 +89,23 @@ def train_bundle(config: TrainTokenizerConfig, workdir: str | Path) -> None:
 
 
 def _train(
-    row: ModalityConfig, config: TrainTokenizerConfig, corpus: Corpus, held_out: Corpus, folder: Path, logs: Path
+    row: ModalityConfig,
+    config: TrainTokenizerConfig,
+    corpus: Corpus,
+    held_out: Corpus,
+    folder: Path,
+    logs: Path,
+    stop: Stop,
 ) -> Codec:
-    """The codec of one row. Raises DataError where there is nothing to train on or nothing held out."""
+    """The codec of one row. Raises DataError where there is nothing to train on or nothing held out, Stopped for a signal."""
     if row.codec == PatchCodec.kind:  # nothing of it is trained
         return PatchCodec(config=config.image, patches=row.length)
     items, unseen = corpus.items[row.name], held_out.items[row.name]
     if len(items) == 0 or len(unseen) == 0:
         raise DataError(f"{len(items)} of '{row.name}' to train on and {len(unseen)} held out: both need some")
     if row.codec == SoundCodec.kind:
-        return train_sound(items, unseen, config.sound, config.sound_train, logs).codec
-    return PictureCodec(config=config.image, vqgan=_train_pictures(items, unseen, config, folder))
+        return _train_sounds(items, unseen, config, logs, stop)
+    return PictureCodec(config=config.image, vqgan=_train_pictures(items, unseen, config, folder, stop))
 
 
 def _train_text(config: TrainTokenizerConfig, corpus: Corpus) -> TextTokenizer:
@@ -98,32 +123,47 @@ def _load_text(config: TrainTokenizerConfig, workdir: Path) -> TextTokenizer | N
 
 
 def _train_pictures(
-    images: np.ndarray, held_out: np.ndarray, config: TrainTokenizerConfig, workdir: Path
+    images: np.ndarray, held_out: np.ndarray, config: TrainTokenizerConfig, folder: Path, stop: Stop
 ) -> vqgan.Codec:
     during = _evenly(held_out, config.vq_train.eval_images)
 
     def evaluate(codec: vqgan.Codec) -> dict[str, float]:
         return dataclasses.asdict(reconstruction.evaluate(codec, during))
 
-    trained = train_codec(images, config.vq, config.vq_train, workdir, evaluate)
-    report = dataclasses.asdict(reconstruction.evaluate(trained.codec, held_out))
-    (workdir / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
-    grid = reconstruction.picture_grid(
-        trained.codec, _evenly(held_out, GRID_IMAGES), scale=max(1, 64 // config.vq.resolution)
-    )
-    grid.save(workdir / "reconstructions.png")
-    for name, unit in (
-        ("psnr", " dB"),
-        ("psnr_of_set", " dB"),
-        ("ssim", ""),
-        ("codebook_usage", ""),
-        ("perplexity", ""),
-    ):
-        print(f"  {name:<16}{report[name]:10.3f}{unit}")
-    print(f"  on {report['images']:,} held-out pictures; look at {workdir / 'reconstructions.png'}")
-    print(f"  {trained.steps:,} steps in {trained.seconds:.0f} s, {trained.images_per_second:.1f} pictures/s")
-    return trained.codec
+    trained = picture_training.train_codec(images, config.vq, config.vq_train, folder, evaluate, stop)
+    codec = picture_training.codec_of(trained.state, config.vq)
+    report = dataclasses.asdict(reconstruction.evaluate(codec, held_out))
+    atomic_write(folder / "evaluation.json", json.dumps(report, indent=2) + "\n")
+    scale, picture = max(1, 64 // config.vq.resolution), folder / "reconstructions.png"
+    reconstruction.picture_grid(codec, _evenly(held_out, GRID_IMAGES), scale=scale).save(picture)
+    decibels = {"psnr": " dB", "psnr_of_set": " dB"}
+    _say(report, decibels | {"ssim": "", "codebook_usage": "", "perplexity": ""}, "images", picture, trained)
+    return codec
 
 
-def _evenly(images: np.ndarray, count: int) -> np.ndarray:
-    return images[np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)]
+def _train_sounds(
+    waveforms: np.ndarray, held_out: np.ndarray, config: TrainTokenizerConfig, folder: Path, stop: Stop
+) -> SoundCodec:
+    sound_training.require_sounds(held_out, config.sound, "held out")
+    trained = sound_training.train_sound(waveforms, config.sound, config.sound_train, folder, stop)
+    codec = sound_training.codec_of(trained.state, config.sound)
+    report = dataclasses.asdict(sound_measures.evaluate(codec, held_out))
+    atomic_write(folder / "sound_evaluation.json", json.dumps(report, indent=2) + "\n")
+    picture = folder / "sound_reconstructions.png"
+    sound_measures.spectrogram_grid(codec, _evenly(held_out, GRID_SOUNDS)).save(picture)
+    decibels = {"log_spectral_distance": " dB", "distance_of_spectrum": " dB"}
+    _say(report, decibels | {"codebook_usage": "", "perplexity": ""}, "sounds", picture, trained)
+    return codec
+
+
+def _say(report: dict[str, Any], units: dict[str, str], items: str, picture: Path, trained: Trained) -> None:
+    """The measures named in `units`, and what training took, on the console."""
+    width = max(map(len, units)) + 2
+    for name, unit in units.items():
+        print(f"  {name:<{width}}{report[name]:10.3f}{unit}")
+    print(f"  on {report[items]:,} held-out {items}; look at {picture}")
+    print(f"  {trained.steps:,} steps in {trained.seconds:.0f} s, {trained.items_per_second:.1f} {items}/s")
+
+
+def _evenly(items: np.ndarray, count: int) -> np.ndarray:
+    return items[np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)]

@@ -17,6 +17,7 @@ from chameleon_jax.errors import DataError
 from chameleon_jax.progress import progress
 from chameleon_jax.tokenizers.images import load_pixels, to_8_bits
 from chameleon_jax.tokenizers.waveforms import load_waveform
+from chameleon_jax.training.signals import Stopped
 
 Prepare = Callable[[bytes], np.ndarray]
 
@@ -47,8 +48,16 @@ def preparers(config: TrainTokenizerConfig) -> dict[str, Prepare]:
     return {row.name: by_kind[row.codec] for row in config.vocab.modalities[1:] if row.codec in by_kind}
 
 
-def read_corpus(sources: Sequence[SourceConfig], vocab: VocabConfig, prepare: Mapping[str, Prepare]) -> Corpus:
-    """Texts, and items of the modalities in `prepare`, of every document. Raises DataError for a source that cannot be read."""
+def read_corpus(
+    sources: Sequence[SourceConfig],
+    vocab: VocabConfig,
+    prepare: Mapping[str, Prepare],
+    stop: Callable[[], bool] = lambda: False,
+) -> Corpus:
+    """Texts, and items of the modalities in `prepare`, of every document.
+
+    Raises DataError for a source that cannot be read, and Stopped as soon as `stop` says so: there is nothing to save yet.
+    """
     items: dict[str, list[np.ndarray]] = {name: [] for name in prepare}
     texts: list[str] = []
     rejects: list[str] = []
@@ -56,6 +65,8 @@ def read_corpus(sources: Sequence[SourceConfig], vocab: VocabConfig, prepare: Ma
     for source in sources:
         with progress(f"Reading {source.name}", total=estimate_records(source), unit="documents") as bar:
             for document in read_documents(source, vocab=vocab):
+                if stop():
+                    raise Stopped
                 bar.advance()
                 if isinstance(document, Reject):
                     rejects.append(f"{document.source}, {document.record}: {document.reason}")

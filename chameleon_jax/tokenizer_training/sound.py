@@ -1,15 +1,13 @@
-"""Trains the sound codec on waveforms held in memory, in a minute or two; it is not resumed.
+"""Trains the sound codec on waveforms held in memory; batch k is a function of (seed, k).
 
-Batch k is a function of (seed, k). The codebook follows the running means of `codebook.py`.
+The codebook follows the running means of `codebook.py`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
 import os
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +21,14 @@ from jaxtyping import Array, Float
 
 from chameleon_jax.configs import SoundConfig, SoundTrainConfig
 from chameleon_jax.errors import DataError
-from chameleon_jax.evaluation import sound as measures
-from chameleon_jax.progress import progress
-from chameleon_jax.tokenizer_training import codebook, codec_step
+from chameleon_jax.tokenizer_training import codebook, codec_step, loop
 from chameleon_jax.tokenizer_training.codebook import Usage
+from chameleon_jax.tokenizer_training.loop import CodecTask, Trained
 from chameleon_jax.tokenizers import sound
 from chameleon_jax.tokenizers.quantizer import nearest_codes
 from chameleon_jax.tokenizers.sound import SoundCodec
-from chameleon_jax.training.telemetry import MetricWriter
 
-REPORT, PICTURE = "sound_evaluation.json", "sound_reconstructions.png"
 _INITIAL_SOUNDS = 256  # whose latents the first codebook is drawn from
-_SHOWN = 20
 _BAND = 8  # frequencies of a band of the envelope: 200 Hz at 8,000 samples a second and a hop of 80
 
 
@@ -48,68 +42,42 @@ class SoundState:
     usage: Usage
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainedSound:
-    """The codec, and what training it took."""
-
-    codec: SoundCodec
-    seconds: float
-    sounds_per_second: float
-
-
 def train_sound(
     waveforms: Float[np.ndarray, "N samples"],
-    held_out: Float[np.ndarray, "M samples"],
     config: SoundConfig,
     train: SoundTrainConfig,
     workdir: str | os.PathLike,
-) -> TrainedSound:
-    """Train on prepared `waveforms`, save the codec in `workdir`, and measure it on `held_out` ones.
-
-    Writes metrics.jsonl, sound_evaluation.json, and a picture of spectrograms above their reconstructions. Raises DataError for
-    waveforms of another length, or none.
-    """
-    for name, part in (("to train on", waveforms), ("held out", held_out)):
-        if len(part) == 0 or part.shape[1:] != (config.samples,):
-            raise DataError(
-                f"{len(part)} sounds {name} of shape {part.shape[1:]}: needs some of {config.samples} samples"
-            )
-    folder = Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
+    stop: Callable[[], bool] = lambda: False,
+) -> Trained[SoundState]:
+    """`loop.train` on prepared waveforms. Raises DataError for none or some of another length, and what `loop.train` raises."""
+    require_sounds(waveforms, config, "to train on")
     waveforms = np.asarray(waveforms, np.float32)
-    state = create(waveforms[_order(len(waveforms), train.seed, 0)[:_INITIAL_SOUNDS]], config, train)
-    writer = MetricWriter(folder, resume_step=0, run_config={"sound": config.to_dict(), "train": train.to_dict()})
-    begin = time.monotonic()
-    try:
-        with progress("Training the sound codec", total=train.steps, unit="steps") as bar:
-            for step in range(train.steps):
-                state, metrics = jitted_step(state, training_batch(waveforms, train, step), config, train)
-                done, note = step + 1, ""
-                if done % train.log_every == 0 or done == train.steps:
-                    logged = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                    seconds = time.monotonic() - begin
-                    writer.write(done, {**logged, "sounds_per_second": done * train.batch_size / seconds})
-                    note = f"l1 {logged['l1']:.4f} codes {logged['batch_codes']:.0f}"
-                bar.advance(1, note=note)
-    finally:
-        writer.close()
-    seconds = time.monotonic() - begin
-    codec = SoundCodec(params=jax.device_get(state.params), config=config)
-    codec.save(folder)
-    report = dataclasses.asdict(measures.evaluate(codec, held_out))
-    (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
-    shown = held_out[np.linspace(0, len(held_out) - 1, min(_SHOWN, len(held_out))).astype(int)]
-    measures.spectrogram_grid(codec, shown).save(folder / PICTURE)
-    for name, unit in (
-        ("log_spectral_distance", " dB"),
-        ("distance_of_spectrum", " dB"),
-        ("codebook_usage", ""),
-        ("perplexity", ""),
-    ):
-        print(f"  {name:<22}{report[name]:10.3f}{unit}")
-    print(f"  on {report['sounds']:,} held-out sounds; look at {folder / PICTURE}")
-    print(f"  {train.steps:,} steps in {seconds:.0f} s, {train.steps * train.batch_size / seconds:.0f} sounds/s")
-    return TrainedSound(codec=codec, seconds=seconds, sounds_per_second=train.steps * train.batch_size / seconds)
+    task = CodecTask(
+        name="sound codec",
+        unit="sounds",
+        config=config,
+        train=train,
+        data=waveforms,
+        batch=lambda step: training_batch(waveforms, train, step),
+        create=lambda: create(waveforms[_order(len(waveforms), train.seed, 0)[:_INITIAL_SOUNDS]], config, train),
+        step=lambda state, batch: jitted_step(state, batch, config, train),
+        note=lambda metrics: f"l1 {metrics['l1']:.4f} codes {metrics['batch_codes']:.0f}",
+        save_every=train.save_every,
+    )
+    return loop.train(task, Path(workdir), stop)
+
+
+def require_sounds(waveforms: np.ndarray, config: SoundConfig, what: str) -> None:
+    """Raise DataError unless these are sounds of the codec's length, at least one."""
+    if len(waveforms) == 0 or waveforms.shape[1:] != (config.samples,):
+        raise DataError(
+            f"{len(waveforms)} sounds {what} of shape {waveforms.shape[1:]}: needs some of {config.samples} samples"
+        )
+
+
+def codec_of(state: SoundState, config: SoundConfig) -> SoundCodec:
+    """The codec that a state of its training holds, on the host."""
+    return SoundCodec(params=jax.device_get(state.params), config=config)
 
 
 def training_batch(

@@ -18,6 +18,10 @@ EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal and saved; t
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+class Stopped(Exception):
+    """Ended by a signal with everything saved, below a caller that returns EXIT_STOPPED."""
+
+
 class StopRequest:
     """Context manager; `requested` turns true when a signal asks to stop. Old handlers come back at the end.
 

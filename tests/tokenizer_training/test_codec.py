@@ -10,7 +10,7 @@ import pytest
 
 from chameleon_jax.configs import VQConfig, VQTrainConfig
 from chameleon_jax.errors import CheckpointError, DataError
-from chameleon_jax.tokenizer_training import codec, codec_step
+from chameleon_jax.tokenizer_training import codec, codec_step, loop
 from chameleon_jax.tokenizers import quantizer, vqgan
 
 create = jax.jit(codec_step.create, static_argnums=(1, 2))
@@ -57,7 +57,7 @@ def test_training_lowers_the_error_and_reports_it(tmp_path):
     assert len(losses) == 40 and np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
     assert len(calls) == 4 and {"step": 40, "eval/psnr": 1.0} in _lines(tmp_path)
     assert trained.steps == 40
-    jax.tree.map(np.testing.assert_array_equal, trained.codec.params, calls[-1].params)
+    jax.tree.map(np.testing.assert_array_equal, codec.codec_of(trained.state, CONFIG).params, calls[-1].params)
 
 
 def test_the_first_state_is_typed_as_those_that_follow_so_that_the_step_is_compiled_once():
@@ -68,24 +68,24 @@ def test_the_first_state_is_typed_as_those_that_follow_so_that_the_step_is_compi
     assert jax.tree.map(lambda a: (a.shape, a.dtype), first) == jax.tree.map(lambda a: (a.shape, a.dtype), after)
 
 
-class _Stopped(Exception):
+class _Killed(Exception):
     pass
 
 
-def test_a_stopped_run_goes_on_bitwise(tmp_path):
+def test_a_killed_run_goes_on_bitwise_from_its_last_save(tmp_path):
     whole = codec.train_codec(_images(), CONFIG, TRAIN, tmp_path / "whole")
 
-    def stop_at_20(found, calls=[]):  # noqa: B006
+    def die_at_20(found, calls=[]):  # noqa: B006
         calls.append(found)
         if len(calls) == 2:
-            raise _Stopped
+            raise _Killed
         return {}
 
-    with pytest.raises(_Stopped):
-        codec.train_codec(_images(), CONFIG, TRAIN, tmp_path / "parts", stop_at_20)
+    with pytest.raises(_Killed):
+        codec.train_codec(_images(), CONFIG, TRAIN, tmp_path / "parts", die_at_20)
     resumed = codec.train_codec(_images(), CONFIG, TRAIN, tmp_path / "parts")
     assert resumed.steps == 30  # the save of step 10 was the last
-    jax.tree.map(np.testing.assert_array_equal, resumed.codec.params, whole.codec.params)
+    jax.tree.map(np.testing.assert_array_equal, resumed.state, whole.state)
     ours, theirs = (
         [line["objective"] for line in _lines(tmp_path / name) if "l2" in line] for name in ("whole", "parts")
     )
@@ -96,9 +96,12 @@ def test_a_stopped_run_goes_on_bitwise(tmp_path):
 
 def test_a_foreign_or_damaged_state_is_refused(tmp_path):
     codec.train_codec(_images(), CONFIG, TRAIN, tmp_path)
-    with pytest.raises(CheckpointError, match="other vq or vq_train settings"):
+    with pytest.raises(CheckpointError, match="other settings of the codec or its training"):
         codec.train_codec(_images(), CONFIG, dataclasses.replace(TRAIN, steps=41), tmp_path)
-    state = tmp_path / codec.STATE_FILE
+    with pytest.raises(CheckpointError, match=r"the images changed since .*: use the same sources, or another workdir"):
+        codec.train_codec(_images(41), CONFIG, TRAIN, tmp_path)
+    codec.train_codec(_images(), CONFIG, dataclasses.replace(TRAIN, log_every=7, eval_every=3), tmp_path)
+    state = tmp_path / loop.STATE_FILE
     state.write_bytes(state.read_bytes()[:500])
     with pytest.raises(CheckpointError, match="is damaged"):
         codec.train_codec(_images(), CONFIG, TRAIN, tmp_path)
