@@ -46,7 +46,7 @@ def train_bundle(config: TrainTokenizerConfig, workdir: str | Path) -> int:
     """
     workdir = Path(workdir)
     require_kind(workdir, BUNDLE)
-    with open_workdir(workdir), StopRequest() as request:
+    with StopRequest() as request, open_workdir(workdir):
         try:
             _train_parts(config, workdir, lambda: request.requested)
         except Stopped:
