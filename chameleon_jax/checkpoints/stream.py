@@ -104,7 +104,11 @@ def save_stream(
                 use_ocdbt=True, use_zarr3=True, use_compression=False, type_handler_registry=registry
             )
         ) as writer:
-            writer.save(folder / ARRAYS, args=ocp.args.PyTreeSave(tree, save_args=manifests.nest(chunks)))
+            try:
+                writer.save(folder / ARRAYS, args=ocp.args.PyTreeSave(tree, save_args=manifests.nest(chunks)))
+            finally:
+                if handler.error is not None:
+                    raise handler.error
 
     try:
         folder.mkdir(parents=True)
@@ -164,6 +168,7 @@ def _stream_handler() -> Any:
             self.regions: dict[str, list[Region]] = {}
             self._one_at_a_time = asyncio.Lock()
             self._stopped = threading.Event()
+            self.error: Exception | None = None  # the first; no block is written after it
 
         def stop(self) -> None:
             """Write no further block. What is written then is not whole, and not meant to be."""
@@ -178,13 +183,17 @@ def _stream_handler() -> Any:
             async with self._one_at_a_time:
                 if self._stopped.is_set():
                     return
-                array = await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
-                for where, values in value.blocks():
-                    if self._stopped.is_set():
-                        return
-                    crc = manifests.checksum(values)
-                    regions.append(Region(tuple(s.start for s in where), tuple(s.stop for s in where), crc))
-                    await array[where].write(values, can_reference_source_data_indefinitely=True)
+                try:
+                    array = await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
+                    for where, values in value.blocks():
+                        if self._stopped.is_set():
+                            return
+                        crc = manifests.checksum(values)
+                        regions.append(Region(tuple(s.start for s in where), tuple(s.stop for s in where), crc))
+                        await array[where].write(values, can_reference_source_data_indefinitely=True)
+                except Exception as error:  # raised through Orbax, it would leave the other leaves waiting for this one
+                    self.error = error
+                    self.stop()
 
     return StreamHandler()
 

@@ -48,7 +48,8 @@ class HFWeights:
         }
         self._vectors = False
         self._interleaved = bool(self.values.get("qk_layernorm"))  # of Anole's fork, which leaves rows as they were
-        self.config = self._config(source.norm_order(self.values, self._where, norm_order))
+        # Transformers takes a config without swin_norm for one of "pre".
+        self.config = self._config(source.norm_order(self.values, self._where, norm_order) or "pre")
         self.flavour = self._flavour()
         self._check()
         if self.config.qk_norm:

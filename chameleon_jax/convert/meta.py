@@ -7,10 +7,12 @@ interleaved and its own QK-norms; reading joins, writing cuts. Names and cuts: f
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
+import math
 import re
 import tempfile
 from collections.abc import Callable
@@ -23,6 +25,7 @@ from chameleon_jax.configs import TransformerConfig
 from chameleon_jax.convert import layout, source
 from chameleon_jax.convert import vqgan as codec_names
 from chameleon_jax.convert.layout import Parameter
+from chameleon_jax.convert.releases import release
 from chameleon_jax.convert.source import Report, WeightSource
 from chameleon_jax.convert.tensor_files import TensorFile, open_tensors, require_torch
 from chameleon_jax.errors import ConfigError, ConvertError
@@ -58,7 +61,10 @@ class MetaWeights:
             self.report.note(
                 f"{CHECKLIST} was not looked at: check the files with  cd {folder} && md5sum -c {CHECKLIST}"
             )
-        self.config = self._config(values, source.norm_order(values, self._where, norm_order))
+        said = source.norm_order(values, self._where, norm_order)
+        self.config = self._config(values, said or "pre")
+        if said is None:
+            self.config = dataclasses.replace(self.config, norm_order=self._norm_order_of_release())
         self._check()
         # The cheapest sign of shards of two models, before gigabytes are written.
         self.read(next(p for p in layout.parameters(self.config) if p.path == "norm"), None)
@@ -119,6 +125,18 @@ class MetaWeights:
             raise ConvertError(f"{self._where} has no {error}") from error
         except (TypeError, ValueError, ArithmeticError, ConfigError) as error:
             raise ConvertError(f"{self._where} with {ranks} shards is no model: {error}") from error
+
+    def _norm_order_of_release(self) -> str:
+        """Neither names nor shapes show it, and the wrong one gives a model that loads and says nonsense: no default then."""
+        name = source.release_of_size(self.config)
+        if name is None:
+            raise ConvertError(
+                f"{self._where} has no swin_norm, and its size is of no release that would tell: say --norm_order=pre (as the 7B) "
+                "or --norm_order=swin (as the 34B)"
+            )
+        order = release(name).model.norm_order
+        self.report.note(f"{PARAMS} has no swin_norm: took norm order '{order}' of {name}, which has the same size")
+        return order
 
     def _check(self) -> None:
         """Every tensor that will be read has its shape; every other one is known."""
@@ -277,8 +295,8 @@ def write_weights(
 ) -> None:
     """Write params.json, consolidate_params.json, consolidated*.pth and checklist.chk.
 
-    A rank's tensors lie in a scratch file while torch writes them, so that memory stays small; the disk needs room for one more
-    shard.
+    Every parameter is read once, and its parts go to a scratch file a rank, from which torch writes the shards one after the other:
+    memory stays small, and since each scratch file is deleted when its shard is there, the disk needs room for one more shard.
     """
     config = weights.config
     check_shards(config, shards)
@@ -300,45 +318,59 @@ def write_weights(
     (folder / PARAMS).write_text(text, encoding="utf-8")
     (folder / CONSOLIDATED_PARAMS).write_text(json.dumps(model, indent=2) + "\n", encoding="utf-8")
     names = ["consolidated.pth"] if shards == 1 else [f"consolidated.{rank:02}.pth" for rank in range(shards)]
-    for rank, name in enumerate(names):
-        _write_shard(weights, folder / name, rank, shards, on_bytes)
+    with contextlib.ExitStack() as stack:
+        scratch = [
+            stack.enter_context(tempfile.NamedTemporaryFile(dir=folder, prefix=".scratch-")) for _ in range(shards)
+        ]
+        for parameter, layer, size in source.pieces(config):
+            for part, file in zip(
+                _cut(parameter, weights.read(parameter, layer), config, shards), scratch, strict=True
+            ):
+                np.ascontiguousarray(part).tofile(file)
+            on_bytes(size)
+        for name, file in zip(names, scratch, strict=True):
+            file.flush()
+            _write_shard(folder / name, Path(file.name), config, shards)
+            file.close()
     write_checklist(folder, [PARAMS, CONSOLIDATED_PARAMS, *names])
 
 
-def _write_shard(weights: WeightSource, path: Path, rank: int, shards: int, on_bytes: Callable[[int], None]) -> None:
+def _write_shard(path: Path, scratch: Path, config: TransformerConfig, shards: int) -> None:
+    """One rank's .pth, of the parts that lie in its scratch file in the order of `source.pieces`."""
     import torch
 
-    config = weights.config
     dtype = getattr(torch, config.param_dtype)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".scratch-") as scratch:
-        todo = source.pieces(config)
-        room = sum(size // (shards if p.shard_axis is not None and not p.qk_norm else 1) for p, _, size in todo)
-        scratch.truncate(room)
-        memory = torch.from_file(scratch.name, shared=True, size=room // dtype.itemsize, dtype=dtype)
-        state, at = {}, 0
-        for parameter, layer, size in todo:
-            part = np.ascontiguousarray(_cut(parameter, weights.read(parameter, layer), config, rank, shards))
-            place = memory[at : at + part.size].view(part.shape)
-            bits = f"int{8 * dtype.itemsize}"  # torch reads no bfloat16 of numpy's
-            place.view(getattr(torch, bits)).copy_(torch.from_numpy(part.view(bits)))
-            state[parameter.meta.format(layer)] = place
-            at += part.size
-            on_bytes(size // shards)
-        # Meta's loader wants this key to be there, and does not read it.
-        steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-        state[_ROPE] = config.rope_theta**-steps
-        torch.save(state, path)  # all are views of one storage, which is written once
+    memory = torch.from_file(str(scratch), shared=False, size=scratch.stat().st_size // dtype.itemsize, dtype=dtype)
+    state, at = {}, 0
+    for parameter, layer, _ in source.pieces(config):
+        shape = _shape_in_shard(parameter, config, shards)
+        state[parameter.meta.format(layer)] = memory[at : at + math.prod(shape)].view(shape)
+        at += math.prod(shape)
+    # Meta's loader wants this key to be there, and does not read it.
+    steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    state[_ROPE] = config.rope_theta**-steps
+    torch.save(state, path)  # all are views of one storage, which is written once
 
 
-def _cut(parameter: Parameter, array: np.ndarray, config: TransformerConfig, rank: int, shards: int) -> np.ndarray:
+def _shape_in_shard(parameter: Parameter, config: TransformerConfig, shards: int) -> tuple[int, ...]:
+    if parameter.qk_norm:
+        return (config.head_dim,)
+    shape = list(layout.torch_shape(parameter, config))
+    if parameter.shard_axis is not None:
+        shape[parameter.shard_axis] //= shards
+    return tuple(shape)
+
+
+def _cut(parameter: Parameter, array: np.ndarray, config: TransformerConfig, shards: int) -> list[np.ndarray]:
+    """The part of each rank."""
     tensor = layout.rotary_rows(
         parameter, layout.to_torch(parameter, array, config), config.head_dim, layout.interleaved
     )
     if parameter.qk_norm:
-        return tensor[rank * len(tensor) // shards]
+        return [tensor[rank * len(tensor) // shards] for rank in range(shards)]
     if parameter.shard_axis is None:
-        return tensor
-    return np.split(tensor, shards, parameter.shard_axis)[rank]
+        return [tensor] * shards
+    return np.split(tensor, shards, parameter.shard_axis)
 
 
 def write_checklist(folder: Path, names: list[str]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from chameleon_jax.checkpoints.stream import LeafStream, StreamedCheckpoint, save_stream
@@ -14,10 +15,11 @@ from chameleon_jax.configs import TransformerConfig
 from chameleon_jax.convert import layout, source
 from chameleon_jax.convert.layout import Parameter
 from chameleon_jax.convert.source import Report, WeightSource
+from chameleon_jax.convert.tensor_files import require_finite
 from chameleon_jax.errors import CheckpointError, ConvertError
 from chameleon_jax.tokenizers import vqgan
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
-from chameleon_jax.workdir import CHECKPOINTS, TOKENIZER
+from chameleon_jax.workdir import CHECKPOINTS, TOKENIZER, VOCAB
 
 _PART = "params"
 
@@ -25,13 +27,14 @@ _PART = "params"
 class NativeWeights:
     """The newest checkpoint of a workdir that verifies, as a `WeightSource`.
 
-    `bundle` is its tokenizer, None without one; `codec` its image codec, which may be there alone.
+    `bundle` is its tokenizer, None without one; `codec` its image codec, which may be there alone, and is not looked at where it
+    is not wanted.
     """
 
     flavour = "chameleon_jax"
 
-    def __init__(self, workdir: Path):
-        self.report = Report()
+    def __init__(self, workdir: Path, *, with_codec: bool = True):
+        self.report, self._workdir = Report(), workdir
         self._checkpoint = StreamedCheckpoint(workdir / CHECKPOINTS, _PART)
         try:
             config = TransformerConfig.from_dict(self._checkpoint.metadata["config"]["model"])
@@ -55,18 +58,20 @@ class NativeWeights:
                 raise ConvertError(f"the checkpoint in {workdir} lacks {path}")
             self.report.used.setdefault(f"step {self._checkpoint.step}", {})[path] = None
         folder = workdir / TOKENIZER
-        self.bundle = TokenizerBundle.load(folder) if (folder / "vocab.json").is_file() else None
-        self.codec = (
-            self.bundle.pictures.vqgan
-            if self.bundle
-            else vqgan.load(folder)
-            if (folder / vqgan.CONFIG).is_file()
-            else None
-        )
+        self.bundle, self.codec = None, None
+        if (folder / VOCAB).is_file():
+            self.bundle = TokenizerBundle.load(folder, with_pictures=with_codec)
+            self.codec = self.bundle.pictures.vqgan if self.bundle.pictures else None
+        elif with_codec and (folder / vqgan.CONFIG).is_file():
+            self.codec = vqgan.load(folder)
+        for path, leaf in jax.tree.leaves_with_path(self.codec.params) if self.codec else ():
+            require_finite(leaf, str(folder / vqgan.WEIGHTS), jax.tree_util.keystr(path, simple=True, separator="/"))
 
     def read(self, parameter: Parameter, layer: int | None) -> np.ndarray:
-        array = self._checkpoint.read(f"{_PART}/{parameter.path}", layer)
-        return source.cast(np.ascontiguousarray(array), self.config.param_dtype)
+        path = f"{_PART}/{parameter.path}"
+        array = np.ascontiguousarray(self._checkpoint.read(path, layer))
+        where = f"step {self._checkpoint.step} of {self._workdir}" + ("" if layer is None else f", layer {layer}")
+        return source.cast(require_finite(array, where, path), self.config.param_dtype)
 
 
 def write_weights(

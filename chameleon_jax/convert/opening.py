@@ -41,7 +41,8 @@ class Options:
     """What a user may say of a source beyond its folder; None means what the files say.
 
     `preset` is the release that it must be, `vqgan` and `tokenizer` are files or folders to take these parts from, `dtype` and
-    `numerics` change the model, `resolution` is the side of pictures; `without_codec` leaves the codec of the source out.
+    `numerics` change the model, `resolution` is the side of pictures; `without_codec` leaves the codec of the source out: nothing
+    but its config is looked at, for the size of pictures.
     """
 
     preset: str | None = None
@@ -71,25 +72,26 @@ def open_release(path: Path, options: Options) -> OpenedRelease:
 
     Raises ConvertError for a folder of none of them, and in one line for everything in it that cannot be right.
     """
-    folder = _sniff(path)
+    if options.without_codec and options.vqgan is not None:
+        raise ConvertError("--without_codec leaves the image codec out and --vqgan gives one: drop one of them")
+    folder, shape = _sniff(path), None
     if (folder / CHECKPOINTS).is_dir():
-        run = NativeWeights(folder)
+        run = NativeWeights(folder, with_codec=not options.without_codec and options.vqgan is None)
         weights: WeightSource = run
         bundle, codec = run.bundle, run.codec
         if options.norm_order not in (None, run.config.norm_order):
             raise ConvertError(f"{path} has norm order '{run.config.norm_order}', '{options.norm_order}' was asked for")
         if options.vqgan is not None:
             codec = _codec_at(options.vqgan, run.report)
-        text = bundle.text if bundle else None
-        if options.tokenizer is not None:
-            bundle, text = None, _text_tokenizer(folder, options, weights, codec)
     else:
         weights, codec = _open_foreign(folder, options)
-        bundle, text = None, _text_tokenizer(folder, options, weights, codec)
+        bundle, shape = None, _shape_left_out(folder, weights) if options.without_codec else None
+    shape = codec.config if codec else shape
+    text = bundle.text if bundle else None
+    if options.tokenizer is not None or weights.flavour != NativeWeights.flavour:
+        bundle, text = None, _text_tokenizer(folder, options, weights, shape)
     source.check_release(weights, folder, options.preset)
-    if options.without_codec:
-        codec = None
-    bundle = _bundle(bundle, text, codec, weights, options) if text is not None else None
+    bundle = _bundle(bundle, text, codec, shape, weights, options) if text is not None else None
     if text is None:
         weights.report.note("no text tokenizer found: give --tokenizer FILE to generate from words")
     if options.without_codec:
@@ -129,15 +131,31 @@ def _open_foreign(folder: Path, options: Options) -> tuple[WeightSource, Codec |
     else:
         opened = HFWeights(folder, options.norm_order)
         weights, stored = opened, None
-        if opened.codec and options.vqgan is None:
+        if opened.codec and options.vqgan is None and not options.without_codec:
             shape = codec_names.config_from_hf(opened.values.get("vq_config") or {}, str(folder / hf.CONFIG))
             stored = _codec(opened.codec, shape, folder, opened.report)
         for file, key in opened.codec.values() if stored is None else ():
-            opened.report.drop(file, key, f"the codec comes from {options.vqgan}")
+            opened.report.drop(
+                file,
+                key,
+                f"the codec comes from {options.vqgan}" if options.vqgan else "the codec was left out, as asked",
+            )
     place = options.vqgan or _beside(folder, (_CODEC,))
-    if stored is None and place is not None:
+    if stored is None and place is not None and not options.without_codec:
         stored = _codec_at(place, weights.report)
     return weights, stored
+
+
+def _shape_left_out(folder: Path, weights: WeightSource) -> VQConfig | None:
+    """The config of a codec that is not read, which says how large pictures are; None where nothing readable does."""
+    place = _beside(folder, (_CODEC_CONFIG,))
+    try:
+        if isinstance(weights, HFWeights) and (values := weights.values.get("vq_config")):
+            return codec_names.config_from_hf(values, str(folder / hf.CONFIG))
+        return codec_names.config_from_yaml(_read_yaml(place), str(place)) if place else None
+    except ConvertError as error:
+        weights.report.note(f"the size of pictures is that of the release, since {error}")
+        return None
 
 
 def _beside(folder: Path, names: tuple[str, ...]) -> Path | None:
@@ -146,7 +164,9 @@ def _beside(folder: Path, names: tuple[str, ...]) -> Path | None:
     return next((place / name for place in places for name in names if (place / name).is_file()), None)
 
 
-def _text_tokenizer(folder: Path, options: Options, weights: WeightSource, codec: Codec | None) -> TextTokenizer | None:
+def _text_tokenizer(
+    folder: Path, options: Options, weights: WeightSource, shape: VQConfig | None
+) -> TextTokenizer | None:
     given = options.tokenizer
     if given is not None and given.is_dir():
         given = next((given / name for name in _TOKENIZERS if (given / name).is_file()), given)
@@ -154,16 +174,16 @@ def _text_tokenizer(folder: Path, options: Options, weights: WeightSource, codec
     if path is None:
         return None
     weights.report.note(f"text tokenizer: {path}")
-    return TextTokenizer.load(path, _spans(folder, weights, codec, options))
+    return TextTokenizer.load(path, _spans(folder, weights, shape, options))
 
 
-def _spans(folder: Path, weights: WeightSource, codec: Codec | None, options: Options) -> VocabConfig:
+def _spans(folder: Path, weights: WeightSource, shape: VQConfig | None, options: Options) -> VocabConfig:
     """How images lie in the id space of this release."""
     known = release(options.preset or ("lumina-mgpt-7b" if weights.flavour == "lumina" else "chameleon-7b")).vocab
     pictures = known.of_codec(PictureCodec.kind)
     if pictures.span == "grid":
         return known
-    codes = codec.config.codes_per_image if codec else hf_files.codes_per_image(folder)
+    codes = shape.codes_per_image if shape else hf_files.codes_per_image(folder)
     return known.with_row(pictures.name, length=codes or pictures.length)
 
 
@@ -171,6 +191,7 @@ def _bundle(
     old: TokenizerBundle | None,
     text: TextTokenizer,
     codec: Codec | None,
+    shape: VQConfig | None,
     weights: WeightSource,
     options: Options,
 ) -> TokenizerBundle:
@@ -180,7 +201,7 @@ def _bundle(
         raise ConvertError(
             "--resolution is for pictures of many sizes (Lumina-mGPT): here the codec's resolution rules"
         )
-    image = old.pictures.config if old else _image_config(pictures, codec, options)
+    image = old.pictures.config if old else _image_config(pictures, shape, options)
     if old and options.resolution is not None:
         image = dataclasses.replace(image, resolution=options.resolution)
     if size > weights.config.vocab_size:
@@ -193,13 +214,13 @@ def _bundle(
     return bundle
 
 
-def _image_config(pictures: ModalityConfig, codec: Codec | None, options: Options) -> ImageConfig:
+def _image_config(pictures: ModalityConfig, shape: VQConfig | None, options: Options) -> ImageConfig:
     known = release(options.preset).image if options.preset else ImageConfig()
     if pictures.span == "grid":
-        pixels = pictures.grid_unit * codec.config.downsampling if codec else known.grid_pixels
+        pixels = pictures.grid_unit * shape.downsampling if shape else known.grid_pixels
         side = options.resolution or known.resolution
         return dataclasses.replace(known, preprocessing="lumina", resolution=side, grid_pixels=pixels)
-    return dataclasses.replace(known, resolution=codec.config.resolution if codec else known.resolution)
+    return dataclasses.replace(known, resolution=shape.resolution if shape else known.resolution)
 
 
 # --- codecs ----------------------------------------------------------------------------------------------------------
@@ -285,7 +306,12 @@ def _adjusted(weights: WeightSource, bundle: TokenizerBundle | None, options: Op
             weights.report.note("weights were rounded from float32 to bfloat16")
     if options.numerics is not None:
         numerics = NUMERICS[options.numerics]
-        if numerics.masked_ids and bundle is not None:
+        if numerics.masked_ids:
+            if bundle is None or not bundle.pictures:
+                raise ConvertError(
+                    f"--numerics={options.numerics} masks the ids of image codes, and which these are is said by a text tokenizer "
+                    "alone: give --tokenizer FILE"
+                )
             pictures = bundle.vocab.modalities[bundle.vocab.row(bundle.image_output[0])]
             numerics = dataclasses.replace(numerics, masked_ids=(pictures.start, pictures.stop))
         changes["numerics"] = numerics

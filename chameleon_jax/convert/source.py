@@ -23,6 +23,8 @@ from chameleon_jax.convert.releases import RELEASES, release
 from chameleon_jax.convert.tensor_files import FLOATS, TensorFile
 from chameleon_jax.errors import ConvertError
 
+_SIZE = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocab_size", "head_dim")
+
 
 @dataclasses.dataclass
 class Report:
@@ -118,34 +120,47 @@ def _groups_agree(rows: np.ndarray, groups: int) -> bool:
 def check_release(weights: WeightSource, where: Path, preset: str | None) -> None:
     """Raise ConvertError where a model is not of the release that it was said to be, or has a release's size but not its norms."""
     config = weights.config
-    size = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocab_size", "head_dim")
     if preset is not None:
         wanted = release(preset).model
         if weights.flavour not in ("chameleon_jax", "meta") and (weights.flavour == "lumina") != ("lumina" in preset):
             raise ConvertError(f"{where} is not {preset}: its files are of {weights.flavour} flavour")
-        for name in (*size, "norm_order", "qk_norm", "norm_eps", "rope_theta"):
+        for name in (*_SIZE, "norm_order", "qk_norm", "norm_eps", "rope_theta"):
             ours, theirs = getattr(config, name), getattr(wanted, name)
             if ours != theirs:
                 raise ConvertError(f"{where} is not {preset}: its {name} is {ours}, that of the release is {theirs}")
         return
-    for name, known in RELEASES.items():
-        same_size = all(getattr(config, field) == getattr(known.model, field) for field in size)
-        if same_size and config.norm_order != known.model.norm_order:
-            raise ConvertError(
-                f"{where} says norm order '{config.norm_order}', but a model of its size ({name}) has "
-                f"'{known.model.norm_order}': correct swin_norm there, a wrong one loads but gives nonsense"
-            )
+    name = release_of_size(config)
+    if name is not None and config.norm_order != (order := release(name).model.norm_order):
+        raise ConvertError(
+            f"{where} says norm order '{config.norm_order}', but a model of its size ({name}) has "
+            f"'{order}': correct swin_norm there, a wrong one loads but gives nonsense"
+        )
 
 
-def norm_order(values: Mapping[str, Any], where: Path, asked: str | None) -> str:
-    """The norm order that the config at `where` and the user say. Raises ConvertError where they contradict each other."""
+def release_of_size(config: TransformerConfig) -> str | None:
+    """Name of the first release whose parameters have the same shapes; None for a model of another size."""
+    return next(
+        (
+            name
+            for name, known in RELEASES.items()
+            if all(getattr(config, field) == getattr(known.model, field) for field in _SIZE)
+        ),
+        None,
+    )
+
+
+def norm_order(values: Mapping[str, Any], where: Path, asked: str | None) -> str | None:
+    """The norm order that the config at `where` or the user says, None where neither does.
+
+    Raises ConvertError where they contradict each other.
+    """
     said = values.get("swin_norm")
     if said not in (None, True, False):
         raise ConvertError(f"{where}: swin_norm is {said!r}, expected true or false")
     found = None if said is None else ("swin" if said else "pre")
     if asked is not None and found is not None and asked != found:
         raise ConvertError(f"{where} says norm order '{found}' (swin_norm {said}), '{asked}' was asked for")
-    return asked or found or "pre"
+    return asked or found
 
 
 def nbytes(config: TransformerConfig) -> int:

@@ -169,10 +169,20 @@ def config_to_yaml(config: VQConfig) -> dict[str, Any]:
 
 
 def config_from_hf(values: Mapping[str, Any], where: str) -> VQConfig:
-    """The config in `vq_config` of Hugging Face's config.json (`ChameleonVQVAEConfig`); errors as `config_from_yaml`."""
-    _only(values, "double_latent", (False,), where)
+    """The config in `vq_config` of Hugging Face's config.json (`ChameleonVQVAEConfig`); errors as `config_from_yaml`.
+
+    Forks of Transformers, Anole's among them, say some of it by Meta's names (`z_channels`, `double_z`): these are read too.
+    """
+    for name in ("double_latent", "double_z"):
+        _only(values, name, (False,), where)
     _only(values, "attn_type", ("vanilla",), where)
-    return _config(_renamed(values, _HF), where)
+    _only(values, "resamp_with_conv", (True,), where)
+    metas = {ours: theirs for theirs, ours in (_YAML | _YAML_DDCONFIG).items()}
+    for name, ours in _HF.items():
+        one, other = values.get(name), values.get(metas[ours])
+        if one is not None and other is not None and one != other:
+            raise ConvertError(f"{where}: {name} is {one!r} but {metas[ours]}, another name for it, is {other!r}")
+    return _config(_renamed(values, _YAML | _YAML_DDCONFIG) | _renamed(values, _HF), where)
 
 
 def config_to_hf(config: VQConfig) -> dict[str, Any]:

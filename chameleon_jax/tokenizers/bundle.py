@@ -96,14 +96,18 @@ class TokenizerBundle:
         return {name: first + i for i, name in enumerate(added)}
 
     @classmethod
-    def load(cls, directory: str | os.PathLike) -> TokenizerBundle:
-        """Read and check a bundle. Raises TokenizerError for a part that is missing, damaged, or contradicts another."""
+    def load(cls, directory: str | os.PathLike, *, with_pictures: bool = True) -> TokenizerBundle:
+        """Read and check a bundle. Raises TokenizerError for a part that is missing, damaged, or contradicts another.
+
+        `with_pictures=False` leaves the networks of codecs of pictures unread, as if they were not there.
+        """
         missing = [name for name in (VOCAB, TEXT) if not os.path.isfile(os.path.join(directory, name))]
         vocab_config = None if VOCAB in missing else _read_vocab(os.path.join(directory, VOCAB))
         codecs = {}
         for row, folder in codec_folders(vocab_config, directory) if vocab_config else ():
             kind = CODECS[row.codec]
-            codecs[row.name] = kind.load(folder)
+            bare = kind is PictureCodec and not with_pictures
+            codecs[row.name] = PictureCodec.load_rules(folder) if bare else kind.load(folder)
             if codecs[row.name] is None:
                 missing.append(os.path.relpath(os.path.join(folder, kind.file), directory))
         if missing:

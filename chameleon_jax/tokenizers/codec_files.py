@@ -42,14 +42,16 @@ def load(
     from safetensors.numpy import load as from_bytes
 
     folder = Path(directory)
-    weights = folder / f"{name}.safetensors"
+    weights, reading = folder / f"{name}.safetensors", folder / f"{name}.json"
     try:
-        config = kind.from_dict(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
+        config = kind.from_dict(json.loads(reading.read_text(encoding="utf-8")))
+        reading = weights
         tensors = from_bytes(weights.read_bytes())
     except FileNotFoundError as error:
         raise TokenizerError(f"{error.filename} does not exist: run  python -m experiments.train_tokenizer") from None
     except (OSError, ValueError, AttributeError, TypeError, KeyError, SafetensorError, ConfigError) as error:
-        raise TokenizerError(f"codec in {folder} is damaged: {error}") from error
+        reason = " ".join(str(error).split())
+        raise TokenizerError(f"{reading} is damaged ({reason}): copy the tokenizer again, or train it anew") from error
     wanted = traverse_util.flatten_dict(shapes(config, tensors), sep=".")
     for key in sorted(wanted.keys() | tensors.keys()):
         if key not in tensors or key not in wanted:

@@ -149,7 +149,15 @@ class PictureCodec:
 
     @classmethod
     def load(cls, directory: str | os.PathLike) -> PictureCodec | None:
-        path, with_vqgan = os.path.join(directory, RULES), bool(_files_of_vqgan(directory))
+        bare = cls.load_rules(directory)
+        if bare is None or not _files_of_vqgan(directory):
+            return bare
+        return dataclasses.replace(bare, vqgan=vqgan.load(directory))
+
+    @classmethod
+    def load_rules(cls, directory: str | os.PathLike) -> PictureCodec | None:
+        """As `load`, without the VQGAN, whose files are not looked at."""
+        path = os.path.join(directory, RULES)
         if not os.path.isfile(path):
             return None
         try:
@@ -157,7 +165,7 @@ class PictureCodec:
                 config = ImageConfig.from_dict(json.load(file))
         except (OSError, ValueError, AttributeError, TypeError, ConfigError) as error:
             raise TokenizerError(f"{path} is damaged or not an ImageConfig: {error}") from error
-        return cls(config=config, vqgan=vqgan.load(directory) if with_vqgan else None)
+        return cls(config=config, vqgan=None)
 
     def _codec(self, action: str) -> vqgan.Codec:
         if self.vqgan is None:
