@@ -11,6 +11,7 @@ from chameleon_jax.configs import GenerationConfig, TransformerConfig
 from chameleon_jax.errors import GenerationError
 from chameleon_jax.generation import grammar
 from chameleon_jax.generation.grammar import OUTSIDE, UNRESTRICTED, TokenSpan
+from chameleon_jax.generation.logprobs import MOST_TOP
 from chameleon_jax.models import perception
 from chameleon_jax.vocab import GridSpan, SpanGrammar, Vocab
 
@@ -67,6 +68,13 @@ def check_pictures(
             raise GenerationError(
                 f"{where} has a picture of shape {picture.shape} and {picture.dtype}; this model perceives {side}x{side}x3 of uint8"
             )
+
+
+def check_logprobs(where: str, asked: int | None, vocab: Vocab) -> None:
+    """Raise GenerationError for a number of alternatives that cannot be told."""
+    most = min(MOST_TOP, vocab.size)
+    if asked is not None and not 0 <= asked <= most:
+        raise GenerationError(f"{where} asks for logprobs of {asked} alternatives; 0 to {most} can be told")
 
 
 def check_prompt(where: str, prompt: np.ndarray, vocab: Vocab, context: int, config: GenerationConfig) -> Checked:

@@ -21,6 +21,7 @@ from jaxtyping import Int, UInt8
 from chameleon_jax.configs import EngineConfig, GenerationConfig, TransformerConfig
 from chameleon_jax.errors import GenerationError
 from chameleon_jax.generation.lanes import Shapes
+from chameleon_jax.generation.logprobs import Logprobs
 from chameleon_jax.generation.requests import EngineStats, EngineStopped, Generated, QueueFull, Request
 from chameleon_jax.generation.scheduler import Job, Scheduler
 from chameleon_jax.generation.weights import decoding_form
@@ -34,7 +35,7 @@ MOST_LANES = 512  # that `generate` runs at a time
 SLOT_STEP = 64  # slots of a lane are rounded up to it: few shapes, few compilations
 _RATE_SECONDS = 5.0  # over which an engine's rate is told
 
-OnIds = Callable[[Int[np.ndarray, "n"]], object]
+OnIds = Callable[..., object]  # of new ids, and of their Logprobs where the request asks for them
 OnEnd = Callable[[Generated | GenerationError], object]
 
 
@@ -47,16 +48,18 @@ def generate(
     *,
     row_ids: Sequence[int] | None = None,
     pictures: Sequence[Sequence[UInt8[np.ndarray, "side side 3"]]] | None = None,
+    logprobs: int | None = None,
     donate: bool = False,
 ) -> list[Generated]:
     """Continue every prompt. All run together, each until it ends by itself.
 
     A prompt is ids, usually from `prompt.encode_turns`. It may end in a begin marker, of a grid also in the height, or height and
     width, behind it: then that span is written first. In a mode of one modality with markers the marker is written, as the first
-    id of the output, if the prompt lacks it. `pictures` are those that each prompt's spans of patches stand for. `row_ids` are
-    the numbers by which rows draw (0, 1, ... by default, none negative): a prompt with the same seed and row id gives the same
-    output in any batch, to the rounding of its logits. It runs on the mesh on which the weights lie, or the one in use. The
-    weights are copied for the call; `donate` them if they are not needed afterwards, and their memory is used again.
+    id of the output, if the prompt lacks it. `pictures` are those that each prompt's spans of patches stand for, `logprobs` is as
+    in `Request`. `row_ids` are the numbers by which rows draw (0, 1, ... by default, none negative): a prompt with the same seed
+    and row id gives the same output in any batch, to the rounding of its logits. It runs on the mesh on which the weights lie, or
+    the one in use. The weights are copied for the call; `donate` them if they are not needed afterwards, and their memory is used
+    again.
 
     Raises GenerationError, before anything is compiled, for a prompt that cannot be served.
     """
@@ -72,7 +75,7 @@ def generate(
         raise GenerationError(f"{len(prompts)} prompts have {len(pictures)} lists of pictures; give one for each")
     shapes = Shapes(model=model_config, vocab=vocab)
     requests = [
-        Request(prompt=prompt, config=config, row_id=int(i), pictures=tuple(seen))
+        Request(prompt=prompt, config=config, row_id=int(i), pictures=tuple(seen), logprobs=logprobs)
         for prompt, i, seen in zip(prompts, row_ids, pictures, strict=True)
     ]
     jobs = [
@@ -143,9 +146,10 @@ class Engine:
     def submit(self, request: Request, on_ids: OnIds, on_end: OnEnd) -> RequestHandle:
         """Check and queue a request. Raises GenerationError for one that cannot be served, QueueFull for one too many.
 
-        `on_ids` is called with every piece of new ids, then `on_end` once: with the whole output, or with a GenerationError if the
-        engine failed or the model gave no numbers. Both are called from the engine's thread, perhaps before `submit` has returned.
-        All requests wait while a callback runs, so it must not block; it may submit, cancel and ask for `stats`, but not close.
+        `on_ids` is called with every piece of new ids (and their `Logprobs` as a second argument, if the request asks for them),
+        then `on_end` once: with the whole output, or with a GenerationError if the engine failed or the model gave no numbers. Both
+        are called from the engine's thread, perhaps before `submit` has returned. All requests wait while a callback runs, so it
+        must not block; it may submit, cancel and ask for `stats`, but not close.
 
         What a callback raises, of whatever kind, is logged and concerns its own request alone: after an exception in `on_ids` the
         request is cancelled, gets no more ids, and `on_end` is called with a GenerationError whose cause is that exception; an
@@ -206,11 +210,11 @@ class Engine:
     def __exit__(self, *exception: object) -> None:
         self.close(drain=exception[0] is None)
 
-    def _pass_ids(self, handle: RequestHandle, ids: np.ndarray) -> None:
+    def _pass_ids(self, handle: RequestHandle, ids: np.ndarray, *logprobs: Logprobs) -> None:
         with self._changed:
             self._tokens += len(ids)
             self._recent.append((time.monotonic(), len(ids)))
-        handle._pass_ids(ids)
+        handle._pass_ids(ids, *logprobs)
 
     def _run(self) -> None:
         jobs: list[Job] = []
@@ -254,11 +258,11 @@ class RequestHandle:
         """From any thread: stop when the blocks under way are done, and free the slots. No effect after the end."""
         self._job.cancelled = True
 
-    def _pass_ids(self, ids: np.ndarray) -> None:
+    def _pass_ids(self, ids: np.ndarray, *logprobs: Logprobs) -> None:
         if self._failure is not None:
             return
         try:
-            self._on_ids(ids)
+            self._on_ids(ids, *logprobs)
         except BaseException as error:  # not even an exit or a cancellation of the caller's may end the engine's thread
             logging.exception("a request is cancelled: its on_ids failed")
             self._failure = GenerationError(f"on_ids of the request failed: {type(error).__name__}: {error}")
@@ -276,13 +280,16 @@ class RequestHandle:
 
 
 class EngineStream:
-    """A request as an iterator of pieces of new ids, as they come; it ends when the request has. For one reader."""
+    """A request as an iterator of pieces of new ids, as they come; it ends when the request has. For one reader.
+
+    Log-probabilities, if asked for, are in the `result`.
+    """
 
     def __init__(self, engine: Engine, request: Request):
         self._pieces: queue.SimpleQueue[np.ndarray | None] = queue.SimpleQueue()
         self._ended = threading.Event()
         self._result: Generated | GenerationError | None = None
-        self._handle = engine.submit(request, self._pieces.put, self._end)
+        self._handle = engine.submit(request, lambda ids, logprobs=None: self._pieces.put(ids), self._end)
 
     def __iter__(self) -> Iterator[Int[np.ndarray, "n"]]:
         while (piece := self._pieces.get()) is not None:

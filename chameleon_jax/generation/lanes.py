@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from chameleon_jax.configs import TransformerConfig
 from chameleon_jax.generation import grammar
 from chameleon_jax.generation.grammar import OUTSIDE, FinishReason, GrammarState
+from chameleon_jax.generation.logprobs import BlockLogprobs
 from chameleon_jax.generation.sampling import SamplingArrays, sample, seen_ids
 from chameleon_jax.models import kv_cache, perception, transformer
 from chameleon_jax.models.kv_cache import KVCache
@@ -76,13 +77,16 @@ class LaneState:
 
 @flax.struct.dataclass
 class Progress:
-    """What a block did, for the host: `new[n, :length[n] - before[n]]` are the ids that lane n took."""
+    """What a block did, for the host: `new[n, :length[n] - before[n]]` are the ids that lane n took, `logprobs` what a leader
+    thought of them, where the block tells.
+    """
 
     before: Int[Array, "N"]
     length: Int[Array, "N"]
     new: Int[Array, "N K"]
     finish: Int[Array, "N"]
     finite: Bool[Array, "N"]
+    logprobs: BlockLogprobs | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,25 +164,31 @@ def stop(lanes: LaneState, stopped: Bool[Array, "N"]) -> LaneState:
     return _placed(lanes.replace(rows=lanes.rows.replace(grammar=state.replace(finish=finish))))
 
 
-@functools.partial(jax.jit, static_argnames=("shapes", "steps", "visible"), donate_argnames=("lanes",))
+@functools.partial(jax.jit, static_argnames=("shapes", "steps", "visible", "tells"), donate_argnames=("lanes",))
 def run_block(
-    weights: Params, lanes: LaneState, shapes: Shapes, steps: int, visible: int
+    weights: Params, lanes: LaneState, shapes: Shapes, steps: int, visible: int, tells: bool = False
 ) -> tuple[LaneState, Progress]:
     """Up to `steps` more ids for every running leader, without a word to the host; stops early when none runs.
 
-    No lane may come to slot `visible`: the caches behind it are not looked at.
+    No lane may come to slot `visible`: the caches behind it are not looked at. With `tells` the progress has log-probabilities.
     """
+    before = lanes.rows.length
 
-    def unfinished(carry: tuple[Array, LaneState]) -> Bool[Array, ""]:
-        step, lanes = carry
+    def unfinished(carry: tuple[Array, LaneState, BlockLogprobs | None]) -> Bool[Array, ""]:
+        step, lanes, _ = carry
         return (step < steps) & jnp.any(_running(lanes.rows))
 
-    def step_on(carry: tuple[Array, LaneState]) -> tuple[Array, LaneState]:
-        step, lanes = carry
-        return step + 1, _placed(_step(weights, lanes, shapes, visible))
+    def step_on(carry: tuple[Array, LaneState, BlockLogprobs | None]) -> tuple[Array, LaneState, BlockLogprobs | None]:
+        step, lanes, logprobs = carry
+        lanes, drawn = _step(weights, lanes, shapes, visible)
+        if logprobs is not None:
+            logprobs = logprobs.put(
+                drawn.logits, drawn.token, places=drawn.at - before, takes=drawn.draws, vocab_size=shapes.vocab.size
+            )
+        return step + 1, _placed(lanes), logprobs
 
-    before = lanes.rows.length
-    _, lanes = jax.lax.while_loop(unfinished, step_on, (jnp.int32(0), lanes))
+    logprobs = BlockLogprobs.empty(len(before), steps, shapes.vocab.size) if tells else None
+    _, lanes, logprobs = jax.lax.while_loop(unfinished, step_on, (jnp.int32(0), lanes, logprobs))
     rows = lanes.rows
     places = jnp.minimum(before[:, None] + jnp.arange(steps), rows.ids.shape[1] - 1)
     progress = Progress(
@@ -187,6 +197,7 @@ def run_block(
         new=jnp.take_along_axis(rows.ids, places, axis=1),
         finish=rows.grammar.finish,
         finite=rows.finite,
+        logprobs=logprobs,
     )
     return lanes, progress
 
@@ -195,7 +206,17 @@ def _running(rows: Rows) -> Bool[Array, "N"]:
     return (rows.grammar.finish == FinishReason.RUNNING) & (rows.role == Role.LEADER)
 
 
-def _step(weights: Params, lanes: LaneState, shapes: Shapes, visible: int) -> LaneState:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Drawn:
+    """What a step drew: the lanes that `draws` put `token` at slot `at`; `logits` are the model's, before guidance."""
+
+    logits: Float[Array, "N V"]
+    token: Int[Array, "N"]
+    at: Int[Array, "N"]
+    draws: Bool[Array, "N"]
+
+
+def _step(weights: Params, lanes: LaneState, shapes: Shapes, visible: int) -> tuple[LaneState, _Drawn]:
     """Every lane that has an id for the model feeds it; every leader that has fed all draws the next."""
     rows = lanes.rows
     lane = jnp.arange(rows.length.shape[0])
@@ -220,11 +241,11 @@ def _step(weights: Params, lanes: LaneState, shapes: Shapes, visible: int) -> La
     logits = constrain(transformer.logits(weights, out.hidden, shapes.model, DECODING)[:, 0], "B .", DECODING)
     draws = feeds & (rows.role == Role.LEADER)
     finite = rows.finite & (~draws | jnp.isfinite(logits).all(axis=-1))
-    logits = _guided(jnp.nan_to_num(logits), rows, draws, shapes.vocab)
+    logits = jnp.nan_to_num(logits)
 
     state = rows.grammar
     token = sample(
-        logits,
+        _guided(logits, rows, draws, shapes.vocab),
         grammar.allowed(state, shapes.vocab, shapes.model.vocab_size),
         rows.settings.at(state.modality),
         rows.seen,
@@ -233,9 +254,10 @@ def _step(weights: Params, lanes: LaneState, shapes: Shapes, visible: int) -> La
     moved = grammar.advance(state, token, shapes.vocab)
     moved = jax.tree.map(lambda new, old: jnp.where(_like(draws, new), new, old), moved, state)
     moved = moved.replace(finish=jnp.where(finite, moved.finish, jnp.int32(FinishReason.LENGTH)))
+    drawn = _Drawn(logits=logits, token=token, at=rows.length, draws=draws)
     rows = rows.replace(fed=rows.fed + feeds, grammar=moved, finite=finite)
     rows = _take(rows, token, draws, was_open=state.open, vocab=shapes.vocab)
-    return LaneState(cache=out.cache, rows=rows)
+    return LaneState(cache=out.cache, rows=rows), drawn
 
 
 def _guided(logits: Float[Array, "N V"], rows: Rows, draws: Bool[Array, "N"], vocab: Vocab) -> Float[Array, "N V"]:

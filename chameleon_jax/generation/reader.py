@@ -71,6 +71,10 @@ class Pieces:
         """The modality of which the id is content; None for sizes and row ends of a grid and all other special ids."""
         return next((modality for modality in self.vocab.modalities if modality.start <= id < modality.stop), None)
 
+    def name(self, id: int) -> str:
+        """What people call an id that is no text."""
+        return self._names[id]
+
     def describe(self, ids: Iterable[int]) -> list[dict[str, object]]:
         """What a token view shows: of each id its modality, or `marker`, what kind of data that is, and its name.
 
@@ -80,7 +84,7 @@ class Pieces:
         for id in ids:
             owner = self.owner(id)
             is_text = owner is self.vocab.text
-            piece = self.text_bytes(id).decode(errors="replace") if is_text else self._names[id]
+            piece = self.text_bytes(id).decode(errors="replace") if is_text else self.name(id)
             codec = owner and self.bundle.codecs.get(owner.name)
             media = MARKER if owner is None else "text" if is_text else codec.media if codec else "codes"
             shown.append({"id": id, "kind": media, "modality": owner.name if owner else MARKER, "piece": piece})

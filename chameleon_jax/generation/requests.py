@@ -12,6 +12,7 @@ from jaxtyping import Int, UInt8
 
 from chameleon_jax.configs import GenerationConfig
 from chameleon_jax.errors import GenerationError
+from chameleon_jax.generation.logprobs import Logprobs
 
 
 class QueueFull(GenerationError):
@@ -30,24 +31,28 @@ class EngineStopped(GenerationError):
 class Request:
     """A prompt in ids (without padding, beginning with `bos`) and how to continue it. `row_id` is added to the seed's draws.
 
-    `pictures` are those that the prompt's spans of patches stand for, in order.
+    `pictures` are those that the prompt's spans of patches stand for, in order. `logprobs` asks for the log-probability of every
+    id that comes, and of so many of the most likely ids in its place (0 to `logprobs.MOST_TOP`); None asks for none.
     """
 
     prompt: Int[np.ndarray, "n"]
     config: GenerationConfig
     row_id: int = 0
     pictures: tuple[UInt8[np.ndarray, "side side 3"], ...] = ()
+    logprobs: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generated:
     """One request's output: ids without the prompt (the id that ended it included), and why it stopped.
 
-    `spans` means that all spans asked for are there; `length` that no position was left for more.
+    `spans` means that all spans asked for are there; `length` that no position was left for more. `logprobs` are of the ids, if the
+    request asks for them.
     """
 
     ids: Int[np.ndarray, "n"]
     finish_reason: Literal["eos", "length", "spans", "cancelled"]
+    logprobs: Logprobs | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

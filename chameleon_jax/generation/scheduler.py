@@ -17,9 +17,10 @@ from jaxtyping import UInt8
 from chameleon_jax.configs import MAX_SPANS, GenerationConfig
 from chameleon_jax.errors import GenerationError
 from chameleon_jax.generation import grammar, lanes
-from chameleon_jax.generation.checks import Checked, check_names, check_pictures, check_prompt
+from chameleon_jax.generation.checks import Checked, check_logprobs, check_names, check_pictures, check_prompt
 from chameleon_jax.generation.grammar import OUTSIDE, FinishReason
 from chameleon_jax.generation.lanes import Progress, Role, Rows, Shapes
+from chameleon_jax.generation.logprobs import Logprobs
 from chameleon_jax.generation.requests import Generated, Request
 from chameleon_jax.generation.sampling import SamplingArrays
 from chameleon_jax.models.perception import stack_pictures
@@ -33,17 +34,20 @@ SMALLEST_BUCKET = 32  # ids of a prefill and slots looked at are powers of two f
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    """A request on its way. `on_ids` gets new ids, `on_end` the whole output or an error; both are called by the scheduler."""
+    """A request on its way. `on_ids` gets new ids, and their log-probabilities if the request asks for them; `on_end` the whole
+    output or an error. Both are called by the scheduler.
+    """
 
     request: Request
     checked: Checked
     contexts: list[tuple[Role, np.ndarray]]  # of its lanes, the leader's first
-    on_ids: Callable[[np.ndarray], None] = lambda ids: None
+    on_ids: Callable[..., None] = lambda ids, logprobs=None: None
     on_end: Callable[[Generated | GenerationError], None] = lambda result: None
     cancelled: bool = False
     ended: bool = False
     places: list[int] = dataclasses.field(default_factory=list)
     pieces: list[np.ndarray] = dataclasses.field(default_factory=list)
+    logprobs: list[Logprobs] = dataclasses.field(default_factory=list)
 
 
 class Scheduler:
@@ -84,6 +88,7 @@ class Scheduler:
         check_names(vocab, config)
         checked = check_prompt(where, prompt, vocab, context, config)
         check_pictures(where, prompt, request.pictures, vocab, shapes.model)
+        check_logprobs(where, request.logprobs, vocab)
         return Job(request, checked, _contexts(prompt.astype(np.int32), checked, config, shapes))
 
     def submit(self, job: Job) -> None:
@@ -95,8 +100,9 @@ class Scheduler:
         self._take_in()
         sent = None
         if self._running:
+            tells = any(job.request.logprobs is not None for job in self._running.values())
             self._lanes, progress = lanes.run_block(
-                self._weights, self._lanes, self._shapes, self._block, self._visible()
+                self._weights, self._lanes, self._shapes, self._block, self._visible(), tells
             )
             sent = (progress, dict(self._running))
         if self._sent is not None:
@@ -188,7 +194,11 @@ class Scheduler:
             ids = seen.new[lane, : seen.length[lane] - seen.before[lane]]
             if len(ids):
                 job.pieces.append(ids)
-                job.on_ids(ids)
+                if job.request.logprobs is None:
+                    job.on_ids(ids)
+                else:
+                    job.logprobs.append(seen.logprobs.of_lane(lane, len(ids), job.request.logprobs))
+                    job.on_ids(ids, job.logprobs[-1])
             if not seen.finite[lane]:
                 self._free_lanes(job)
                 job.ended = True
@@ -206,7 +216,9 @@ class Scheduler:
     def _end(self, job: Job, reason: str) -> None:
         job.ended = True
         ids = np.concatenate(job.pieces) if job.pieces else np.zeros(0, np.int32)
-        job.on_end(Generated(ids=ids, finish_reason=reason))
+        top = job.request.logprobs
+        logprobs = None if top is None else Logprobs.join(job.logprobs, top)
+        job.on_end(Generated(ids=ids, finish_reason=reason, logprobs=logprobs))
 
 
 def lanes_needed(config: GenerationConfig, vocab: Vocab, has_spans: bool) -> int:

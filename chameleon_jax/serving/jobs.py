@@ -9,6 +9,7 @@ waits for.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 from collections.abc import AsyncIterator, Sequence
 
@@ -16,8 +17,17 @@ import numpy as np
 
 from chameleon_jax.errors import ChameleonError, GenerationError
 from chameleon_jax.generation.engine import Engine, RequestHandle
+from chameleon_jax.generation.logprobs import Logprobs
 from chameleon_jax.generation.requests import EngineStopped, Generated, QueueFull, Request
 from chameleon_jax.serving.errors import ApiError, bad_request, too_many
+
+
+@dataclasses.dataclass(frozen=True)
+class NewIds:
+    """Ids that came, and their log-probabilities if the request asks for them."""
+
+    ids: np.ndarray
+    logprobs: Logprobs | None = None
 
 
 class Jobs:
@@ -30,19 +40,19 @@ class Jobs:
         self._loop = asyncio.get_running_loop()
         self._deadline = self._loop.time() + seconds
         self._failure: ApiError | None = None
-        self._queue: asyncio.Queue[tuple[int, np.ndarray | Generated | Exception]] = asyncio.Queue()
+        self._queue: asyncio.Queue[tuple[int, NewIds | Generated | Exception]] = asyncio.Queue()
         self._handles: list[RequestHandle] = []
         try:
             for number, request in enumerate(requests):
-                post = functools.partial(self._post, number)
-                self._handles.append(engine.submit(request, on_ids=post, on_end=post))
+                on_ids = functools.partial(self._post_ids, number)
+                self._handles.append(engine.submit(request, on_ids, functools.partial(self._post, number)))
         except Exception as error:
             self.cancel()
             if isinstance(error, ChameleonError):
                 raise _refusal(error) from None
             raise
 
-    async def pieces(self) -> AsyncIterator[tuple[int, np.ndarray | Generated]]:
+    async def pieces(self) -> AsyncIterator[tuple[int, NewIds | Generated]]:
         """(number of the request, new ids), and at its end (number, Generated), until all have ended.
 
         Raises ApiError when time is up, GenerationError when the engine failed.
@@ -72,7 +82,10 @@ class Jobs:
         for handle in self._handles if number is None else [self._handles[number]]:
             handle.cancel()
 
-    def _post(self, number: int, item: np.ndarray | Generated | GenerationError) -> None:
+    def _post_ids(self, number: int, ids: np.ndarray, logprobs: Logprobs | None = None) -> None:
+        self._post(number, NewIds(ids, logprobs))
+
+    def _post(self, number: int, item: NewIds | Generated | GenerationError) -> None:
         """In the engine's thread. Raises RuntimeError when the loop is closed; the engine then cancels the request."""
         self._loop.call_soon_threadsafe(self._queue.put_nowait, (number, item))
 

@@ -8,6 +8,8 @@ import time
 import uuid
 from typing import Any
 
+from chameleon_jax.serving.logprobs import TokenLogprob, chat_logprobs, completion_logprobs
+
 END = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": waiting\n\n"  # a comment, which clients skip
 
@@ -47,12 +49,15 @@ class EncodedSpan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Update:
-    """What came of one choice: words or data, the ids since the last update, and at last why it ended."""
+    """What came of one choice: words or data, the ids since the last update (with `logprobs`, if asked for), and at last why it
+    ended.
+    """
 
     choice: int
     text: str = ""
     span: EncodedSpan | None = None
     ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = None
     finish_reason: str | None = None
 
 
@@ -79,9 +84,12 @@ class Choice:
     def __init__(self, index: int):
         self.index, self.ids, self.finish_reason = index, [], None
         self._parts: list[str | EncodedSpan] = []
+        self._logprobs: list[TokenLogprob] | None = None
 
     def add(self, update: Update) -> None:
         self.ids += update.ids
+        if update.logprobs is not None:
+            self._logprobs = [*(self._logprobs or ()), *update.logprobs]
         self.finish_reason = update.finish_reason or self.finish_reason
         if update.text and self._parts and isinstance(self._parts[-1], str):
             self._parts[-1] += update.text
@@ -117,15 +125,15 @@ class Choice:
     def chat(self, with_ids: bool) -> dict[str, Any]:
         content = self._content() if self.spans else self.text
         message = {"role": "assistant", "content": content, "refusal": None, **self._images()}
-        return self._frame({"message": message}, with_ids)
+        return self._frame({"message": message}, chat_logprobs(self._logprobs), with_ids)
 
     def completion(self, with_ids: bool) -> dict[str, Any]:
         content = {"content": self._content(), **self._images()} if self.spans else {}
-        return self._frame({"text": self.text, **content}, with_ids)
+        return self._frame({"text": self.text, **content}, completion_logprobs(self._logprobs), with_ids)
 
-    def _frame(self, content: dict[str, Any], with_ids: bool) -> dict[str, Any]:
+    def _frame(self, content: dict[str, Any], logprobs: dict[str, Any] | None, with_ids: bool) -> dict[str, Any]:
         ids = {"token_ids": self.ids} if with_ids else {}
-        return {"index": self.index, **content, "finish_reason": self.finish_reason, "logprobs": None, **ids}
+        return {"index": self.index, **content, "finish_reason": self.finish_reason, "logprobs": logprobs, **ids}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,14 +160,14 @@ class Envelope:
 
 def chat_delta(update: Update, with_ids: bool) -> dict[str, Any]:
     """The choice of a `chat.completion.chunk`."""
-    delta = _changes(update, with_ids, "content")
-    return {"index": update.choice, "delta": delta, "finish_reason": update.finish_reason, "logprobs": None}
+    delta, logprobs = _changes(update, with_ids, "content"), chat_logprobs(update.logprobs)
+    return {"index": update.choice, "delta": delta, "finish_reason": update.finish_reason, "logprobs": logprobs}
 
 
 def completion_delta(update: Update, with_ids: bool) -> dict[str, Any]:
     """The choice of a streamed `text_completion`."""
-    changes = {"text": "", **_changes(update, with_ids, "text")}
-    return {"index": update.choice, **changes, "finish_reason": update.finish_reason, "logprobs": None}
+    changes, logprobs = {"text": "", **_changes(update, with_ids, "text")}, completion_logprobs(update.logprobs)
+    return {"index": update.choice, **changes, "finish_reason": update.finish_reason, "logprobs": logprobs}
 
 
 def _changes(update: Update, with_ids: bool, text_field: str) -> dict[str, Any]:

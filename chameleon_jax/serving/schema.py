@@ -13,12 +13,13 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from chameleon_jax.errors import did_you_mean
+from chameleon_jax.generation.logprobs import MOST_TOP
 from chameleon_jax.serving.errors import ApiError, bad_request
 from chameleon_jax.tokenizers.documents import valid_text
 
 # Fields of OpenAI's that are taken only at the value that asks for nothing.
 _NOT_OFFERED = (
-    "frequency_penalty", "presence_penalty", "logit_bias", "logprobs", "top_logprobs", "response_format", "store", "tools",
+    "frequency_penalty", "presence_penalty", "logit_bias", "response_format", "store", "tools",
     "tool_choice", "best_of", "echo", "suffix", "style", "quality", "background", "output_format",
 )  # fmt: skip
 
@@ -198,8 +199,8 @@ class ChatRequest(RequestFields):
     messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     modalities: Annotated[list[Annotated[str, Field(max_length=100)]], Field(min_length=1)] | None = None
-    logprobs: Literal[False] | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_TOP)] | None = None
     response_format: ResponseFormat | None = None
     store: Literal[False] | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
@@ -207,7 +208,9 @@ class ChatRequest(RequestFields):
     parallel_tool_calls: bool | None = None
 
     @model_validator(mode="after")
-    def _one_limit(self) -> ChatRequest:
+    def _agrees(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: true")
         if self.max_completion_tokens is not None:
             if self.max_tokens not in (None, self.max_completion_tokens):
                 raise ValueError("max_tokens and max_completion_tokens are one setting, and differ")
@@ -221,7 +224,7 @@ class CompletionRequest(RequestFields):
     prompt: Annotated[list[Text], Field(min_length=1)]
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None
     echo: Literal[False] | None = None
-    logprobs: None = None
+    logprobs: Annotated[int, Field(ge=0, le=MOST_TOP)] | None = None
     suffix: None = None
 
     @field_validator("prompt", mode="before")

@@ -26,7 +26,8 @@ from chameleon_jax.generation.prompt import perceived_pictures
 from chameleon_jax.generation.reader import OutputReader, Pieces, SpanPiece, TextPiece
 from chameleon_jax.generation.requests import Generated, Request
 from chameleon_jax.serving.errors import ApiError, bad_request, too_many
-from chameleon_jax.serving.jobs import Jobs
+from chameleon_jax.serving.jobs import Jobs, NewIds
+from chameleon_jax.serving.logprobs import LogprobWriter, asked_logprobs
 from chameleon_jax.serving.messages import build_ids, context_exceeded, read_turns
 from chameleon_jax.serving.metrics import Metrics
 from chameleon_jax.serving.replies import EncodedSpan, Update, Usage
@@ -54,6 +55,7 @@ class PreparedRequest:
     choices: int
     stop: list[str]
     partial_every: int  # 0 = no previews
+    logprobs: int | None  # alternatives of each id; None: no log-probabilities
     usage: Usage
 
 
@@ -149,6 +151,7 @@ class Service:
             choices=choices,
             stop=request.stop or [],
             partial_every=every,
+            logprobs=asked_logprobs(request),
             usage=Usage(prompt=sum(map(len, prompts))),
         )
 
@@ -181,7 +184,13 @@ class Service:
     def start(self, prepared: PreparedRequest) -> Jobs:
         """Submit a request of the engine for each output. Raises ApiError 429, 400 or 503."""
         requests = [
-            Request(prompt=prompt, config=prepared.config, row_id=choice, pictures=pictures)
+            Request(
+                prompt=prompt,
+                config=prepared.config,
+                row_id=choice,
+                pictures=pictures,
+                logprobs=prepared.logprobs,
+            )
             for prompt, pictures in zip(prepared.prompts, prepared.pictures, strict=True)
             for choice in range(prepared.choices)
         ]
@@ -193,6 +202,7 @@ class Service:
             OutputReader(self.pieces, stop=prepared.stop, partial_every=prepared.partial_every)
             for _ in range(len(prepared.prompts) * prepared.choices)
         ]
+        writers = [LogprobWriter(self.pieces) for _ in readers]
         ended: set[int] = set()
         self._open.add(jobs)
         started = time.monotonic()
@@ -206,17 +216,19 @@ class Service:
                     continue
                 reader = readers[number]
                 is_end, read = isinstance(item, Generated), sum(reader.tokens.values())
-                parts = reader.finish() if is_end else reader.feed(item)
-                ids = () if is_end else tuple(map(int, item[: sum(reader.tokens.values()) - read]))
+                parts = reader.finish() if is_end else reader.feed(item.ids)
+                ids = () if is_end else tuple(map(int, item.ids[: sum(reader.tokens.values()) - read]))
+                is_told = not is_end and item.logprobs is not None
+                logprobs = writers[number].write(ids, item.logprobs) if is_told else None
                 # Told with each span, so counted before it is.
                 prepared.usage.generated = dict.fromkeys(map(self._kind, self.bundle.vocab.names), 0)
                 for name in self.bundle.vocab.names:  # several may be of one kind
                     prepared.usage.generated[self._kind(name)] += sum(reader.tokens[name] for reader in readers)
                 async for update in self._write(number, parts):
-                    yield dataclasses.replace(update, ids=ids)
-                    ids = ()
+                    yield dataclasses.replace(update, ids=ids, logprobs=logprobs)
+                    ids, logprobs = (), None
                 if ids:
-                    yield Update(choice=number, ids=ids)
+                    yield Update(choice=number, ids=ids, logprobs=logprobs)
                 if is_end or reader.stopped:
                     ended.add(number)
                     jobs.cancel(number)
@@ -275,7 +287,7 @@ def _limited(bundle: TokenizerBundle, config: ServeConfig) -> TokenizerBundle:
     return dataclasses.replace(bundle, codecs={name: limit(codec) for name, codec in bundle.codecs.items()})
 
 
-def _reason(item: np.ndarray | Generated, stopped: bool) -> str:
+def _reason(item: NewIds | Generated, stopped: bool) -> str:
     """OpenAI's word for it. An output that the engine cut, at its end or of its own accord, is `length`."""
     if stopped or not isinstance(item, Generated):
         return "stop"

@@ -59,7 +59,7 @@ class KeptOpen:
         pass
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_service(tiny, engine):
     """make_service(**settings) -> Service over the shared engine; `engine`, `bundle` and the base `config` may be given."""
 

@@ -118,7 +118,12 @@ CASES = {
     "no modality": (CHAT, chat(modalities=[]), 400, "at least 1", "modalities"),
     "unknown format": (CHAT, chat(format="llama"), 400, "'lumina'", "format"),
     "tools": (CHAT, chat(tools=[{}]), 400, "does not have it", "tools"),
-    "logprobs": (CHAT, chat(logprobs=True), 400, "does not have it", "logprobs"),
+    "logprobs of a number": (CHAT, chat(logprobs=3), 400, "valid boolean", "logprobs"),
+    "too many logprobs": (CHAT, chat(logprobs=True, top_logprobs=21), 400, "less than or equal to 20", "top_logprobs"),
+    "alternatives of no logprobs": (CHAT, chat(top_logprobs=2), 400, "top_logprobs needs logprobs: true", None),
+    "too many logprobs of a completion": (
+        COMPLETION, {"prompt": "a", "logprobs": 21}, 400, "less than or equal to 20", "logprobs",
+    ),
     "JSON mode": (CHAT, chat(response_format={"type": "json_object"}), 400, "does not have it", "response_format.type"),
     "unknown model": (CHAT, chat(model="tinny"), 404, "did you mean 'tiny'?", "model"),
     "another model": (COMPLETION, {"prompt": "a", "model": "gpt-4o"}, 404, "this server has 'tiny'", "model"),
