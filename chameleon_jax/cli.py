@@ -21,6 +21,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from chameleon_jax.commands import EXPERIMENTS, as_called
 from chameleon_jax.config_base import Config
 from chameleon_jax.configs import MeshConfig
 from chameleon_jax.errors import ChameleonError, ConfigError, did_you_mean
@@ -28,8 +29,7 @@ from chameleon_jax.errors import ChameleonError, ConfigError, did_you_mean
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
-_ROOT = Path(__file__).resolve().parents[1]
-_OURS = (f"{_ROOT / 'chameleon_jax'}{os.sep}", f"{_ROOT / 'experiments'}{os.sep}")
+_OURS = (f"{Path(__file__).resolve().parent}{os.sep}", f"{EXPERIMENTS}{os.sep}")
 
 
 def run(
@@ -76,7 +76,7 @@ def run(
             flags_parser=functools.partial(_parse, values, takes_gin=config is not None, positional=positional),
         )
     except ChameleonError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {as_called(str(error))}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -123,7 +123,7 @@ class _Help(flags.BooleanFlag):
 
     def parse(self, argument: str | bool) -> None:
         if self._parse(argument):
-            print(f"{self._doc.strip()}\n\nFlags:")
+            print(f"{as_called(self._doc.strip())}\n\nFlags:")
             for name in self._values:
                 flag = self._values[name]
                 if name == flag.name:

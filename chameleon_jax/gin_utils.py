@@ -18,10 +18,16 @@ from typing import TypeVar
 import gin
 
 from chameleon_jax import configs
+from chameleon_jax.commands import GIN_ROOT
 from chameleon_jax.config_base import Config
 from chameleon_jax.errors import ChameleonError, ConfigError, did_you_mean
 
 C = TypeVar("C", bound=Config)
+
+# Includes that are not found from the file's own root are looked for among ours.
+gin.add_config_file_search_path(str(GIN_ROOT))
+# Files are read as files. gin's other reader takes a path for a Python package: it fails on a folder that is importable by chance.
+del gin.config._FILE_READERS[1:]
 
 
 def configurables() -> dict[str, Callable[..., Config]]:
@@ -84,15 +90,24 @@ def _registered(made: Callable[..., Config]) -> bool:
 
 
 def _parse_file(file: str) -> None:
-    path = Path(file)
-    if not path.is_file():
-        siblings = [str(p) for p in path.parent.glob("*.gin")] if path.parent.is_dir() else []
-        raise ConfigError(f"gin file '{file}' does not exist{did_you_mean(file, siblings)}")
+    path = find(file).resolve()
     # `include 'gin_configs/base.gin'` is found from the folder that holds gin_configs, wherever the command is run.
-    path = path.resolve()
     root = next((parent.parent for parent in path.parents if parent.name == "gin_configs"), Path.cwd())
     with contextlib.chdir(root):
         gin.parse_config_file(str(path))
+
+
+def find(file: str) -> Path:
+    """A gin file as it is named, from here or else from where the files of this project are (`gin_configs/...`).
+
+    Raises ConfigError with the nearest name.
+    """
+    places = [Path(file), GIN_ROOT / file]
+    for path in places:
+        if path.is_file():
+            return path
+    near = [str(Path(file).parent / found.name) for path in places for found in path.parent.glob("*.gin")]
+    raise ConfigError(f"gin file '{file}' does not exist{did_you_mean(file, near)}")
 
 
 def _quoted(binding: str) -> str:

@@ -15,6 +15,7 @@ from chameleon_jax.configs import (
     TransformerConfig,
 )
 from chameleon_jax.convert.releases import RELEASES
+from chameleon_jax.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "gin_configs" / "models"
@@ -49,6 +50,23 @@ def test_every_model_file_has_a_release():
 def test_a_run_file_is_found_with_its_includes_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert gin_utils.load(PretrainConfig, [str(ROOT / "gin_configs/runs/smoke.gin")]).config.train.steps == 40
+    assert gin_utils.load(PretrainConfig, ["gin_configs/runs/smoke.gin"]).config.train.steps == 40
+
+
+def test_a_file_of_ones_own_includes_ours_and_hides_one_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.gin").write_text("include 'gin_configs/runs/smoke.gin'\nTrainConfig.steps = 7\n")
+    assert gin_utils.load(PretrainConfig, ["mine.gin"]).config.train.steps == 7
+    (tmp_path / "gin_configs/runs").mkdir(parents=True)
+    smoke = (ROOT / "gin_configs/runs/smoke.gin").read_text().replace("steps = 40", "steps = 30")
+    (tmp_path / "gin_configs/runs/smoke.gin").write_text(smoke)
+    assert gin_utils.load(PretrainConfig, ["gin_configs/runs/smoke.gin"]).config.train.steps == 30
+
+
+def test_a_run_file_of_ours_that_does_not_exist_is_told_the_nearest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"does not exist \(did you mean 'gin_configs/runs/smoke.gin'\?\)"):
+        gin_utils.load(PretrainConfig, ["gin_configs/runs/smoek.gin"])
 
 
 def test_a_run_file_can_say_where_to_start_from():

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import runpy
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from chameleon_jax import commands
 from chameleon_jax.errors import ChameleonError, ConfigError
 from chameleon_jax.files import atomic_write
 
 _STOPPED = (75, 130)  # exit codes of a run that was told to stop, and of Ctrl-C
-RUNS = Path(__file__).resolve().parents[2] / "gin_configs" / "runs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +29,7 @@ class Command:
     @property
     def typed(self) -> str:
         """As it is typed into a shell."""
-        return shlex.join(["python", "-m", f"experiments.{self.module}", *self.flags])
+        return commands.typed(self.module, self.flags)
 
 
 def from_data_to_model(
@@ -89,10 +86,10 @@ def claim(root: Path, *, chosen: Mapping[str, int | str], **counts: int | None) 
     atomic_write(file, json.dumps(chosen) + "\n")
 
 
-def follow(commands: Sequence[Command], last: str) -> None:
+def follow(steps: Sequence[Command], last: str) -> None:
     """Run all, then announce the caller's own last step. Raises ChameleonError at the first that fails."""
-    of = len(commands) + 1
-    for number, command in enumerate(commands, 1):
+    of = len(steps) + 1
+    for number, command in enumerate(steps, 1):
         run(number, of, command)
     print(f"\n[{of}/{of}] {last}", flush=True)
 
@@ -103,22 +100,19 @@ def run(number: int, of: int, command: Command) -> None:
     if command.writes and command.writes.exists():
         print(f"  {command.writes} is there already", flush=True)
         return
-    own, sys.argv = sys.argv, [command.module, *command.flags]
     try:
-        runpy.run_module(f"experiments.{command.module}", run_name="__main__", alter_sys=True)
+        commands.run(command.module, command.flags)
     except SystemExit as ended:
         if ended.code in _STOPPED:
             print("stopped; run the same command to go on", flush=True)
             raise
         if ended.code:
             raise ChameleonError(f"step {number} ended with exit code {ended.code}; its own message is above") from None
-    finally:
-        sys.argv = own
 
 
 def _run_file(name: str) -> str:
     """The flag that names a run file of this project."""
-    return f"--gin_file={RUNS / name}"
+    return f"--gin_file=gin_configs/runs/{name}"
 
 
 def _steps(config: str, count: int | None) -> tuple[str, ...]:

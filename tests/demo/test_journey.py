@@ -27,7 +27,7 @@ def test_a_command_that_fails_ends_the_journey_with_one_line_more(tmp_path, caps
 
 
 def test_a_command_whose_last_file_is_there_is_not_run_again(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(journey.runpy, "run_module", lambda *_, **__: pytest.fail("the command was run"))
+    monkeypatch.setattr(journey.commands, "run", lambda *_, **__: pytest.fail("the command was run"))
     (tmp_path / "vocab.json").touch()
     journey.follow([Command("a tokenizer", "train_tokenizer", (), tmp_path / "vocab.json")], "the end")
     assert "[2/2] the end" in capsys.readouterr().out
@@ -52,7 +52,7 @@ def test_a_command_that_was_stopped_is_no_error(code, monkeypatch, capsys):
     def stopped(*_, **__):
         raise SystemExit(code)
 
-    monkeypatch.setattr(journey.runpy, "run_module", stopped)
+    monkeypatch.setattr(journey.commands, "run", stopped)
     with pytest.raises(SystemExit) as ended:
         journey.follow([Command("a tokenizer", "train_tokenizer", ())], "the end")
     assert ended.value.code == code and capsys.readouterr().out.endswith("stopped; run the same command to go on\n")

@@ -37,7 +37,7 @@ def test_one_macro_seeds_codec_coin_weights_and_order(name):
 @pytest.mark.parametrize("flag", ["--seed=-1", "--steps=0", "--codec_steps=-5"])
 def test_a_bad_number_is_one_line_before_the_first_command(flag, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["quickstart", f"--workdir={tmp_path}", flag])
-    monkeypatch.setattr(journey.runpy, "run_module", lambda *_, **__: pytest.fail("a command was started"))
+    monkeypatch.setattr(journey.commands, "run", lambda *_, **__: pytest.fail("a command was started"))
     with pytest.raises(SystemExit) as ended:
         entry.cli.run(entry.main, None, entry.__doc__, add_flags=entry._flags)
     assert ended.value.code == 2
@@ -51,7 +51,7 @@ def test_a_bad_number_is_one_line_before_the_first_command(flag, tmp_path, monke
 def test_a_workdir_of_other_flags_is_refused_before_anything_is_written(flags, made, tmp_path, monkeypatch, capsys):
     (tmp_path / "flags.json").write_text('{"seed": 0, "image_input": "codes"}')
     monkeypatch.setattr("sys.argv", ["quickstart", f"--workdir={tmp_path}", *flags])
-    monkeypatch.setattr(journey.runpy, "run_module", lambda *_, **__: pytest.fail("a command was started"))
+    monkeypatch.setattr(journey.commands, "run", lambda *_, **__: pytest.fail("a command was started"))
     with pytest.raises(SystemExit) as ended:
         entry.cli.run(entry.main, None, entry.__doc__, add_flags=entry._flags)
     assert ended.value.code == 2

@@ -9,7 +9,6 @@ from chameleon_jax import gin_utils
 from chameleon_jax.configs import GenerationConfig, PretrainConfig, TokenizeConfig, TrainTokenizerConfig
 from chameleon_jax.demo import digit_pairs, digits, directions, espeak, spoken_digits, three_modalities
 from chameleon_jax.demo.digit_pairs import DIRECTIONS
-from chameleon_jax.demo.journey import RUNS
 from chameleon_jax.tokenizers.documents import Document, Segment, order_pair
 from chameleon_jax.vocab import Vocab
 
@@ -54,7 +53,7 @@ def test_documents_pair_forms_of_one_digit_in_all_orders(data):
 
 def test_a_pair_of_which_one_is_given_keeps_its_order():
     table = gin_utils.load(
-        TrainTokenizerConfig, [str(RUNS / "three_modalities_tokenizer.gin")], ["DATA = 'data'"]
+        TrainTokenizerConfig, ["gin_configs/runs/three_modalities_tokenizer.gin"], ["DATA = 'data'"]
     ).config.vocab
     vocab = Vocab.from_config(table)
     for first, second in DIRECTIONS:
@@ -77,7 +76,7 @@ def test_from_data_to_a_generated_sound(data, tmp_path):
     from chameleon_jax.training.loop import pretrain
 
     def load(root, name, *bindings):
-        return gin_utils.load(root, [str(RUNS / name)], bindings).config
+        return gin_utils.load(root, [f"gin_configs/runs/{name}"], bindings).config
 
     short = ("VQTrainConfig.steps = 20", "VQTrainConfig.eval_every = 20", "SoundTrainConfig.steps = 20")
     file = "three_modalities_tokenizer.gin"
