@@ -58,7 +58,18 @@ def _pretrain(config: PretrainConfig, args) -> int:
     distributed.require_same_folder(args.workdir)
     gin_text = {"config.gin": args.gin.given, "operative_config.gin": args.gin.operative}
     rollback = None if args.rollback_to is None else Rollback(step=args.rollback_to, skip_batches=args.skip_batches)
-    return pretrain(config, args.workdir, gin_text, rollback)
+    return pretrain(config, args.workdir, gin_text, rollback, _sampler(config))
+
+
+def _sampler(config: PretrainConfig):
+    """What draws and writes during the run, where the config asks for it; made before training, so that a mistake shows at once."""
+    import jax
+
+    if not config.train.sample_every or jax.process_index() != 0:
+        return None
+    from chameleon_jax.evaluation.training_samples import TrainingSamples
+
+    return TrainingSamples(config)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ BELOW = {
     "convert": GROUND | {"models", "parallel", "tokenizers", "checkpoints"},
     "training": GROUND | {"models", "parallel", "tokenizers", "checkpoints", "data"},
     "serving": GROUND | {"models", "parallel", "tokenizers", "generation"},
-    "evaluation": GROUND | {"models", "parallel", "tokenizers", "checkpoints", "data", "generation"},
+    "evaluation": GROUND | {"models", "parallel", "tokenizers", "checkpoints", "data", "generation", "training"},
 }
 BELOW["tokenizer_training"] = BELOW["training"] | {"training", "evaluation"}
 BELOW["demo"] = BELOW["tokenizer_training"] | {"tokenizer_training", "generation"}

@@ -83,9 +83,12 @@ class TrainConfig(Config):
     log_every: int = 10
     eval_every: int = 500
     eval_batches: int = 8
+    sample_every: int = 0  # steps between two pages of what the model makes of held-out documents; 0 = none
+    sample_prompts: tuple[str, ...] = ()  # in place of the texts of these documents
     peak_flops: float = 0.0  # FLOP/s of one device for MFU; 0 = from the table of known devices, else measured
 
     def validate(self):
+        self.require(self.sample_every >= 0, f"sample_every must not be negative, got {self.sample_every}")
         for name in (
             "steps",
             "batch_size",
@@ -143,6 +146,7 @@ class RunConfig(Config):
     # Fields that may differ between a run and its resumption; a change anywhere else is refused.
     FREE_ON_RESUME: typing.ClassVar[tuple[str, ...]] = (
         "mesh.", "checkpoint.", "init_from", "train.log_every", "train.eval_every", "train.eval_batches", "train.peak_flops",
+        "train.sample_every", "train.sample_prompts",
     )  # fmt: skip
 
 

@@ -29,10 +29,15 @@ class Section:
 
 
 def draw(path: str | Path, title: str, subtitle: str, sections: Sequence[Section], *, picture_size: int = 72) -> None:
-    """Write the page as PNG; small pictures are enlarged with hard pixel edges, so that what the model drew is what is seen."""
+    """Write the page as PNG."""
+    render(title, subtitle, sections, picture_size=picture_size).save(path)
+
+
+def render(title: str, subtitle: str, sections: Sequence[Section], *, picture_size: int = 72) -> Image.Image:
+    """The page; small pictures are enlarged with hard pixel edges, so that what the model drew is what is seen."""
     heading, body, small = _font(26), _font(16), _font(13)
     label_width = 300
-    columns = max(len(row.pictures) for section in sections for row in section.rows)
+    columns = max((len(row.pictures) for section in sections for row in section.rows), default=0)
     width = 2 * MARGIN + label_width + columns * (picture_size + GAP)
     line = small.size + 4
 
@@ -65,7 +70,7 @@ def draw(path: str | Path, title: str, subtitle: str, sections: Sequence[Section
                     for index, text in enumerate(_wrap(row.captions[column], picture_size, small)):
                         pen.text((x, y + picture_size + 2 + index * line), text, font=small, fill=FAINT)
             y += row_height(row)
-    page.save(path)
+    return page
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
@@ -75,4 +80,4 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
     """Lines of at most `width` pixels."""
     per_line = max(4, int(width / font.getlength("abcdefghij") * 10))
-    return textwrap.wrap(text, per_line) or [""]
+    return [line for paragraph in text.split("\n") for line in textwrap.wrap(paragraph, per_line)] or [""]

@@ -20,7 +20,7 @@ from absl import logging
 
 from chameleon_jax.checkpoints.checkpointer import Checkpointer
 from chameleon_jax.configs import PretrainConfig, RunConfig
-from chameleon_jax.errors import CheckpointError, TrainingError
+from chameleon_jax.errors import ChameleonError, CheckpointError, TrainingError
 from chameleon_jax.models import params
 from chameleon_jax.parallel.agreement import StopAgreement
 from chameleon_jax.parallel.batches import to_global
@@ -31,6 +31,7 @@ from chameleon_jax.training import step as step_lib
 from chameleon_jax.training import telemetry
 from chameleon_jax.training.pretraining import PretrainTask, complete
 from chameleon_jax.training.rollback import Rollback
+from chameleon_jax.training.samples import Sampler, held_here
 from chameleon_jax.training.signals import EXIT_STOPPED, StopRequest
 from chameleon_jax.training.state import TrainState
 from chameleon_jax.training.step import StepMetrics
@@ -43,10 +44,11 @@ def pretrain(
     workdir: str,
     gin_text: Mapping[str, str] | None = None,
     rollback: Rollback | None = None,
+    sampler: Sampler | None = None,
 ) -> int:
     """`train` with the pretraining task; a `vocab_size` that the config leaves open is that of the token stores."""
     config = complete(config, Path(workdir))
-    return train(PretrainTask(config=config), config, workdir, gin_text=gin_text, rollback=rollback)
+    return train(PretrainTask(config=config), config, workdir, gin_text=gin_text, rollback=rollback, sampler=sampler)
 
 
 def train(
@@ -56,8 +58,11 @@ def train(
     *,
     gin_text: Mapping[str, str] | None = None,
     rollback: Rollback | None = None,
+    sampler: Sampler | None = None,
 ) -> int:
     """Train, or go on training, in `workdir`; returns the exit code (0 done, 75 stopped by a signal and saved).
+
+    `sampler` is called after every `config.train.sample_every` steps and after the last, and changes nothing of the run.
 
     Raises ConfigError, StoreError or CheckpointError, before anything is compiled, when config, data, mesh and checkpoint do
     not fit together.
@@ -78,7 +83,7 @@ def train(
             return 0
         logging.info(_summary(recipe, data, mesh, start))
         writer = telemetry.MetricWriter(path, resume_step=start, run_config=config.to_dict())
-        run = _Run(recipe, mesh, data, checkpointer, writer, stop, rollback_lib.last(path))
+        run = _Run(recipe, mesh, data, checkpointer, writer, stop, rollback_lib.last(path), sampler)
         with contextlib.ExitStack() as closing, jax.set_mesh(mesh):
             closing.callback(checkpointer.close)
             closing.callback(writer.close)
@@ -97,7 +102,9 @@ class _Run:
         writer: telemetry.MetricWriter,
         stop: StopRequest,
         last_rollback: Rollback | None,
+        sampler: Sampler | None,
     ):
+        self._sampler = sampler if recipe.config.train.sample_every else None
         self._recipe, self._mesh, self._data = recipe, mesh, data
         self._checkpointer, self._writer, self._stop = checkpointer, writer, stop
         self._metadata = {
@@ -136,6 +143,10 @@ class _Run:
                     report.read_pending()
                     self._evaluate(due, train_state, step)
                     report.restart_clock(step)
+                if self._sampler and (step % config.train.sample_every == 0 or step == steps):
+                    report.read_pending()
+                    self._sample(train_state, step)
+                    report.restart_clock(step)
                 stopping = agreement.poll()
                 if step % config.checkpoint.every_steps == 0 or step == steps or stopping:
                     report.read_pending()  # a step that can be resumed from has its line in the log
@@ -158,6 +169,22 @@ class _Run:
             if jax.process_index() == 0:
                 losses = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if name.startswith("loss"))
                 logging.info("step %d  %s %s", step, evaluator.name, losses)
+
+    def _sample(self, train_state: TrainState, step: int) -> None:
+        """Only where metrics are written; the other processes are at their next step meanwhile. A failure costs the page alone."""
+        if jax.process_index() != 0:
+            return
+        held = held_here(train_state.params)
+        if held is None:
+            logging.info("no samples during this run: process 0 does not hold all parameters; use experiments.generate")
+            self._sampler = None
+            return
+        try:
+            with jax.transfer_guard("allow"):
+                path = self._writer.write_samples(step, self._sampler(held, step))
+            logging.info("step %d  samples %s", step, path)
+        except (ChameleonError, OSError, RuntimeError) as error:  # as a device without room for a cache
+            logging.warning("step %d: no samples: %s", step, error)
 
 
 class _Report:

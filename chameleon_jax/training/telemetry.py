@@ -20,10 +20,13 @@ import jax
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
+from PIL import Image
 
 from chameleon_jax.files import atomic_write
 from chameleon_jax.progress import format_seconds
 from chameleon_jax.training.losses import LossSums
+from chameleon_jax.training.samples import FOLDER as SAMPLES
+from chameleon_jax.training.samples import Samples, Sound
 from chameleon_jax.training.state import TOKEN_BASE_BITS
 from chameleon_jax.training.step import StepMetrics
 from chameleon_jax.training.task import Task
@@ -127,6 +130,7 @@ class MetricWriter:
         self._tensorboard = self._wandb = None
         if not self._active:
             return
+        self._workdir = workdir
         path = workdir / METRICS_FILE
         _keep_lines_up_to(path, resume_step)
         self._file = path.open("a")
@@ -148,12 +152,41 @@ class MetricWriter:
         if self._wandb is not None:
             self._wandb.log(scalars, step=step)
 
+    def write_samples(self, step: int, samples: Samples) -> Path | None:
+        """The page and the sounds as files of the workdir, and all to TensorBoard. Returns the page's path."""
+        if not self._active:
+            return None
+        folder, name = self._workdir / SAMPLES, f"{step:07d}"
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(samples.page).save(folder / f"{name}.png")
+        self._tensorboard.add_image("samples", samples.page, step, dataformats="HWC")
+        self._tensorboard.add_text("samples", samples.words, step)
+        for tag, sound in samples.sounds.items():
+            (folder / f"{name}-{tag}.wav").write_bytes(sound.file)
+            self._tensorboard.file_writer.add_summary(_audio_summary(f"samples/{tag}", sound), step)
+        self._tensorboard.flush()
+        return folder / f"{name}.png"
+
     def close(self) -> None:
         if self._active:
             self._file.close()
             self._tensorboard.close()
             if self._wandb is not None:
                 self._wandb.finish()
+
+
+def _audio_summary(tag: str, sound: Sound) -> Any:
+    """A WAV file as TensorBoard plays it; the writer's own way would need libsndfile to make one."""
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    audio = Summary.Audio(
+        sample_rate=sound.rate,
+        num_channels=1,
+        length_frames=round(sound.rate * sound.seconds),
+        encoded_audio_string=sound.file,
+        content_type="audio/wav",
+    )
+    return Summary(value=[Summary.Value(tag=tag, audio=audio)])
 
 
 def _start_wandb(workdir: Path, run_config: dict[str, Any]) -> Any:

@@ -33,6 +33,7 @@ from chameleon_jax.training import state as state_lib
 from chameleon_jax.training import step as step_lib
 from chameleon_jax.training.loop import Rollback, pretrain
 from chameleon_jax.training.losses import LossSums
+from chameleon_jax.training.samples import Samples
 from chameleon_jax.training.signals import EXIT_STOPPED
 from chameleon_jax.training.task import Evaluator
 from chameleon_jax.workdir import open_workdir
@@ -113,7 +114,13 @@ def stop_after(workdir, step):
     return thread
 
 
-def test_a_stopped_run_saves_exits_75_and_goes_on_to_the_same_bits(config, whole_run, tmp_path):
+def draw_noise(weights, step):
+    """A sampler that makes programs, transfers and random numbers of its own."""
+    noise = jax.random.bits(jax.random.key(step), (8, 8, 3), np.uint8)
+    return Samples(page=np.asarray(noise), words=f"{float(jnp.sum(weights['embed'])):.3f}")
+
+
+def test_a_stopped_run_saves_exits_75_and_goes_on_to_the_same_bits_with_samples_or_without(config, whole_run, tmp_path):
     watcher = stop_after(tmp_path, 5)
     assert pretrain(config, str(tmp_path)) == EXIT_STOPPED
     watcher.join()
@@ -123,7 +130,10 @@ def test_a_stopped_run_saves_exits_75_and_goes_on_to_the_same_bits(config, whole
     # A crash may have logged steps that were never saved, and half a line: both must go.
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": stopped_at + 1, "loss": -1.0}) + '\n{"step": 9')
-    assert pretrain(config, str(tmp_path)) == 0
+    sampled = dataclasses.replace(config, train=dataclasses.replace(config.train, sample_every=7))
+    assert pretrain(sampled, str(tmp_path), sampler=draw_noise) == 0
+    pages = sorted(page.name for page in (tmp_path / "samples").iterdir())
+    assert pages == ([] if stopped_at >= 7 else ["0000007.png"]) + [f"{STEPS:07d}.png"]
     assert trained(tmp_path) == trained(whole_run)
     mine, theirs = (restore_subtree(w / "checkpoints", "params").state for w in (tmp_path, whole_run))
     jax.tree.map(np.testing.assert_array_equal, mine, theirs)
