@@ -86,6 +86,7 @@ class TrainConfig(Config):
     sample_every: int = 0  # steps between two pages of what the model makes of held-out documents; 0 = none
     sample_prompts: tuple[str, ...] = ()  # in place of the texts of these documents
     peak_flops: float = 0.0  # FLOP/s of one device for MFU; 0 = from the table of known devices, else measured
+    memory_gb: float = 0.0  # of a device, 10^9 bytes; a run that needs far more does not start; 0 = as it says
 
     def validate(self):
         self.require(self.sample_every >= 0, f"sample_every must not be negative, got {self.sample_every}")
@@ -146,7 +147,7 @@ class RunConfig(Config):
     # Fields that may differ between a run and its resumption; a change anywhere else is refused.
     FREE_ON_RESUME: typing.ClassVar[tuple[str, ...]] = (
         "mesh.", "checkpoint.", "init_from", "train.log_every", "train.eval_every", "train.eval_batches", "train.peak_flops",
-        "train.sample_every", "train.sample_prompts",
+        "train.sample_every", "train.sample_prompts", "train.memory_gb",
     )  # fmt: skip
 
 

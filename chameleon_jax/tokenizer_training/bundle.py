@@ -16,6 +16,7 @@ from chameleon_jax.evaluation import reconstruction
 from chameleon_jax.evaluation import sound as sound_measures
 from chameleon_jax.files import atomic_write
 from chameleon_jax.tokenizer_training import codec as picture_training
+from chameleon_jax.tokenizer_training import memory
 from chameleon_jax.tokenizer_training import sound as sound_training
 from chameleon_jax.tokenizer_training.corpus import Corpus, preparers, read_corpus
 from chameleon_jax.tokenizer_training.loop import Trained
@@ -125,6 +126,7 @@ def _load_text(config: TrainTokenizerConfig, workdir: Path) -> TextTokenizer | N
 def _train_pictures(
     images: np.ndarray, held_out: np.ndarray, config: TrainTokenizerConfig, folder: Path, stop: Stop
 ) -> vqgan.Codec:
+    memory.check(config.vq, config.vq_train, images)
     during = _evenly(held_out, config.vq_train.eval_images)
 
     def evaluate(codec: vqgan.Codec) -> dict[str, float]:

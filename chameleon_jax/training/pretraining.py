@@ -27,7 +27,7 @@ from chameleon_jax.parallel import distributed
 from chameleon_jax.parallel.batches import local_rows, to_global
 from chameleon_jax.parallel.mesh import TRAINING, check_fits
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
-from chameleon_jax.training import initial, losses, optim, telemetry
+from chameleon_jax.training import initial, losses, memory, optim, telemetry
 from chameleon_jax.training import step as step_lib
 from chameleon_jax.training.initial import RunTokenizer
 from chameleon_jax.training.losses import LossSums
@@ -98,7 +98,7 @@ class PretrainTask:
     def open(self, workdir: Path, mesh: Mesh) -> StoreData:
         """Open stores and pack plans.
 
-        Raises ConfigError and StoreError when config, mesh and stores do not fit together.
+        Raises ConfigError and StoreError when config, mesh, stores and the memory of the devices do not fit together.
         """
         config = self.config
         check_fits(config.model, config.train.batch_size, config.train.microbatches, mesh)
@@ -151,7 +151,9 @@ class PretrainTask:
                 f"model.modalities is {config.model.modalities}, the vocabulary of the token stores has {modalities}; set "
                 f"TransformerConfig.modalities={modalities}"
             )
-        return StoreData(loader=loader)
+        data = StoreData(loader=loader)
+        memory.check(Recipe.of(self, config, data.row_names), mesh)
+        return data
 
     def initial_params(self, data: StoreData, mesh: Mesh) -> dict[str, Any]:
         """The weights that `config.init_from` names, or values drawn from the seed; straight on the mesh."""
