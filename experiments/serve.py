@@ -8,14 +8,15 @@ Examples:
 
 Then open http://127.0.0.1:8000, or point a client at http://127.0.0.1:8000/v1. The workdir is that of `experiments.pretrain` or
 `experiments.convert`; its newest checkpoint that verifies is used. Other machines reach the server only with --host, which needs a
-key. SIGTERM lets running answers finish, then exits with code 0. docs/serve.md has all requests, settings and limits.
+key. It listens at once, and says "serving" when it is loaded and compiled. SIGTERM lets running answers finish, then exits with
+code 0. docs/serve.md has all requests, settings and limits.
 """
 
 import dataclasses
 import os
 from pathlib import Path
 
-from absl import flags, logging
+from absl import flags
 
 from chameleon_jax import cli
 from chameleon_jax.configs import ServeConfig
@@ -43,30 +44,23 @@ def main(config: ServeConfig, args) -> None:
         from chameleon_jax.serving.app import create_app
         from chameleon_jax.serving.server import bind, check_access, serve
         from chameleon_jax.serving.service import Service
+        from chameleon_jax.serving.startup import start_engine
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error.name} is not installed: pip install 'chameleon-jax[serve]'") from error
 
     api_key = args.api_key if args.api_key is not None else os.environ.get("CHAMELEON_API_KEY") or None
     check_access(config, api_key, args.insecure)
-    sock = bind(config)  # before the model is loaded, which may take minutes
+    sock = bind(config)
 
-    from chameleon_jax.generation.loading import load_run
+    from chameleon_jax.generation.loading import load_parts
     from chameleon_jax.parallel.mesh import make_mesh
 
-    run = load_run(args.workdir, make_mesh(args.mesh) if args.mesh else None)
+    mesh = make_mesh(args.mesh) if args.mesh else None
+    model, bundle = load_parts(args.workdir)
     name = config.model_name or default_name(Path(args.workdir))
-    engine = start_engine(run, config)
-    slots, cache = config.engine.slots, engine.stats().cache_bytes / 1e9
-    logging.info("step %d of %s: %d slots, %.2f GB of cache", run.step, args.workdir, slots, cache)
-    service = Service(engine=engine, bundle=run.bundle, config=config, model_name=name)
-    serve(service, create_app(service, api_key=api_key, insecure=args.insecure), sock)
-
-
-def start_engine(run, config: ServeConfig):
-    """The engine of this run, whose weights it takes."""
-    from chameleon_jax.generation.engine import Engine
-
-    return Engine(run.params, run.model, run.bundle.vocab, config.engine, donate=True)
+    service = Service(model=model, bundle=bundle, config=config, model_name=name)
+    app = create_app(service, api_key=api_key, insecure=args.insecure)
+    serve(service, app, sock, lambda: start_engine(service, args.workdir, mesh))
 
 
 def default_name(workdir: Path) -> str:

@@ -10,21 +10,28 @@ from jax.sharding import Mesh
 
 from chameleon_jax.checkpoints.restore import restore_subtree, saved_metadata
 from chameleon_jax.configs import TransformerConfig
+from chameleon_jax.errors import CheckpointError
 from chameleon_jax.models import params, transformer
 from chameleon_jax.models.transformer import Params
 from chameleon_jax.parallel.mesh import DECODING, check_model_fits
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
-from chameleon_jax.workdir import CHECKPOINTS, TOKENIZER
+from chameleon_jax.workdir import CHECKPOINTS, RUN, TOKENIZER, require_kind
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """`params` of one checkpoint, its step, and what they belong to."""
+class Weights:
+    """`params` of one checkpoint, their shape, and its step."""
 
     params: Params
     model: TransformerConfig
-    bundle: TokenizerBundle
     step: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Weights):
+    """Weights and the bundle that they belong to."""
+
+    bundle: TokenizerBundle
 
 
 def load_run(workdir: str | Path, mesh: Mesh | None = None, step: int | None = None) -> Run:
@@ -34,16 +41,33 @@ def load_run(workdir: str | Path, mesh: Mesh | None = None, step: int | None = N
     they lie on the first device. Raises ConfigError, before anything is read, if the mesh does not divide the model, and
     CheckpointError or TokenizerError, naming what is missing or damaged.
     """
-    workdir = Path(workdir)
-    folder = workdir / CHECKPOINTS if step is None else workdir / CHECKPOINTS / str(step)
+    weights = load_weights(workdir, mesh, step)
+    return Run(**vars(weights), bundle=TokenizerBundle.load(Path(workdir) / TOKENIZER))
+
+
+def load_weights(workdir: str | Path, mesh: Mesh | None = None, step: int | None = None) -> Weights:
+    """As `load_run`, without the bundle."""
+    folder = Path(workdir) / CHECKPOINTS
+    folder = folder if step is None else folder / str(step)
     wanted = None if mesh is None else _abstract_params(folder, mesh)
     restored = restore_subtree(folder, "params", wanted)
-    return Run(
-        params=restored.state,
-        model=TransformerConfig.from_dict(restored.metadata["config"]["model"]),
-        bundle=TokenizerBundle.load(workdir / TOKENIZER),
-        step=restored.step,
-    )
+    model = TransformerConfig.from_dict(restored.metadata["config"]["model"])
+    return Weights(params=restored.state, model=model, step=restored.step)
+
+
+def load_parts(workdir: str | Path) -> tuple[TransformerConfig, TokenizerBundle]:
+    """What is known of a run before its weights are read, which may take minutes.
+
+    Raises WorkdirError for a workdir of another kind, CheckpointError for one without a checkpoint, and as
+    `TokenizerBundle.load`.
+    """
+    require_kind(workdir, RUN)
+    metadata = saved_metadata(Path(workdir) / CHECKPOINTS)
+    if metadata is None:
+        raise CheckpointError(
+            f"no checkpoint in {workdir}: give the workdir of experiments.pretrain or experiments.convert, once it has saved"
+        )
+    return TransformerConfig.from_dict(metadata["config"]["model"]), TokenizerBundle.load(Path(workdir) / TOKENIZER)
 
 
 def _abstract_params(folder: Path, mesh: Mesh) -> Any:

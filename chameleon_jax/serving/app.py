@@ -226,11 +226,10 @@ def _add_information(app: FastAPI, service: Service) -> None:
 
     @app.get("/health")
     async def health() -> Response:
-        stats = service.engine.stats()
+        stats, status = service.stats(), service.status
         names = ("running", "queued", "tokens_per_second", "slots", "requests", "tokens", "cache_bytes")
-        status = "failed" if stats.failed else "draining" if service.draining else "ok"
         found = {"status": status, "model": service.model_name} | {name: getattr(stats, name) for name in names}
-        return JSONResponse(found, status_code=503 if stats.failed else 200)
+        return JSONResponse(found, status_code=200 if status in ("ok", "draining") else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from chameleon_jax.generation.engine import Engine
+from chameleon_jax.generation.requests import EngineStats
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
@@ -15,7 +15,7 @@ _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 class Metrics:
     """One registry a server, so that two servers of one process do not share numbers."""
 
-    def __init__(self, engine: Engine):
+    def __init__(self, stats: Callable[[], EngineStats]):
         self.registry = CollectorRegistry()
         self.responses = Counter(
             "chameleon_responses", "Answers by path and status.", ["path", "status"], registry=self.registry
@@ -41,18 +41,18 @@ class Metrics:
             registry=self.registry,
         )
         self.open = Gauge("chameleon_open_requests", "Generating requests in hand.", registry=self.registry)
-        self.registry.register(_EngineCollector(engine))
+        self.registry.register(_EngineCollector(stats))
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
 
 
 class _EngineCollector:
-    def __init__(self, engine: Engine):
-        self._engine = engine
+    def __init__(self, stats: Callable[[], EngineStats]):
+        self._stats = stats
 
     def collect(self) -> Iterator[Metric]:
-        stats = self._engine.stats()
+        stats = self._stats()
         gauges = {
             "slots": "Requests that can run at one time.",
             "running": "Requests that run.",

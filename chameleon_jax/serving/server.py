@@ -1,5 +1,6 @@
 """The process: where it listens, clocks of connections, and an end that lets answers finish.
 
+It listens before the model is loaded and compiled, which may take minutes: who asks how it does is told, requests wait.
 SIGTERM is not an error. No new connection is taken, streams get `drain_seconds` to end and are told if they are
 cut, and the exit code is 0.
 """
@@ -9,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 
 import uvicorn
 from absl import logging
@@ -129,16 +132,40 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        stats = self._service.engine.stats()
-        seconds = self._service.config.drain_seconds
+        stats, is_open = self._service.stats(), self._service.engine is not None
+        seconds = self._service.config.drain_seconds if is_open else 0
         logging.info("stopping: %d running and %d waiting have %g s to finish", stats.running, stats.queued, seconds)
         self._service.draining = True
         asyncio.get_running_loop().call_later(seconds, self._service.stop_streams)
         await super().shutdown(sockets)
 
 
-def serve(service: Service, app: ASGIApp, sock: socket.socket) -> None:
-    """Until a signal comes and all is drained."""
+def serve(service: Service, app: ASGIApp, sock: socket.socket, start: Callable[[], None]) -> None:
+    """Until a signal comes and all is drained. `start` loads, compiles and opens the model, in a thread beside the server.
+
+    Raises what `start` raises.
+    """
     host, port = sock.getsockname()[:2]
-    logging.info("serving %s on http://%s:%d", service.model_name, f"[{host}]" if ":" in host else host, port)
-    Server(service, app).run(sockets=[sock])
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    server = Server(service, app)
+    failures: list[BaseException] = []
+
+    def begin() -> None:
+        try:
+            start()
+            if not server.should_exit:
+                logging.info("serving %s on %s", service.model_name, url)
+        except BaseException as error:  # whatever it is, it ends the process
+            failures.append(error)
+            server.should_exit = True
+
+    starting = threading.Thread(target=begin, name="start", daemon=True)
+    starting.start()
+    logging.info("listening on %s; %s answers when it is loaded and compiled", url, service.model_name)
+    server.run(sockets=[sock])
+    if failures:
+        raise failures[0]
+    if starting.is_alive():
+        # A compilation cannot be interrupted, Python would wait for it or crash, and nothing is lost with it.
+        logging.flush()
+        os._exit(0)

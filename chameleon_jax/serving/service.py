@@ -12,19 +12,19 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from typing import Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Int
 
-from chameleon_jax.configs import GenerationConfig, ServeConfig
+from chameleon_jax.configs import GenerationConfig, ServeConfig, TransformerConfig
 from chameleon_jax.errors import ChameleonError, did_you_mean
 from chameleon_jax.generation.checks import check_names
 from chameleon_jax.generation.engine import Engine
 from chameleon_jax.generation.prompt import perceived_pictures
 from chameleon_jax.generation.reader import OutputReader, Pieces, SpanPiece, TextPiece
-from chameleon_jax.generation.requests import Generated, Request
+from chameleon_jax.generation.requests import EngineStats, Generated, Request
 from chameleon_jax.serving.errors import ApiError, bad_request, too_many
 from chameleon_jax.serving.jobs import Jobs, NewIds
 from chameleon_jax.serving.logprobs import LogprobWriter, asked_logprobs
@@ -60,14 +60,28 @@ class PreparedRequest:
 
 
 class Service:
-    """All that the routes share."""
+    """All that the routes share. It is there before its engine is: what needs one waits until `open` brings it."""
 
-    def __init__(self, *, engine: Engine, bundle: TokenizerBundle, config: ServeConfig, model_name: str):
-        self.engine, self.bundle, self.config, self.model_name = engine, _limited(bundle, config), config, model_name
+    def __init__(
+        self,
+        *,
+        bundle: TokenizerBundle,
+        config: ServeConfig,
+        model_name: str,
+        model: TransformerConfig | None = None,
+        engine: Engine | None = None,
+    ):
+        """`model` is that of the engine that comes later; an `engine` given here is open at once."""
+        self.bundle, self.config, self.model_name = _limited(bundle, config), config, model_name
         check_names(bundle.vocab, config.generation)  # of a default that every request would be refused for
         self.created = int(time.time())
-        self.context = min(config.engine.context or engine.model.max_seq_len, engine.model.max_seq_len)
-        self.pieces, self.metrics = Pieces(bundle), Metrics(engine)
+        model = model or engine.model
+        self.context = min(config.engine.context or model.max_seq_len, model.max_seq_len)
+        self._engine: Future[Engine] = Future()
+        self._engine.set_running_or_notify_cancel()  # a request that no longer waits does not cancel it for the others
+        if engine is not None:
+            self.open(engine)
+        self.pieces, self.metrics = Pieces(bundle), Metrics(self.stats)
         longest = max((row.length for row in bundle.vocab_config.modalities), default=0)
         self.partial_every = config.partial_every or max(1, longest // 8)
         self._workers, self._painters = (ThreadPoolExecutor(_THREADS, name) for name in ("prompts", "pictures"))
@@ -76,6 +90,32 @@ class Service:
         self._in_hand = 0
         self._seconds = 1.0  # that a request takes, about
         self.draining = False
+
+    # The engine.
+
+    @property
+    def engine(self) -> Engine | None:
+        """None until `open`, and where the server stops before."""
+        return self._engine.result() if self._engine.done() and not self._engine.exception() else None
+
+    def open(self, engine: Engine) -> None:
+        """Let requests, also those that wait, have this engine. From any thread."""
+        with contextlib.suppress(InvalidStateError):  # the server has stopped meanwhile
+            self._engine.set_result(engine)
+
+    def stats(self) -> EngineStats:
+        """The engine's, or those of one in which nothing has happened yet."""
+        if self.engine is not None:
+            return self.engine.stats()
+        nothing = dict.fromkeys(("running", "queued", "requests", "tokens", "cache_bytes"), 0)
+        return EngineStats(slots=self.config.engine.slots, tokens_per_second=0.0, **nothing)
+
+    @property
+    def status(self) -> Literal["ok", "compiling", "draining", "failed"]:
+        """`compiling` from the start until the first request would be answered at once."""
+        if self.stats().failed:
+            return "failed"
+        return "draining" if self.draining else "ok" if self.engine else "compiling"
 
     # Requests in hand.
 
@@ -102,13 +142,17 @@ class Service:
 
     def stop_streams(self) -> None:
         """Tell those whose answer is not complete that it will not be."""
+        stopping = ApiError(503, "the server is stopping", code="stopping")
+        with contextlib.suppress(InvalidStateError):
+            self._engine.set_exception(stopping)
         for jobs in list(self._open):
-            jobs.fail(ApiError(503, "the server is stopping", code="stopping"))
+            jobs.fail(stopping)
 
     def close(self) -> None:
         for jobs in list(self._open):
             jobs.cancel()
-        self.engine.close(drain=False)
+        if self.engine is not None:
+            self.engine.close(drain=False)
         for pool in (self._workers, self._painters):
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -120,12 +164,19 @@ class Service:
             raise ApiError(404, f"the model '{name[:100]}' does not exist{hint}", param="model", code="model_not_found")
 
     async def prepare(self, request: RequestFields) -> PreparedRequest:
-        """Raises ApiError for what cannot be served."""
+        """Waits for the engine, once the request is known to be good. Raises ApiError for what cannot be served."""
         self.check_model(request.model)
         try:
-            return await self.on_worker(self._prepare, request)
+            prepared = await self.on_worker(self._prepare, request)
         except ChameleonError as error:
             raise bad_request(str(error)) from None
+        try:
+            await asyncio.wait_for(asyncio.wrap_future(self._engine), self.config.request_seconds)
+        except TimeoutError:
+            raise ApiError(
+                503, "the model is not compiled yet; try again", code="compiling", headers={"Retry-After": "30"}
+            ) from None
+        return prepared
 
     def _prepare(self, request: RequestFields) -> PreparedRequest:
         size = self._image_size(request)

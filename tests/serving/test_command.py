@@ -1,7 +1,9 @@
 """experiments.serve as a process: who may reach it, what it answers, and how it ends."""
 
+import concurrent.futures
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """A run as training leaves it, with a context long enough for an answer to take a while."""
-    folder, run = tmp_path_factory.mktemp("lizard") / "model", make_run(context=8192)
+    folder, run = tmp_path_factory.mktemp("lizard") / "model", make_run(context=512)
     checkpointer = Checkpointer(folder / "checkpoints", CheckpointConfig())
     params = jax.tree.map(lambda leaf: jax.device_put(leaf, jax.devices()[0]), run.params)
     checkpointer.save(3, {"params": params}, {"config": {"model": run.model.to_dict()}})
@@ -80,16 +82,33 @@ def test_a_server_that_should_not_start_does_not(workdir, monkeypatch, capsys, f
     assert stop.value.code == 2 and line.startswith("error: ") and told in line
 
 
-def test_it_answers_and_drains_at_sigterm(workdir):
-    with command(workdir, "--port=0", "--slots=2", CHAMELEON_API_KEY="secret") as process:
-        url = url_of(process)
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """Flags by which a process after the first one need not compile all again."""
+    folder = tmp_path_factory.mktemp("compiled")
+    return ["--slots=2", f"--jax_compilation_cache_dir={folder}", "--jax_persistent_cache_min_compile_time_secs=0"]
+
+
+def test_it_listens_compiles_answers_and_drains(workdir, compiled):
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 500, "stream": True, "mode": "image"}
+    with command(workdir, "--port=0", *compiled, CHAMELEON_API_KEY="secret") as process:
+        url = process.stderr.readline().split()[2].rstrip(";")
         client = httpx.Client(base_url=url, headers={"authorization": "Bearer secret"}, timeout=60)
+        health = client.get("/health")
+        assert health.status_code == 503 and health.json()["status"] == "compiling"
         assert httpx.get(url + "/v1/models").status_code == 401
-        assert client.get("/v1/models").json()["data"][0]["id"] == workdir.parent.name
-        body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1000, "stream": True, "mode": "image"}
+        (model,) = client.get("/v1/models").json()["data"]
+        assert model["id"] == workdir.parent.name and model["chameleon"]["context"] == 512
+        assert client.get("/").status_code == 200
+        waited = client.post("/v1/chat/completions", json=body | {"mode": "text", "max_tokens": 3, "stream": False})
+        assert waited.status_code == 200 and waited.json()["usage"]["completion_tokens"] == 3
+        assert url_of(process) == url
+        assert client.get("/health").json()["status"] == "ok"
+        started = time.monotonic()
         with client.stream("POST", "/v1/chat/completions", json=body) as response:
             lines = response.iter_lines()
-            assert next(lines).startswith("data: {")
+            first = next(line for line in lines if '"images"' in line or '"finish_reason":"' in line)
+            assert '"images"' in first and time.monotonic() - started < 1
             process.send_signal(signal.SIGTERM)
             rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]" and not any('"error"' in line for line in rest)
@@ -98,12 +117,33 @@ def test_it_answers_and_drains_at_sigterm(workdir):
         assert process.wait(30) == 0
 
 
-def test_streams_that_do_not_end_in_time_are_told(workdir):
-    with command(workdir, "--port=0", "--gin.ServeConfig.drain_seconds=0.3") as process:
-        url, body = (
-            url_of(process),
-            {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8000, "stream": True},
-        )
+def test_a_signal_ends_it_while_it_compiles(workdir):
+    with command(workdir, "--port=0") as process:
+        url = process.stderr.readline().split()[2].rstrip(";")
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            body = {"prompt": "hi", "max_tokens": 3}
+            waiting = pool.submit(httpx.post, url + "/v1/completions", json=body, timeout=60)
+            while httpx.get(url + "/metrics").text.count("chameleon_open_requests 1.0") == 0:
+                time.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+            assert waiting.result().status_code == 503 and "the server is stopping" in waiting.result().text
+        assert process.wait(10) == 0
+        assert "serving " not in process.stderr.read()
+
+
+def test_a_checkpoint_that_cannot_be_read_ends_it_with_a_line(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "model")
+    file = max((tmp_path / "model" / "checkpoints").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    file.write_bytes(bytes(file.stat().st_size))
+    with command(tmp_path / "model", "--port=0") as process:
+        assert process.wait(60) == 2
+        assert process.stderr.read().splitlines()[-1].startswith("error: no step in")
+
+
+def test_streams_that_do_not_end_in_time_are_told(workdir, compiled):
+    with command(workdir, "--port=0", "--gin.ServeConfig.drain_seconds=0.1", *compiled) as process:
+        url = url_of(process)
+        body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 500, "stream": True}
         body |= {"mode": "image", "max_images": 64, "image_temperature": 1, "n": 8}
         with httpx.stream("POST", url + "/v1/chat/completions", json=body, timeout=60) as response:
             lines = response.iter_lines()

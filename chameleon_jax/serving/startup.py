@@ -1,0 +1,98 @@
+"""From a workdir to an engine that answers at once: weights, engine, and the programs that requests run through, run once.
+
+Programs are compiled by their shapes: a prefill for each power of two that holds the prompt, a block of decoding for each that
+holds prompt and output, a codec for each size of its data. All modes, settings and guidance share them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from PIL import Image
+
+from chameleon_jax.configs import GenerationConfig
+from chameleon_jax.generation.engine import Engine
+from chameleon_jax.generation.loading import load_weights
+from chameleon_jax.generation.prompt import encode_turns, perceived_pictures
+from chameleon_jax.generation.requests import Request
+from chameleon_jax.generation.scheduler import SMALLEST_BUCKET
+from chameleon_jax.progress import progress
+from chameleon_jax.serving.service import Service
+from chameleon_jax.tokenizers.bundle import TokenizerBundle
+from chameleon_jax.tokenizers.codec import Codec
+from chameleon_jax.tokenizers.documents import Segment
+from chameleon_jax.tokenizers.perceived import PatchCodec
+from chameleon_jax.tokenizers.pictures import PictureCodec
+
+LONGEST = 2048  # ids of a prompt for which programs are made ahead; longer ones are rare and compile when they come
+
+
+def start_engine(service: Service, workdir: str | Path, mesh: Mesh | None) -> None:
+    """Open the service with an engine of the workdir's newest checkpoint that verifies. Raises as `load_weights` does."""
+    started = time.monotonic()
+    weights = load_weights(workdir, mesh)
+    engine = Engine(weights.params, weights.model, service.bundle.vocab, service.config.engine, donate=True)
+    slots, cache = engine.config.slots, engine.stats().cache_bytes / 1e9
+    logging.info("step %d of %s: %d slots, %.2f GB of cache", weights.step, workdir, slots, cache)
+    warm_up(engine, service.bundle, service.context, service.model_name)
+    service.open(engine)
+    logging.info("%s is loaded and compiled after %.1f s", service.model_name, time.monotonic() - started)
+
+
+def warm_up(engine: Engine, bundle: TokenizerBundle, context: int, name: str) -> None:
+    """Run one prompt of each length through the engine, and each codec in both directions; `name` is for people.
+
+    The engine must be idle. Prompts that come together in a group are compiled when the first group comes.
+    """
+    requests = [*_prompts(bundle, context), *_perceived(bundle, context)]
+    codecs = [(row, codec) for row, codec in bundle.codecs.items() if codec.can_decode]
+    with progress(f"compile {name}", total=len(requests) + len(codecs), unit="programs") as bar:
+        for request in requests:
+            engine.stream(request).result()
+            bar.advance()
+        stream = engine.stream(requests[0])
+        stream.cancel()  # stopping is a program too
+        for row, codec in codecs:
+            _run_codec(bundle, row, codec)
+            bar.advance()
+
+
+def _prompts(bundle: TokenizerBundle, context: int) -> Iterator[Request]:
+    """A prompt of each power of two fills its own prefill, and with its output the next block of decoding."""
+    vocab, most = bundle.vocab, min(context - 1, LONGEST)
+    lengths = [SMALLEST_BUCKET]
+    while lengths[-1] < most:
+        lengths.append(2 * lengths[-1])
+    # The first twice: a state that has not been through a block yet has a program of its own.
+    for length in [lengths[0], *lengths]:
+        prompt = np.full(min(length, context - 1), vocab.text.start, np.int32)
+        prompt[0] = vocab.bos
+        yield Request(prompt=prompt, config=GenerationConfig(mode=vocab.text.name, max_tokens=1))
+
+
+def _perceived(bundle: TokenizerBundle, context: int) -> Iterator[Request]:
+    """A prompt with a picture in patches, whose prefill has the patch encoder in it."""
+    name, codec = bundle.image_input
+    if isinstance(codec, PatchCodec):
+        blank = Image.new("RGB", (codec.config.resolution,) * 2)
+        turn = [Segment(name, codec.prepare(blank))]
+        prompt = encode_turns([turn], bundle)
+        if len(prompt) < context:
+            config = GenerationConfig(mode=bundle.vocab.text.name, max_tokens=1)
+            yield Request(prompt=prompt, config=config, pictures=perceived_pictures([turn], bundle))
+
+
+def _run_codec(bundle: TokenizerBundle, name: str, codec: Codec) -> None:
+    """Decode and encode one item; where items have many sizes, the largest square."""
+    row = bundle.vocab_config.modalities[bundle.vocab.row(name)]
+    shape = (row.length,)
+    if isinstance(codec, PictureCodec) and codec.is_grid:
+        shape = (codec.config.resolution // codec.config.grid_pixels * row.grid_unit,) * 2
+    items = codec.decode(np.zeros((1, *shape), np.int32))
+    codec.to_file(items[0])
+    codec.encode(items)
