@@ -1,7 +1,6 @@
 """Real processes of `experiments.train_tokenizer` that are told to stop at any moment, and go on to the same bundle bit for bit."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -53,9 +52,7 @@ def _start(data: Path, workdir: Path) -> subprocess.Popen:
         f"--workdir={workdir}",
     )
     command = [sys.executable, "-m", "experiments.train_tokenizer", *flags]
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(data / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    env = os.environ | cache
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def _bundle(workdir: Path) -> dict[str, bytes]:
