@@ -14,12 +14,11 @@ folder that is whole or absent; its convert.json lists every tensor that was rea
 """
 
 import signal
-import sys
 from pathlib import Path
 
 from absl import flags
 
-from chameleon_jax import cli
+from chameleon_jax import cli, summary
 from chameleon_jax.convert.releases import NUMERICS, RELEASES
 from chameleon_jax.errors import ConvertError
 
@@ -69,17 +68,27 @@ def main(args) -> None:
     opened = open_release(Path(args.source), options)
     written = write(opened, Path(args.output), args.to, shards=args.shards, shard_bytes=int(args.max_shard_gb * 2**30))
     rate = written.bytes / 1e6 / max(written.seconds, 1e-3)
-    print(
-        f"{args.output}: {written.parameters:,} parameters in {written.dtype} from {written.flavour} layout, "
-        f"{written.tensors} tensors read, {len(written.dropped)} dropped, {written.seconds:.0f} s ({rate:.0f} MB/s)"
-    )
     for line in written.notes:
         print(f"  {line}")
     for reason in dict.fromkeys(entry["reason"] for entry in written.dropped):
         names = [entry["tensor"] for entry in written.dropped if entry["reason"] == reason]
         print(f"  dropped {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {reason}")
-    if args.to == "jax" and opened.bundle is not None:
-        print(f'next: python -m experiments.generate --workdir={args.output} --prompt="..." --out=out', file=sys.stderr)
+    figures = {
+        "weights": f"{written.parameters:,} parameters in {written.dtype} from {written.flavour} layout",
+        "tensors": f"{written.tensors} read, {len(written.dropped)} dropped, {rate:.0f} MB/s",
+    }
+    usable = args.to == "jax" and opened.bundle is not None
+    then = _next(args.output, written.flavour, opened.bundle) if usable else []
+    summary.show(written.seconds, {args.output: f"layout {args.to}; convert.json lists every tensor"}, figures, then)
+
+
+def _next(output: str, flavour: str, bundle) -> list[summary.Next]:
+    """A prompt in the form of the release; words alone where there is nothing that could draw."""
+    form = {"chameleon_jax": [], "lumina": ["--format=lumina"]}.get(flavour, ["--format=chat"])
+    draws = bundle.pictures is not None and bundle.pictures.can_decode
+    mode = [] if draws else [f"--mode={bundle.vocab.text.name}"]
+    generate = [f"--workdir={output}", *form, *mode, "--prompt=What is a chameleon?", "--out=out"]
+    return [("generate", generate), ("serve", [f"--workdir={output}"])]
 
 
 if __name__ == "__main__":

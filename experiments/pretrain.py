@@ -13,6 +13,9 @@ everything saved.
 The workdir gets metrics.jsonl, tensorboard/, checkpoints/, tokenizer/, config.json, config.gin and operative_config.gin.
 """
 
+import time
+from pathlib import Path
+
 from absl import flags
 
 from chameleon_jax import cli
@@ -46,6 +49,8 @@ def main(config: PretrainConfig, args) -> int:
 
 
 def _pretrain(config: PretrainConfig, args) -> int:
+    import jax
+
     from chameleon_jax.parallel import distributed
     from chameleon_jax.training.loop import Rollback, pretrain
     from chameleon_jax.workdir import versions
@@ -58,7 +63,13 @@ def _pretrain(config: PretrainConfig, args) -> int:
     distributed.require_same_folder(args.workdir)
     gin_text = {"config.gin": args.gin.given, "operative_config.gin": args.gin.operative}
     rollback = None if args.rollback_to is None else Rollback(step=args.rollback_to, skip_batches=args.skip_batches)
-    return pretrain(config, args.workdir, gin_text, rollback, _sampler(config))
+    begin = time.monotonic()
+    code = pretrain(config, args.workdir, gin_text, rollback, _sampler(config))
+    if code == 0 and jax.process_index() == 0:
+        from chameleon_jax.evaluation import run_summary
+
+        run_summary.show(config, Path(args.workdir), time.monotonic() - begin)
+    return code
 
 
 def _sampler(config: PretrainConfig):

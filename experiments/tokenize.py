@@ -7,7 +7,9 @@ Examples:
   python -m experiments.tokenize --gin_file=my_data.gin --gin.TokenizeConfig.max_reject_fraction=0.05 --workdir=runs/mine/store
 """
 
-from chameleon_jax import cli
+from pathlib import Path
+
+from chameleon_jax import cli, summary
 from chameleon_jax.configs import TokenizeConfig
 from chameleon_jax.data.pipeline import tokenize
 
@@ -18,13 +20,32 @@ def main(config: TokenizeConfig, args) -> None:
         ", ".join(f"{count:,} {name}" for name, count in counts.items())
         for counts in (report.tokens_by_modality, report.spans_by_modality)
     )
-    print(
-        f"{report.output}: {report.documents:,} documents with spans of {spans}; {report.tokens:,} tokens ({tokens}) in "
-        f"{report.shards} shards ({report.shards_found} found), {report.rejects:,} of {report.records:,} records rejected, "
-        f"{report.seconds:.1f} s"
+    found = f", {report.shards_found} found" if report.shards_found else ""
+    summary.show(
+        report.seconds,
+        {
+            report.output: f"{report.documents:,} documents in {report.shards} shard{'s' if report.shards > 1 else ''}{found}"
+        },
+        {
+            "spans": spans,
+            "tokens": f"{report.tokens:,} ({tokens})",
+            "rejected": f"{report.rejects:,} of {report.records:,} records",
+        },
+        _next(args),
     )
     for source, documents in report.text_alone.items():
         print(f"source '{source}' holds text alone: none of its {documents:,} documents read now has anything else")
+
+
+def _next(args) -> list[summary.Next]:
+    """A look at the store, and a run on it where the run file has one."""
+    store = Path(args.workdir)
+    train = store.with_name("train") if store.name == "heldout" else store
+    stores = {"TRAIN": train} | ({"HELDOUT": train.with_name("heldout")} if train.with_name("heldout").is_dir() else {})
+    flags = summary.following(args.gin_file, args.gin_bindings, ("_tokenize.gin", ".gin"), stores)
+    parent = store.parent.parent if store.parent.name == "store" else store.parent
+    pretrain = [("pretrain", [*flags, f"--workdir={parent / 'model'}"])] if flags and train.is_dir() else []
+    return [("inspect", [store, "--show=8"]), *pretrain]
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import graphlib
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "chameleon_jax"
-GROUND = {"commands", "config_base", "configs", "errors", "files", "progress", "vocab", "workdir"}
+GROUND = {"commands", "config_base", "configs", "errors", "files", "progress", "summary", "vocab", "workdir"}
 BELOW = {
     "cli": GROUND | {"gin_utils", "parallel"},
     "gin_utils": GROUND,

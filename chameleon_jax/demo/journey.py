@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from chameleon_jax import commands
+from chameleon_jax import commands, summary
 from chameleon_jax.errors import ChameleonError, ConfigError
 from chameleon_jax.files import atomic_write
 
@@ -101,7 +101,8 @@ def run(number: int, of: int, command: Command) -> None:
         print(f"  {command.writes} is there already", flush=True)
         return
     try:
-        commands.run(command.module, command.flags)
+        with summary.led():
+            commands.run(command.module, command.flags)
     except SystemExit as ended:
         if ended.code in _STOPPED:
             print("stopped; run the same command to go on", flush=True)

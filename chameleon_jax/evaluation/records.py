@@ -28,10 +28,12 @@ from chameleon_jax.generation.reader import MARKER, Pieces
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.documents import Document, Segment, Span
 from chameleon_jax.tokenizers.images import open_image, to_8_bits, to_png, to_uint8
-from chameleon_jax.workdir import BUNDLE, STORE, TOKENIZER
+from chameleon_jax.vocab import TEXT
+from chameleon_jax.workdir import BUNDLE, STORE, TOKENIZER, VOCAB
 
 LOOKED_AT = 1000  # records of raw data that are read to count those that cannot be used
 LOOKING_SECONDS = 10.0  # after which no further ones are read
+_PROMPT = 80  # characters of a text that is told as a prompt
 _SIDE = 512  # pixels of a picture of raw data on the page
 _MOST_EMBEDDED = 2 << 20  # bytes of a file that is no picture
 
@@ -60,6 +62,25 @@ def of_path(path: Path, count: int, *, data: str | None = None, tokenizer: str |
     if kind is not None:
         raise ChameleonError(f"{path} is {kind}: --show is for token stores, tokenizers and raw data")
     return of_data(path, count, TokenizerBundle.load(tokenizer) if tokenizer else None)
+
+
+def first_text(folder: Path) -> str:
+    """Words that a token store's first documents hold, of one text: a prompt that its model has seen the like of.
+
+    Empty where there is no tokenizer beside the ids, or no text.
+    """
+    if not (folder / TOKENIZER / VOCAB).is_file():
+        return ""
+    store, bundle = TokenStore.open(folder), TokenizerBundle.load(folder / TOKENIZER)
+    chosen = range(min(16, store.documents))
+    for ids, spans in zip(store.read(chosen), store.spans(chosen), strict=True):
+        at = 0
+        for span in spans:
+            words = bundle.text.decode(ids[at : at + span.length]).strip() if span.modality == TEXT else ""
+            at += span.length
+            if words:
+                return " ".join(words.split())[:_PROMPT]
+    return ""
 
 
 # --- token stores ----------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Whole releases through the command: Meta's tree to a workdir, to Transformers, to Meta's again; Anole and Lumina-mGPT."""
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from chameleon_jax import cli
 from chameleon_jax.configs import GenerationConfig
 from chameleon_jax.errors import TokenizerError
 from chameleon_jax.evaluation.inspection import print_path
@@ -18,6 +20,7 @@ from chameleon_jax.generation.engine import generate
 from chameleon_jax.generation.loading import load_run
 from chameleon_jax.generation.prompt import TextOutput, build_request, encode_turns, read_output
 from chameleon_jax.models import transformer
+from experiments import generate as generate_command
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -46,7 +49,7 @@ def picture(width=20, height=16):
 
 
 def test_a_release_of_meta_becomes_a_workdir_that_computes_and_generates(
-    tmp_path, release_tree, release_sizes, release_parts
+    tmp_path, release_tree, release_sizes, release_parts, monkeypatch
 ):
     (sizes, _), (shards, vqgan) = release_sizes, release_parts
     command = [sys.executable, "-m", "experiments.convert", f"--source={release_tree}", f"--output={tmp_path / 'run'}"]
@@ -68,6 +71,14 @@ def test_a_release_of_meta_becomes_a_workdir_that_computes_and_generates(
     [output] = generate(run.params, run.model, run.bundle.vocab, [prompt], config)
     [drawn] = read_output(output.ids, run.bundle)
     assert drawn.item.shape == (16, 16, 3)
+
+    line = next(line for line in done.stdout.splitlines() if line.startswith("  next"))
+    monkeypatch.chdir(tmp_path)
+    python, _, module, *flags = shlex.split(line.removeprefix("  next"))
+    assert (python, module) == ("python", "experiments.generate") and "--format=chat" in flags
+    with pytest.raises(SystemExit) as ended:  # the command that is told, as it is told
+        cli.run(generate_command.main, GenerationConfig, "", add_flags=generate_command._flags, argv=flags)
+    assert ended.value.code == 0 and (tmp_path / "out" / "00.txt").exists()
 
     report = json.loads((tmp_path / "run" / "convert.json").read_text())
     listed = sum(len(keys) for keys in report["used"].values()) + len(report["dropped"])
