@@ -6,9 +6,9 @@ Examples:
   python -m experiments.generate --workdir=runs/emoji/model --prompt="<image> and <image> differ:" --image=a.png --image=b.png \\
       --temperature=0 --gin.GenerationConfig.max_tokens=200 --out=out
   python -m experiments.generate --workdir=runs/three/model --media=sound=seven.wav --mode=text+image --out=out
-  python -m experiments.generate --workdir=runs/chameleon --format=chat --image=a.png --prompt="What is this?" --mode=text \\
+  python -m experiments.generate --workdir=runs/chameleon --image=a.png --prompt="What is this?" --mode=text \\
       --out=out
-  python -m experiments.generate --workdir=runs/lumina --format=lumina --image_size=768x512 --prompt="A red fox." --mode=image \\
+  python -m experiments.generate --workdir=runs/lumina --image_size=768x512 --prompt="A red fox." --mode=image \\
       --max_images=1 --sampling=lumina --guidance=lumina --out=out
 
 Every --image takes the place of an <image> of the prompt (named after the row that takes pictures in), in order, and every
@@ -46,7 +46,8 @@ def _flags(values):
     flags.DEFINE_multi_string("image", [], "a picture", flag_values=values)
     flags.DEFINE_multi_string("media", [], "NAME=FILE, data of the modality NAME", flag_values=values)
     formats = "; ".join(map(": ".join, FORMATS.items()))
-    flags.DEFINE_enum("format", "completion", tuple(FORMATS), formats, flag_values=values)
+    formats += "; by default what the model was trained on"
+    flags.DEFINE_enum("format", None, tuple(FORMATS), formats, flag_values=values)
     size = "WxH, of every picture, in pixels; grid vocabularies only"
     flags.DEFINE(_SizeParser(), "image_size", None, size, flag_values=values)
     flags.DEFINE_string("out", None, "where text and PNG files are written", flag_values=values, required=True)
@@ -80,7 +81,7 @@ def main(config: GenerationConfig, args) -> None:
     run = load_run(args.workdir, make_mesh(args.mesh) if args.mesh else None)
     config = config_with(config, run.bundle, args)
     parts = parts_of(args.prompt, args.image, args.media, run.bundle)
-    request = build_request(parts, run.bundle, config, format=args.format, image_size=args.image_size)
+    request = build_request(parts, run.bundle, config, format=args.format or run.format, image_size=args.image_size)
     logging.info("step %d of %s, prompt of %d ids", run.step, args.workdir, len(request.prompt))
     prompts, pictures = [request.prompt] * args.count, [request.pictures] * args.count
     vocab = run.bundle.vocab

@@ -28,6 +28,13 @@ def _flags(values):
     flags.DEFINE_integer("port", None, "same as --gin.ServeConfig.port", flag_values=values)
     slots = "requests that run at one time; same as --gin.EngineConfig.slots"
     flags.DEFINE_integer("slots", None, slots, flag_values=values)
+    formats = ["auto", "completion", "chat", "lumina"]
+    text = "of requests that name none; auto is what the model was trained on; same as --gin.ServeConfig.format"
+    flags.DEFINE_enum("format", None, formats, text, flag_values=values)
+    text = "what requests get that do not say: a modality, several joined by +, or interleaved; same as --gin.ServeConfig.mode"
+    flags.DEFINE_string("mode", None, text, flag_values=values)
+    text = "most ids of an answer; same as --gin.ServeConfig.max_tokens"
+    flags.DEFINE_integer("max_tokens", None, text, flag_values=values)
     weights = "'compute', 'bfloat16' or 'int8'; same as --gin.EngineConfig.weights"
     flags.DEFINE_string("weights", None, weights, flag_values=values)
     key = "that clients must send; better in the environment: CHAMELEON_API_KEY"
@@ -38,7 +45,8 @@ def _flags(values):
 
 def main(config: ServeConfig, args) -> None:
     engine = {name: getattr(args, name) for name in ("slots", "weights") if getattr(args, name) is not None}
-    flags = {name: getattr(args, name) for name in ("host", "port") if getattr(args, name) is not None}
+    own = ("host", "port", "format", "mode", "max_tokens")
+    flags = {name: getattr(args, name) for name in own if getattr(args, name) is not None}
     config = dataclasses.replace(config, engine=dataclasses.replace(config.engine, **engine), **flags)
     try:
         from chameleon_jax.serving.app import create_app
@@ -56,9 +64,9 @@ def main(config: ServeConfig, args) -> None:
     from chameleon_jax.parallel.mesh import make_mesh
 
     mesh = make_mesh(args.mesh) if args.mesh else None
-    model, bundle = load_parts(args.workdir)
+    parts = load_parts(args.workdir)
     name = config.model_name or default_name(Path(args.workdir))
-    service = Service(model=model, bundle=bundle, config=config, model_name=name)
+    service = Service(**vars(parts), config=config, model_name=name)
     app = create_app(service, api_key=api_key, insecure=args.insecure)
     serve(service, app, sock, lambda: start_engine(service, args.workdir, mesh))
 

@@ -1,7 +1,5 @@
 """Runs of random weights with codecs and tokenizers of their own, for tests from words and data to words and data."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +13,7 @@ from chameleon_jax.configs import (
     VQConfig,
     text_and_image,
 )
+from chameleon_jax.generation.loading import Run
 from chameleon_jax.models import transformer
 from chameleon_jax.models.params import map_specs
 from chameleon_jax.tokenizers import sound, vqgan
@@ -101,4 +100,4 @@ def _with_random_weights(bundle, context):
     params = map_specs(
         lambda spec: jnp.asarray(rng.normal(size=spec.shape), spec.dtype), transformer.param_specs(model)
     )
-    return types.SimpleNamespace(params=params, model=model, bundle=bundle, step=3)
+    return Run(params=params, model=model, bundle=bundle, step=3, format="completion")

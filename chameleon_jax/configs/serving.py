@@ -16,7 +16,9 @@ class ServeConfig(Config):
     host: str = "127.0.0.1"
     port: int = 8000  # 0 = any free one, which the log names
     model_name: str = ""  # what clients call the model; empty = the name of the workdir
-    format: Literal["completion", "chat", "lumina"] = "chat"  # of prompts that do not name theirs
+    # Of requests that do not name theirs; auto = what the model was trained on, an empty mode = text.
+    format: Literal["auto", "completion", "chat", "lumina"] = "auto"
+    mode: str = ""
     generation: GenerationConfig = dataclasses.field(default_factory=GenerationConfig)
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     partial_every: int = 0  # codes between two previews of a streamed span; 0 = an eighth of the longest

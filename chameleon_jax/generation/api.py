@@ -51,11 +51,12 @@ class Generator:
 
     The run's weights are copied; `donate` them if the run is not used elsewhere.
 
-    `format` and `image_size` of its methods are those of `prompt.build_request`. Methods may be called from several threads.
+    `format` (by default what the run was trained on) and `image_size` of its methods are those of `prompt.build_request`. Methods
+    may be called from several threads.
     """
 
     def __init__(self, run: Run, config: EngineConfig = _ENGINE, *, mesh: Mesh | None = None, donate: bool = False):
-        self.bundle = run.bundle
+        self.bundle, self._format = run.bundle, run.format
         self.engine = Engine(run.params, run.model, run.bundle.vocab, config, mesh=mesh, donate=donate)
         self._pieces = Pieces(run.bundle)
 
@@ -125,6 +126,7 @@ class Generator:
     def _request(self, prompt: Sequence[Given], config: GenerationConfig, form: dict[str, object]) -> Request:
         if isinstance(prompt, str):
             raise GenerationError("a prompt is a list of strings and pictures: write [text]")
+        form = {"format": self._format} | form
         return build_request([self._part(given) for given in prompt], self.bundle, config, **form)
 
     def _part(self, given: Given) -> Part:

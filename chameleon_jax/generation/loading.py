@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from chameleon_jax.checkpoints.restore import restore_subtree, saved_metadata
 from chameleon_jax.configs import TransformerConfig
 from chameleon_jax.errors import CheckpointError
+from chameleon_jax.generation.prompt import Format
 from chameleon_jax.models import params, transformer
 from chameleon_jax.models.transformer import Params
 from chameleon_jax.parallel.mesh import DECODING, check_model_fits
@@ -28,10 +29,17 @@ class Weights:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run(Weights):
-    """Weights and the bundle that they belong to."""
+class Parts:
+    """What is known of a run before its weights are read. `format` is that of prompts as it was trained on."""
 
+    model: TransformerConfig
     bundle: TokenizerBundle
+    format: Format
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Weights, Parts):
+    """Weights and what they belong to."""
 
 
 def load_run(workdir: str | Path, mesh: Mesh | None = None, step: int | None = None) -> Run:
@@ -42,7 +50,7 @@ def load_run(workdir: str | Path, mesh: Mesh | None = None, step: int | None = N
     CheckpointError or TokenizerError, naming what is missing or damaged.
     """
     weights = load_weights(workdir, mesh, step)
-    return Run(**vars(weights), bundle=TokenizerBundle.load(Path(workdir) / TOKENIZER))
+    return Run(**vars(load_parts(workdir)) | vars(weights))
 
 
 def load_weights(workdir: str | Path, mesh: Mesh | None = None, step: int | None = None) -> Weights:
@@ -55,8 +63,8 @@ def load_weights(workdir: str | Path, mesh: Mesh | None = None, step: int | None
     return Weights(params=restored.state, model=model, step=restored.step)
 
 
-def load_parts(workdir: str | Path) -> tuple[TransformerConfig, TokenizerBundle]:
-    """What is known of a run before its weights are read, which may take minutes.
+def load_parts(workdir: str | Path) -> Parts:
+    """All of a run but its weights, which may take minutes.
 
     Raises WorkdirError for a workdir of another kind, CheckpointError for one without a checkpoint, and as
     `TokenizerBundle.load`.
@@ -67,7 +75,17 @@ def load_parts(workdir: str | Path) -> tuple[TransformerConfig, TokenizerBundle]
         raise CheckpointError(
             f"no checkpoint in {workdir}: give the workdir of experiments.pretrain or experiments.convert, once it has saved"
         )
-    return TransformerConfig.from_dict(metadata["config"]["model"]), TokenizerBundle.load(Path(workdir) / TOKENIZER)
+    bundle = TokenizerBundle.load(Path(workdir) / TOKENIZER)
+    return Parts(TransformerConfig.from_dict(metadata["config"]["model"]), bundle, _format(metadata, bundle))
+
+
+def _format(metadata: dict[str, Any], bundle: TokenizerBundle) -> Format:
+    """As the run has noted it; else a release was tuned on turns, and a run that says nothing counts as one of plain documents."""
+    if noted := metadata.get("prompt"):
+        return noted
+    if metadata.get("converted_from", "chameleon_jax") == "chameleon_jax":
+        return "completion"
+    return "lumina" if bundle.pictures and bundle.pictures.is_grid else "chat"
 
 
 def _abstract_params(folder: Path, mesh: Mesh) -> Any:

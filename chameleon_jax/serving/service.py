@@ -22,7 +22,7 @@ from chameleon_jax.configs import GenerationConfig, ServeConfig, TransformerConf
 from chameleon_jax.errors import ChameleonError, did_you_mean
 from chameleon_jax.generation.checks import check_names
 from chameleon_jax.generation.engine import Engine
-from chameleon_jax.generation.prompt import perceived_pictures
+from chameleon_jax.generation.prompt import Format, check_decoders, perceived_pictures
 from chameleon_jax.generation.reader import OutputReader, Pieces, SpanPiece, TextPiece
 from chameleon_jax.generation.requests import EngineStats, Generated, Request
 from chameleon_jax.serving.errors import ApiError, bad_request, too_many
@@ -70,10 +70,18 @@ class Service:
         model_name: str,
         model: TransformerConfig | None = None,
         engine: Engine | None = None,
+        format: Format = "chat",
     ):
-        """`model` is that of the engine that comes later; an `engine` given here is open at once."""
+        """`model` is that of the engine that comes later; an `engine` given here is open at once.
+
+        `format` is what the config's `auto` stands for. Raises GenerationError for defaults for which every request would be
+        refused.
+        """
+        if config.format == "auto":
+            config = dataclasses.replace(config, format=format)
         self.bundle, self.config, self.model_name = _limited(bundle, config), config, model_name
-        check_names(bundle.vocab, config.generation)  # of a default that every request would be refused for
+        check_names(bundle.vocab, config.generation)
+        check_decoders(bundle, config.mode or bundle.vocab.text.name)
         self.created = int(time.time())
         model = model or engine.model
         self.context = min(config.engine.context or model.max_seq_len, model.max_seq_len)

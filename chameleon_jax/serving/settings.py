@@ -19,8 +19,8 @@ from chameleon_jax.tokenizers.bundle import TokenizerBundle
 _SEEDS = 2**31  # an engine takes seeds below it
 
 
-def choose_mode(request: RequestFields, bundle: TokenizerBundle) -> str:
-    """`mode`, or what `modalities` ask for by name or kind; text where neither does, as clients of text models expect.
+def choose_mode(request: RequestFields, bundle: TokenizerBundle, default: str = "") -> str:
+    """`mode`, or what `modalities` ask for by name or kind; else the default, or text, as clients of text models expect.
 
     Raises ApiError for a name that is neither a modality of the model nor a kind of data that it has.
     """
@@ -32,7 +32,10 @@ def choose_mode(request: RequestFields, bundle: TokenizerBundle) -> str:
         return pictures
     if request.mode:
         return request.mode
-    asked = (request.modalities if isinstance(request, ChatRequest) else None) or [vocab.text.name]
+    asked = request.modalities if isinstance(request, ChatRequest) else None
+    if not asked and default:
+        return default
+    asked = asked or [vocab.text.name]
     outputs = [modality.name for modality in vocab.modalities if modality.output]
     kinds = {codec.media: name for name, codec in reversed(bundle.codecs.items()) if name in outputs}
     known = {"text": vocab.text.name} | kinds | {name: name for name in outputs}
@@ -71,7 +74,7 @@ def generation_config(
 
     Raises ApiError for what the server or the model does not have.
     """
-    mode, format = choose_mode(request, bundle), choose_format(request, serve)
+    mode, format = choose_mode(request, bundle, serve.mode), choose_format(request, serve)
     most = token_limit(serve, context)
     if request.max_tokens is not None and request.max_tokens > most:
         raise bad_request(f"max_tokens: {request.max_tokens} is more than {most}, the most", "max_tokens")
@@ -86,6 +89,8 @@ def generation_config(
     max_spans = base.max_spans | (request.max_spans or {})
     if isinstance(request, ImagesRequest) or request.max_images:
         max_spans |= {pictures: request.max_images or 1}
+    elif pictures and mode == pictures:  # who asks for a picture means one
+        max_spans = {pictures: 1} | max_spans
     with _blaming("mode"):
         check_decoders(bundle, mode)
         written = written_rows(vocab, mode)

@@ -36,6 +36,7 @@ from chameleon_jax.training.trainable import Range
 from chameleon_jax.vocab import Vocab
 from chameleon_jax.workdir import CHECKPOINTS, TOKENIZER
 
+_LOOK = 64  # documents of a store that tell whether it has conversations
 _ROWS = 128  # of the embedding and head that is taken from the stores: tiles of a TPU, and axes of a mesh
 
 
@@ -227,7 +228,15 @@ class StoreData:
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        return {"tokenizer": self.loader.bundle_fingerprint, "vocab_config": self.loader.vocab_config.to_dict()}
+        made = {"tokenizer": self.loader.bundle_fingerprint, "vocab_config": self.loader.vocab_config.to_dict()}
+        return made | {"prompt": "chat" if self._has_turns else "completion"}
+
+    @functools.cached_property
+    def _has_turns(self) -> bool:
+        """Whether a store has conversations, by its first documents: how people will want to prompt the model."""
+        turn = Vocab.from_config(self.loader.vocab_config).end_of_turn
+        stores = [opened.store for opened in self.loader.stores]
+        return any((ids == turn).any() for store in stores for ids in store.read(range(min(_LOOK, store.documents))))
 
     @property
     def tokenizer(self) -> RunTokenizer:

@@ -70,7 +70,10 @@ def url_of(process):
         (["--slots=0"], "slots must be at least 1"),
         (["--weights=fp4"], "EngineConfig.weights"),
         (["--gin.ServeConfig.prot=1"], "did you mean 'port'?"),
-        (["--workdir=/nowhere"], "/nowhere"),
+        (["--workdir=/nowhere"], "no checkpoint in /nowhere"),
+        (["--format=caht"], "did you mean 'chat'?"),
+        (["--mode=imgae"], "did you mean 'image'?"),
+        (["--max_tokens=-1"], "max_tokens must be at least 0"),
     ],
 )
 def test_a_server_that_should_not_start_does_not(workdir, monkeypatch, capsys, flags, told):

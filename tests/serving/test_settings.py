@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from chameleon_jax.configs import GuidanceConfig, SamplingConfig
+from chameleon_jax.errors import GenerationError
 from chameleon_jax.serving import schema
 from chameleon_jax.serving.settings import choose_mode, generation_config
 from tests.serving.conftest import SERVE, read_picture, running
@@ -58,6 +59,22 @@ def test_words_and_pictures_have_settings_of_their_own(tiny):
 )
 def test_the_mode_is_said_or_follows_from_the_modalities(tiny, settings, mode):
     assert choose_mode(request(**settings), tiny.bundle) == mode
+
+
+def test_what_requests_leave_out_is_the_servers(tiny, make_service):
+    assert choose_mode(request(), tiny.bundle, "image") == "image"
+    assert choose_mode(request(modalities=["text"]), tiny.bundle, "image") == "text"
+    assert config_of(tiny, dataclasses.replace(SERVE, mode="interleaved")).mode == "interleaved"
+    with pytest.raises(GenerationError, match="did you mean 'image'"):
+        make_service(mode="imag")
+    assert make_service().config.format == "chat" and make_service(format="lumina").config.format == "lumina"
+
+
+def test_who_asks_for_a_picture_gets_one(tiny):
+    assert config_of(tiny, mode="image").max_spans == {"image": 1}
+    assert config_of(tiny, mode="image", max_images=3).max_spans == {"image": 3}
+    assert config_of(tiny, mode="image", max_spans={"image": 2}).max_spans == {"image": 2}
+    assert config_of(tiny, mode="interleaved").max_spans == {}
 
 
 def test_guidance_is_turned_on_by_a_scale(tiny):
