@@ -27,6 +27,25 @@ def wav_url() -> str:
     return "data:audio/wav;base64," + base64.b64encode(wav_file()).decode()
 
 
+def choose(page, name, value):
+    """Choose an option as a person does; the select may be in a closed panel."""
+    page.wait(f"document.querySelector('select[name={name}], select#{name}').options.length")
+    page.run(
+        f"(select => {{ select.value = '{value}'; select.dispatchEvent(new Event('input', {{bubbles: true}}));"
+        f" select.dispatchEvent(new Event('change', {{bubbles: true}})); return select.value; }})"
+        f"(document.querySelector('select[name={name}], select#{name}'))"
+    )
+    assert page.run(f"document.querySelector('select[name={name}], select#{name}').value") == value
+
+
+def fill(page, name, text):
+    """Write into a field of the settings, which are opened if they are closed."""
+    page.run("document.querySelector('#controls').hidden && document.querySelector('#show-controls').click()")
+    page.run(f"document.querySelector('.advanced').open = true; document.querySelector('[name={name}]').focus()")
+    page.run("document.activeElement.select()")
+    page.type(text)
+
+
 def ask(page, fake, text="Hello"):
     """Type and run; what the server was asked."""
     page.run(f"{WORDS}.focus()")

@@ -147,6 +147,20 @@ class Page:
         self.send("Page.navigate", url=url)
         self.wait("location.href !== 'about:blank' && document.readyState === 'complete'")
 
+    def reload(self) -> None:
+        """Load the page anew, and wait until the old one is gone."""
+        self.run("window.isOld = true")
+        self.send("Page.reload")
+        end = time.monotonic() + WAIT
+        while time.monotonic() < end:
+            try:
+                if self.run("window.isOld === undefined && document.readyState === 'complete'"):
+                    return
+            except RuntimeError:
+                pass  # between two pages
+            time.sleep(0.02)
+        raise TimeoutError("the page did not come again")
+
     def resize(self, width: int, height: int) -> None:
         self.send(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
@@ -251,7 +265,7 @@ class FakeServer:
         self.hides_models = False
         self.refusal: tuple[int, dict, dict] | None = None  # status, error, headers of the next request for an answer
         self.health = {"status": "ok", "running": 0, "queued": 0, "slots": 4, "tokens_per_second": 0.0}
-        self.model = {"id": "tiny", "object": "model"}
+        self.models = [{"id": "tiny", "object": "model"}]
         self.left = threading.Event()  # the page went before the end of an answer
         self.token_requests: list[int] = []
         self._pieces: queue.Queue[bytes | None] = queue.Queue()
@@ -259,6 +273,14 @@ class FakeServer:
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}/"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    @property
+    def model(self) -> dict:
+        return self.models[0]
+
+    @model.setter
+    def model(self, model: dict) -> None:
+        self.models = [model]
 
     def close(self) -> None:
         self._pieces.put(None)
@@ -337,7 +359,7 @@ class FakeServer:
                     if fake.hides_models:
                         self.reply(503, b'{"error": {"message": "not there yet"}}')
                     elif self.allowed():
-                        self.reply(200, json.dumps({"object": "list", "data": [fake.model]}).encode())
+                        self.reply(200, json.dumps({"object": "list", "data": fake.models}).encode())
                 else:
                     name = "index.html" if self.path == "/" else self.path.removeprefix("/page/")
                     kinds = {

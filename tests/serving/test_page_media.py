@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from tests.serving.page_actions import WORDS, answer, ask, picture_url, wait_for, wav_file, wav_url
+from tests.serving.page_actions import WORDS, answer, ask, choose, picture_url, wait_for, wav_file, wav_url
 
 MODALITIES = [
     {"name": "words", "media": "text", "ids": 300, "span": "free", "length": 0, "reads": True, "writes": True},
@@ -32,29 +32,19 @@ def sound(tmp_path):
 
 def test_modes_are_those_of_the_model_in_words(other, fake):
     page = other
-    page.wait("document.querySelector('[name=mode][value=words]')?.checked")
-    shown = page.run(
-        "[...document.querySelectorAll('[name=mode]')].map(r => [r.value, r.nextSibling.textContent, r.disabled])"
-    )
-    assert shown == [
-        ["words", "Words", False],
-        ["moves", "Moves", False],
-        ["beeps", "Beeps", False],
-        ["drawings", "Drawings", True],
-        ["audio", "Sounds", False],
-        ["interleaved", "All", True],
-        ["unrestricted", "Anything", True],
-    ]
+    page.wait("document.querySelector('#mode').value === 'words'")
+    shown = page.run("[...document.querySelector('#mode').options].map(o => [o.value, o.textContent])")
+    assert shown == [["words", "Words"], ["moves", "Moves"], ["beeps", "Beeps"], ["audio", "Sounds"]]
     assert page.count("[name=image_top_k]") == 1
     assert page.run("document.querySelector('[name=image_top_k]').closest('[hidden]') !== null")
-    page.click("[value=moves]")
-    assert page.run("document.querySelector('.choice .hint').textContent") == "Moves only"
+    choose(page, "mode", "moves")
+    assert page.run("document.querySelector('#mode').title") == "Answer with moves only"
     assert answer(page, fake)["mode"] == "moves"
 
 
 def test_sounds_and_numbers_of_an_answer_are_shown_played_and_used(other, fake):
     page = other
-    page.click("[value=audio]")
+    choose(page, "mode", "audio")
     ask(page, fake, "Sing")
     call = {"type": "audio_url", "modality": "audio", "audio_url": {"url": wav_url()}}
     fake.give(call, 4, 8, [8000, 8001])
@@ -81,7 +71,7 @@ def test_sounds_and_numbers_of_an_answer_are_shown_played_and_used(other, fake):
         [True, ""],
     ]
     page.run("HTMLAnchorElement.prototype.click = function () { window.saved = this.download }")
-    page.run("document.querySelector('.given figure.audio button').click()")
+    page.run("document.querySelector('.given figure.audio [aria-label^=Download]').click()")
     assert page.run("window.saved").endswith("-1.wav")
     page.click_named("Tokens")
     page.wait("document.querySelectorAll('.token').length === 10")
@@ -93,7 +83,7 @@ def test_sounds_and_numbers_of_an_answer_are_shown_played_and_used(other, fake):
     )
 
     for figure in ("figure.audio", "figure.codes"):
-        page.run(f"document.querySelector('.given {figure} button:last-child').click()")
+        page.run(f"document.querySelector('.given {figure} [aria-label^=Use]').click()")
     page.run(f"{WORDS}.focus()")
     page.type("and again")
     page.key("Control+Enter")

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from tests.serving import page_driver
-from tests.serving.page_actions import WORDS, answer, ask, picture_url, wait_for
+from tests.serving.page_actions import WORDS, answer, ask, choose, fill, picture_url, wait_for
 
 
 @pytest.mark.parametrize(
@@ -77,22 +77,21 @@ def test_key_is_asked_for_and_kept_for_the_tab(open_page, fake):
     page.key("Enter")
     page.wait("document.querySelector('#model').options.length")
     answer(page, fake)
-    assert page.run("[sessionStorage.length, Object.values(localStorage).join().includes('sesame')]") == [1, False]
+    held = "[sessionStorage, localStorage].map(each => Object.values(each).join().includes('sesame'))"
+    assert page.run(held) == [True, False]
     page.click_named("Forget key")
-    assert page.run("sessionStorage.length") == 0
+    assert page.run(held) == [False, False]
 
 
 def test_settings_are_sent_remembered_and_reset(open_page, fake):
     fake.model = {"id": "tiny", "defaults": {"mode": "text", "temperature": 0.7}, "image_sizes": ["64x64"]}
     page = open_page()
-    page.wait("document.querySelector('[value=text]').checked")
+    page.wait("document.querySelector('#mode').value === 'text'")
     assert page.run("document.querySelector('[name=temperature]').placeholder") == "0.7"
     assert page.run("document.querySelector('[name=image_size]').checkVisibility()") is False
-    page.click("[value=interleaved]")
-    page.run("document.querySelector('.advanced').open = true")
+    choose(page, "mode", "interleaved")
     for name, value in {"temperature": "0.5", "image_top_k": "20", "seed": "11", "image_size": "64x64"}.items():
-        page.run(f"document.querySelector('[name={name}]').focus()")
-        page.type(value)
+        fill(page, name, value)
     assert page.run("document.querySelector('[name=image_temperature]').placeholder") == "0.5"
     body = answer(page, fake)
     sent = {name: body.get(name) for name in ("mode", "temperature", "image_top_k", "seed", "image_size", "top_p")}
@@ -104,16 +103,22 @@ def test_settings_are_sent_remembered_and_reset(open_page, fake):
         "image_size": "64x64",
         "top_p": None,
     }
-    page.send("Page.reload")
-    page.wait("!document.querySelector('.exchange') && document.querySelector('#model')?.options.length")
+    page.reload()
+    page.wait("document.querySelector('.exchange') && document.querySelector('#model')?.options.length")
     page.wait(
-        "document.querySelector('[name=seed]').value === '11' && document.querySelector('[value=interleaved]').checked"
+        "document.querySelector('[name=seed]').value === '11' && document.querySelector('#mode').value === 'interleaved'"
     )
-    page.click("[value=text]")
+    choose(page, "mode", "text")
     assert "image_top_k" not in answer(page, fake)  # nor anything else about pictures
-    page.run("document.querySelector('.advanced').open = true")
-    page.run("document.querySelector('[name=top_p]').focus()")
-    page.type("7")
+    page.click("#new-chat")  # goes on with the settings, but not with the seed
+    page.wait("document.querySelector('[name=seed]').value === ''")
+    assert page.run("[document.querySelector('#mode').value, document.querySelector('[name=temperature]').value]") == [
+        "text",
+        "0.5",
+    ]
+    page.click(".chats .open")  # which the chat keeps
+    page.wait("document.querySelector('[name=seed]').value === '11'")
+    fill(page, "top_p", "7")
     page.run(f"{WORDS}.focus()")
     page.type("x")
     page.key("Control+Enter")
@@ -129,7 +134,7 @@ def test_settings_are_sent_remembered_and_reset(open_page, fake):
 def test_modes_that_the_model_lacks_cannot_be_chosen(open_page, fake):
     fake.model = {"id": "tiny", "defaults": {"mode": "text"}, "chameleon": {"modes": ["text"]}}
     page = open_page()
-    page.wait("document.querySelector('[value=image]').disabled")
+    page.wait("document.querySelector('#examples button')")
     page.click_named("Draw a picture")  # an example that needs one
     assert answer(page, fake, "")["mode"] == "text"
 
@@ -155,7 +160,7 @@ def test_keyboard_alone(page, fake):
             page.key("Tab")
         name, outline = page.run(
             "(e => [(e.ariaLabel || e.labels?.[0]?.textContent || e.textContent || e.getAttribute('title') || '').trim(),"
-            " getComputedStyle(e).outlineStyle !== 'none' || getComputedStyle(e.nextElementSibling ?? e).outlineStyle !== 'none'])"
+            " [e, e.closest('.card'), e.closest('.composer')].some(a => a && getComputedStyle(a).outlineStyle !== 'none')])"
             "(document.activeElement)"
         )
         assert name and outline, (names, page.run("document.activeElement.outerHTML"))
@@ -215,7 +220,7 @@ def test_contrast(open_page, fake, picture, scheme):
     wait_for(page, "done")
     page.click_named("Tokens")
     page.wait("document.querySelectorAll('.token').length === 6")
-    page.run("document.querySelector('.advanced').open = true")
+    fill(page, "temperature", "0.5")
     page.drop("#composer", picture)
     page.wait("document.querySelectorAll('.card').length === 2")
     fake.refusal = (400, {"message": "no", "param": "top_p"}, {})
@@ -238,7 +243,8 @@ def test_phone_width(open_page, fake, picture):
     def overflow():
         return page.run(
             "[document.documentElement.scrollWidth - innerWidth, ...[...document.querySelectorAll('body *')]"
-            ".filter(e => e.checkVisibility() && !e.closest('.hidden, .scroller, .skip') && e.getBoundingClientRect().right > 361)"
+            ".filter(e => e.checkVisibility() && !e.closest('.hidden, .scroller, .skip, pre')"
+            " && e.getBoundingClientRect().right > 361)"
             ".map(e => e.outerHTML.slice(0, 80))]"
         )
 
@@ -303,9 +309,8 @@ def test_with_the_real_server(open_page, server, picture):
     )
     page.drop("#composer", picture)
     page.wait("document.querySelectorAll('.card').length === 2")
-    page.click("[value=image]")
-    page.run("document.querySelector('.advanced').open = true; document.querySelector('[name=max_images]').focus()")
-    page.type("1")
+    choose(page, "mode", "image")
+    fill(page, "max_images", "1")
     run("Draw it again")
     wait_for(page, "done")
     page.wait("document.querySelector('.given img').naturalWidth === 16")
@@ -315,9 +320,8 @@ def test_with_the_real_server(open_page, server, picture):
     page.click_named("Show the prompt's")
     page.wait("/16 picture codes/.test(document.querySelector('.counts').textContent)")
 
-    page.click("[value=text]")
-    page.run("document.querySelector('[name=max_tokens]').focus()")
-    page.type("9")
+    choose(page, "mode", "text")
+    fill(page, "max_tokens", "9")
     run("And in words?")
     page.wait("document.querySelectorAll('.exchange').length === 2")
     wait_for(page, "done")
@@ -329,13 +333,11 @@ def test_with_the_real_server(open_page, server, picture):
     page.click_named("Answer before")
     assert last(".given .text") == said and last(".meta").split(" · ")[-1] == first.split(" · ")[-1]
 
-    page.run("document.querySelector('[name=max_tokens]').select()")
-    page.type("9999")
+    fill(page, "max_tokens", "9999")
     run("Too much")
     page.wait("/max_tokens/.test(document.querySelector('#notices').textContent)")
     assert page.run("document.activeElement.name") == "max_tokens"
-    page.run("document.querySelector('[name=max_tokens]').select()")
-    page.type("150")
+    fill(page, "max_tokens", "150")
     page.run(f"{WORDS}.focus()")
     page.key("Control+Enter")
     page.wait("document.querySelectorAll('.exchange').length === 3")

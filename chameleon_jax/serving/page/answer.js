@@ -1,11 +1,8 @@
-// One answer: its parts in order, grown from the chunks of a stream, and how they look.
+// One answer as data: its parts in order, grown from the chunks of a stream, as they are kept and sent again.
 
-import { codesBox } from "./codes.js";
-import { button, el } from "./dom.js";
-import { download, isDataOf } from "./files.js";
+import { isDataOf } from "./files.js";
+import { newId } from "./ids.js";
 import { say, speak } from "./notices.js";
-import { player } from "./sounds.js";
-import { TokenView } from "./tokens.js";
 
 const ENDS = {
   stop: "",
@@ -15,51 +12,46 @@ const ENDS = {
 };
 
 // By kind of data: how it is called, and what the number of its parts counts.
-const NOUNS = { image: "picture", audio: "sound", codes: "row of numbers" };
+export const NOUNS = { image: "picture", audio: "sound", codes: "row of numbers" };
 
-// Pictures of small models are shown larger, but not so large that only blur is seen.
-const [LEAST_WIDTH, ENLARGED] = [220, 3];
+const KEPT = ["id", "model", "request", "parts", "ids", "promptIds", "likelihoods", "usage", "state", "note", "notes", "rate"];
 
 export class Answer {
+  id = newId();
   parts = []; // {type: "text", text} or {type: "image" | "audio" | "codes", modality, index, url | codes, partial, done, of}
   ids = [];
   promptIds = []; // where the server tells them
-  state = "waiting"; // then "running", then "done", "stopped" or "failed"
+  likelihoods = []; // of ids, in their order: {logprob, top: [{token, logprob}]}, where the server tells them
+  usage = null;
+  state = "waiting"; // then "running", then "done", "stopped", "failed", or "cut": the page went before the end
   note = ""; // why it ended, where that is not plain
-  #settings;
-  #queue = null;
-  #usage = null;
-  #firstAt = null; // when the first ids came, and how many: the rate is that of those behind them
+  notes = []; // what the server did otherwise than it was asked
+  queue = null;
+  rate = null; // tokens per second, as soon as that means something
+  isSpoken = true; // of answers side by side only the first one is read aloud
+  revision = 0; // counts changes
+  onchange = () => {}; // to show it
+  onkeep = () => {}; // to keep it
+  #firstAt = null; // when the first ids came, and how many: the rate is that of those after them
   #firstCount = 0;
-  #lastAt = null;
-  #shown = []; // elements of the parts
-  #drawn = []; // URLs in them: reading a long one back from the page takes time
-  controls = el("span", { className: "tools" }); // the conversation's own
-  #body = el("div", { className: "body" });
-  #meta = el("span", { className: "meta" });
-  #tools = el("span", { className: "tools" });
-  #tokens = new TokenView();
 
-  /** `settings` are those of the request; `actions` may hold `use(part)`, which puts a part into the prompt. */
-  constructor(settings, actions) {
-    this.#settings = settings;
-    this.actions = actions;
-    const foot = el("div", { className: "foot" }, this.#meta, this.#tools, this.controls);
-    this.node = el("div", { className: "answer" }, this.#body, foot, this.#tokens.node);
-    const tokens = button("Tokens", async () => {
-      this.#tokens.node.hidden = !this.#tokens.node.hidden;
-      tokens.ariaExpanded = String(!this.#tokens.node.hidden);
-      await this.#tokens.update(this.ids, this.promptIds); // which gives it its height
-      this.#tokens.node.scrollIntoView({ block: "nearest" });
-    });
-    tokens.ariaExpanded = "false";
-    tokens.setAttribute("aria-controls", this.#tokens.node.id);
-    this.#tools.append(button("Copy", (event) => this.#copy(event.target), { ariaLabel: "Copy the words" }), tokens);
-    this.refresh();
+  /** `request` has the settings of the request, `model` the name of the model that was asked. */
+  constructor({ model, request }) {
+    Object.assign(this, { model, request });
   }
 
-  get settings() {
-    return this.#settings;
+  /** An answer that was kept; one that had not ended when it was written is cut. */
+  static from(record) {
+    const answer = new Answer(record);
+    for (const name of KEPT) if (record[name] !== undefined) answer[name] = record[name];
+    if (answer.isOpen) answer.state = "cut";
+    return answer;
+  }
+
+  record = () => Object.fromEntries(KEPT.map((name) => [name, this[name]]));
+
+  get isOpen() {
+    return this.state === "waiting" || this.state === "running";
   }
 
   get isEmpty() {
@@ -74,34 +66,53 @@ export class Answer {
   content() {
     return this.parts
       .filter((part) => part.type === "text" || (!part.partial && (part.url || part.codes)))
-      .map(asGiven);
+      .map(({ type, text, url, codes, modality }) => ({ type, text, url, codes: type === "codes" ? codes : undefined, modality }));
   }
 
-  queue(length) {
-    this.#queue = length;
-    if (this.state === "waiting") this.refresh();
+  waitFor(queue) {
+    this.queue = queue;
+    if (this.state === "waiting") this.onchange();
   }
 
-  take(chunk) {
-    this.#usage = chunk.usage ?? this.#usage;
-    this.promptIds = chunk.prompt_token_ids ?? this.promptIds;
-    const choice = chunk.choices?.[0];
-    if (choice) {
-      const { content, images = [], media = [], token_ids: ids } = choice.delta ?? {};
-      if (content) this.#takeText(content);
-      for (const part of [...images, ...media]) this.#takePart(part);
-      if (ids?.length) this.#takeIds(ids);
-      if (choice.finish_reason) this.note = ENDS[choice.finish_reason] ?? choice.finish_reason;
+  /** Take one choice of a chunk. */
+  take({ delta = {}, logprobs, finish_reason: reason }) {
+    const { content, images = [], media = [], token_ids: ids } = delta;
+    if (content) this.#takeText(content);
+    for (const part of [...images, ...media]) this.#takePart(part);
+    for (const { id, token, logprob, top_logprobs: top = [] } of logprobs?.content ?? []) {
+      this.likelihoods.push({ id, token, logprob, top: top.map(({ token, logprob }) => ({ token, logprob })) });
     }
-    this.refresh();
+    if (ids?.length) this.#takeIds(ids);
+    if (reason) this.note = ENDS[reason] ?? reason;
+    this.changed();
+  }
+
+  /** Take what a chunk says of all its choices. */
+  takeCommon({ usage, prompt_token_ids: promptIds, notes }) {
+    this.usage = usage ?? this.usage;
+    this.promptIds = promptIds ?? this.promptIds;
+    if (Array.isArray(notes)) this.notes = notes.map(String);
+    if (usage || promptIds || notes) this.changed();
   }
 
   end(state, note = this.note) {
     this.state = state;
     this.note = note;
-    speak();
-    say({ done: "Answer complete. ", stopped: "Stopped. ", failed: "The answer failed. " }[state]);
-    this.refresh();
+    if (this.isSpoken) {
+      speak();
+      say({ done: "Answer complete. ", stopped: "Stopped. ", failed: "The answer failed. " }[state] ?? "");
+    }
+    this.changed();
+  }
+
+  changed() {
+    this.revision += 1;
+    this.onchange();
+    this.onkeep();
+  }
+
+  #say(text) {
+    if (this.isSpoken) say(text);
   }
 
   #takeText(text) {
@@ -109,10 +120,10 @@ export class Answer {
     const last = this.parts.at(-1);
     if (last?.type === "text") last.text += text;
     else this.parts.push({ type: "text", text });
-    say(text);
+    this.#say(text);
   }
 
-  // What is not whole is replaced by what comes next; of numbers those behind `done` are replaced.
+  // What is not whole is replaced by what comes next; of numbers those from `done` on are replaced.
   #takePart({ type, modality, index, partial = false, codes, done, of, ...rest }) {
     const kind = type.replace("_url", "");
     if (!(kind in NOUNS)) return; // of a newer server
@@ -121,110 +132,25 @@ export class Answer {
     if (!part) {
       part = { type: kind, modality, index };
       this.parts.push(part);
-      say(` A ${NOUNS[kind]} begins. `);
+      this.#say(` A ${NOUNS[kind]} begins. `);
     }
     const url = rest[type]?.url;
     Object.assign(part, { partial, done, of }, isDataOf(kind, url) && { url });
     if (kind === "codes") part.codes = [...(part.codes ?? []).slice(0, (done ?? codes.length) - codes.length), ...codes];
-    if (!partial) say(` The ${NOUNS[kind]} is complete. `);
+    else if (codes) part.codes = codes; // of a picture, where they were asked for
+    if (!partial) this.#say(` The ${NOUNS[kind]} is complete. `);
   }
 
   #takeIds(ids) {
     this.#begin();
     this.ids.push(...ids);
-    this.#lastAt = performance.now();
-    if (this.#firstAt === null) [this.#firstAt, this.#firstCount] = [this.#lastAt, ids.length];
-    this.#tokens.update(this.ids, this.promptIds);
+    const now = performance.now();
+    if (this.#firstAt === null) [this.#firstAt, this.#firstCount] = [now, ids.length];
+    const seconds = (now - this.#firstAt) / 1000;
+    if (seconds > 0.05) this.rate = (this.ids.length - this.#firstCount) / seconds;
   }
 
   #begin() {
     if (this.state === "waiting") this.state = "running";
   }
-
-  /** Tokens per second, as soon as that means something. */
-  get rate() {
-    const seconds = (this.#lastAt - this.#firstAt) / 1000;
-    return seconds > 0.05 ? (this.ids.length - this.#firstCount) / seconds : null;
-  }
-
-  refresh() {
-    for (const [i, part] of this.parts.entries()) {
-      this.#shown[i] ??= this.#body.appendChild(part.type === "text" ? el("div", { className: "text" }) : this.#figure(i));
-      if (part.type === "text") showText(this.#shown[i], part.text);
-      else this.#showPart(this.#shown[i], part, i);
-    }
-    const isOpen = this.state === "waiting" || this.state === "running";
-    this.node.dataset.state = this.state;
-    this.#body.ariaBusy = String(isOpen);
-    this.#tools.hidden = isOpen && !this.ids.length;
-    this.#meta.textContent = this.#facts().join(" · ");
-  }
-
-  #facts() {
-    if (this.state === "waiting") return [this.#queue ? `Waiting; ${this.#queue} in the queue` : "Waiting for the first token"];
-    const count = this.#usage?.completion_tokens ?? this.ids.length;
-    return [
-      ...(this.state === "stopped" ? ["stopped"] : []),
-      ...(this.note ? [this.note] : []),
-      `${count.toLocaleString("en")} tokens`,
-      ...(this.rate ? [`${this.rate.toFixed(this.rate < 10 ? 1 : 0)} tokens/s`] : []),
-      `seed ${this.#settings.seed}`,
-    ];
-  }
-
-  #figure(i) {
-    const part = this.parts[i];
-    const number = this.#number(i);
-    const name = `${NOUNS[part.type]} ${number}`;
-    const bar = el("progress", { max: 1, value: 0, ariaLabel: `Codes of ${name}` });
-    const tools = el("span", { className: "tools", hidden: true });
-    if (part.type !== "codes") tools.append(button("Download", () => download(part.url, `chameleon-${this.#settings.seed}-${number}`)));
-    tools.append(button("Use in prompt", () => this.actions.use(asGiven(part))));
-    const caption = el("figcaption", {}, el("span", { className: "progress" }), tools);
-    const shown = {
-      image: () => el("img", { alt: `Picture ${number} of the answer`, hidden: true }),
-      audio: () => player(null, `Sound ${number} of the answer`),
-      codes: () => codesBox([]),
-    }[part.type]();
-    const figure = el("figure", { className: part.type }, el("div", { className: "frame" }, shown), bar, caption);
-    shown.onload = () => (figure.style.maxWidth = `${Math.max(LEAST_WIDTH, ENLARGED * shown.naturalWidth)}px`);
-    return figure;
-  }
-
-  #number = (i) => this.parts.slice(0, i + 1).filter((part) => part.type === this.parts[i].type).length;
-
-  #showPart(figure, { type, modality, url, codes, partial, done, of }, i) {
-    const shown = figure.querySelector(".frame").firstChild;
-    if (type === "codes") shown.textContent = codes.join(" ");
-    else {
-      const isReady = url && (type === "image" || !partial); // a sound that changes while it is played is no use
-      if (isReady && this.#drawn[i] !== url) shown.src = this.#drawn[i] = url;
-      shown.hidden = !isReady;
-    }
-    figure.classList.toggle("partial", partial);
-    const bar = figure.querySelector("progress");
-    bar.hidden = !partial;
-    if (of) Object.assign(bar, { max: of, value: done });
-    const count = partial ? (of ? `${done} of ${of} codes` : `${done ?? "some"} codes`) : "";
-    figure.querySelector(".progress").textContent = type === "codes" ? [modality, count].filter(Boolean).join(": ") : count;
-    figure.querySelector(".tools").hidden = partial || !(url || codes);
-  }
-
-  async #copy(control) {
-    try {
-      await navigator.clipboard.writeText(this.text);
-      control.textContent = "Copied";
-    } catch {
-      control.textContent = "Not allowed"; // browsers give the clipboard to https and localhost only
-    }
-    setTimeout(() => (control.textContent = "Copy"), 1500);
-  }
 }
-
-// Appended to and not replaced: a selection that someone is making stays.
-function showText(node, text) {
-  const shown = node.firstChild ?? node.appendChild(document.createTextNode(""));
-  if (text.length > shown.length) shown.appendData(text.slice(shown.length));
-}
-
-const asGiven = ({ type, text, url, codes, modality }) => ({ type, text, url, codes, modality });

@@ -1,25 +1,34 @@
-// The page: binds prompt, settings, conversation and server together.
+// The page: binds prompt, settings, chats and server together.
 
-import { Answer } from "./answer.js";
-import { ApiError, forgetKey, getModels, hasKey, setKeyAsker, streamChat } from "./api.js";
+import { fill, newAnswers } from "./asking.js";
+import { forgetKey, getModels, hasKey, setKeyAsker } from "./api.js";
+import { Chat } from "./chat.js";
 import { Composer } from "./composer.js";
 import { Conversation } from "./conversation.js";
-import { button, byId, el } from "./dom.js";
+import { byId, el } from "./dom.js";
+import { keepDraft, readDraft, rememberChat, rememberedChat } from "./drafts.js";
+import { showExamples } from "./examples.js";
+import { Keeper } from "./keeper.js";
+import { askKey } from "./keydialog.js";
+import { Library } from "./library.js";
+import { showMeter, usedBy } from "./meter.js";
 import { clearNotices, notice } from "./notices.js";
-import { Settings } from "./settings.js";
+import { closeOverlay, connectPanels, setPanel } from "./panels.js";
+import { connectPreference, preference } from "./preferences.js";
+import { connectScrolling, follow, keepUp } from "./scrolling.js";
+import { newSeed, Settings } from "./settings.js";
 import { watchServer } from "./status.js";
+import { deleteChat } from "./store.js";
 import { connectTheme } from "./theme.js";
-
-const EXAMPLES = [
-  ["Draw a picture", "image", "A red fox asleep in fresh snow."],
-  ["Tell with pictures", "interleaved", "How do I fold a paper crane? Show each step."],
-  ["Ask about a picture", "text", "What is in this picture?"],
-];
+import { exportChats, importChats } from "./transfer.js";
 
 const composer = new Composer();
 const settings = new Settings(byId("settings"));
-const conversation = new Conversation({ edit, again, proceed });
-let running = null; // the AbortController of the answer under way
+const conversation = new Conversation({ edit, again, proceed, use, turned, redraw: () => {}, canRedraw: () => false });
+const library = new Library({ open: openChat, rename, save, remove });
+const keeper = new Keeper((head) => library.put(head));
+const live = new Map(); // by id, chats with answers under way: they go on when another is in sight
+let chat = new Chat();
 let editing = null; // the number of the exchange that the prompt will replace
 let models = [];
 
@@ -27,95 +36,115 @@ let models = [];
 
 async function run() {
   if (!models.length) await loadModels(); // no server or no key when the page came
+  await restored;
   if (!models.length) return;
-  const chosen = settings.request();
+  const request = settings.request();
   const content = composer.content();
-  if (running || !chosen) return;
+  if (chat.running || !request) return;
   const wrong = composer.check();
   if (wrong) return notice(wrong);
-  if (!content.length && chosen.format !== "completion" && settings.kinds(chosen.mode).includes("text")) {
+  if (!content.length && request.format !== "completion" && settings.kinds(request.mode).includes("text")) {
     composer.focus();
     notice("Write something or add a picture first.", { kind: "hint" });
     return;
   }
-  const [before, place] = [conversation.snapshot(), editing];
-  if (editing !== null) conversation.truncate(editing);
+  const [asked, before, place] = [chat, chat.snapshot(), editing];
+  if (editing !== null) asked.truncate(editing);
   stopEditing();
-  conversation.add(content);
+  asked.add(content);
+  asked.settings = settings.changed;
   const isTyping = byId("cards").contains(document.activeElement);
   composer.set([]);
   if (isTyping) composer.focus(); // the card with the focus is gone
-  const isAnswered = await generate(chosen, run);
-  if (isAnswered) return;
-  conversation.restore(before); // nothing came: all is as it was, to be put right and sent again
+  if (await generate(asked, chosenModels(), request, run)) return;
+  asked.restore(before); // nothing came: all is as it was, to be put right and sent again
+  keeper.keep(asked);
+  if (!asked.length) forget(asked);
+  if (asked !== chat) return keepDraft(asked.id, content);
+  conversation.refresh();
   if (!composer.content().length) composer.set(content);
   if (place !== null) startEditing(place);
 }
 
-async function again(i, isNewSeed) {
-  if (running) return;
-  const before = conversation.snapshot();
-  const { answers, shown } = conversation.at(i);
-  const seed = isNewSeed ? Math.floor(Math.random() * 2 ** 31) : answers[shown].settings.seed;
-  const retry = () => again(i, isNewSeed);
-  if (!(await generate({ ...answers[shown].settings, seed }, retry))) conversation.restore(before);
+async function again(i, { newSeed: isNewSeed = false, instead = false }) {
+  const asked = chat;
+  if (asked.running) return;
+  const before = asked.snapshot();
+  const answers = asked.shown(i);
+  const request = { ...answers[0].request, ...(isNewSeed && { seed: newSeed() }) };
+  const names = [...new Set(answers.map(({ model }) => model))];
+  const retry = () => again(i, { newSeed: isNewSeed, instead });
+  if (await generate(asked, names, request, retry, instead)) return;
+  asked.restore(before);
+  keeper.keep(asked);
+  if (asked === chat) conversation.refresh();
 }
 
-/** Answer the last exchange; false if nothing came of it. `retry` does what led here once more. */
-async function generate(chosen, retry) {
+/** Answer the last exchange of a chat; false if nothing came of it. `retry` does what led here once more. */
+async function generate(asked, names, request, retry, instead = false) {
   clearNotices();
-  const answer = new Answer(chosen, { use });
-  const messages = conversation.messages(chosen.format);
-  conversation.addAnswer(answer);
-  setRunning(new AbortController());
+  const groups = newAnswers(names, request);
+  const answers = groups.flatMap((group) => group.answers);
+  const messages = asked.messages(request);
+  asked.addTry(answers, instead);
+  Object.assign(asked, { updated: Date.now(), models: names, running: new AbortController() });
+  live.set(asked.id, asked);
+  for (const answer of answers) answer.onkeep = () => keeper.keep(asked);
+  keeper.keep(asked);
+  showChat();
   follow();
-  try {
-    const body = { model: byId("model").value, messages, ...chosen, stream: true, stream_options: { include_usage: true }, return_token_ids: true };
-    for await (const chunk of streamChat(body, running.signal)) answer.take(chunk);
-    answer.end("done");
-  } catch (error) {
-    if (error.name === "AbortError") answer.end("stopped");
-    else {
-      answer.end("failed", error.message);
-      complain(error, retry);
-    }
-  } finally {
-    setRunning(null);
-  }
-  return answer.state === "done" || !answer.isEmpty;
+  const { signal } = asked.running;
+  const errors = (await Promise.all(groups.map((group) => fill(group, messages, request, signal)))).filter(Boolean);
+  Object.assign(asked, { running: null, updated: Date.now() });
+  live.delete(asked.id);
+  keeper.keep(asked);
+  keeper.flush();
+  if (errors.length) complain(errors[0], asked === chat ? retry : null);
+  if (asked === chat) showRunning();
+  if (asked === chat) keepUp();
+  return answers.some((answer) => answer.state === "done" || !answer.isEmpty);
 }
 
-function setRunning(controller) {
-  running = controller;
-  const [pressed, next] = controller ? [byId("run"), byId("stop")] : [byId("stop"), byId("run")];
+// Run and stop change places with what the chat in sight does.
+function showRunning() {
+  const isRunning = chat.running !== null;
+  const [pressed, next] = isRunning ? [byId("run"), byId("stop")] : [byId("stop"), byId("run")];
   const isPressed = document.activeElement === pressed;
   next.disabled = false;
-  if (isPressed) next.focus(); // a button that is disabled would lose the focus to nowhere
+  document.body.classList.toggle("running", isRunning);
+  if (isPressed) next.focus(); // a button that is gone would lose the focus to nowhere
   pressed.disabled = true;
-  byId("new-chat").disabled = controller !== null;
-  document.body.classList.toggle("running", controller !== null);
   byId("forget-key").hidden = !hasKey();
+  conversation.showEnds();
+  showMeter(usedBy(chat), model()?.chameleon?.context);
   askServer();
 }
 
-const stop = () => running?.abort();
+const stop = () => chat.running?.abort();
 
 function complain(error, retry = null) {
-  if (!(error instanceof ApiError)) console.error(error); // a mistake of this page
   const actions = [];
   const seconds = error.retryAfter && Math.ceil(error.retryAfter);
-  if (error.status === 429 && retry) actions.push(["Try again", retry]);
+  if ([429, 503].includes(error.status) && retry) actions.push(["Try again", retry]);
   const wait = seconds ? ` Try again in ${seconds} ${seconds === 1 ? "second" : "seconds"}.` : "";
   notice(error.message + wait, { actions });
   if (error.param) settings.blame(error.param);
 }
 
-// --- the conversation ---------------------------------------------------------------------------------------------------------
+// --- the chat in sight ----------------------------------------------------------------------------------------------------------
+
+function showChat() {
+  conversation.show(chat);
+  library.mark(chat.id);
+  rememberChat(chat.id);
+  document.title = chat.length ? `${chat.title} · chameleon_jax` : "chameleon_jax";
+  showRunning();
+}
 
 function startEditing(i) {
   editing = i;
   byId("editing").hidden = false;
-  byId("editing-text").textContent = `Editing prompt ${i + 1}: Run replaces it and what follows.`;
+  byId("editing-text").textContent = `Editing prompt ${i + 1}: sending replaces it and what follows.`;
   conversation.dim(i);
 }
 
@@ -126,15 +155,15 @@ function stopEditing() {
 }
 
 function edit(i) {
-  if (running) return;
-  composer.set(conversation.at(i).content);
+  if (chat.running) return;
+  composer.set(chat.at(i).content);
   startEditing(i);
   composer.focus();
 }
 
 function proceed(i) {
-  const { content, answers, shown } = conversation.at(i);
-  composer.set(joined([...content, ...answers[shown].content()]));
+  const { content, tries, shown, chosen } = chat.at(i);
+  composer.set(joined([...content, ...tries[shown][chosen].content()]));
   stopEditing();
   composer.focus();
 }
@@ -153,27 +182,87 @@ function use(part) {
   composer.focus();
 }
 
-function newChat() {
+function turned() {
+  keeper.keep(chat);
+  showMeter(usedBy(chat), model()?.chameleon?.context);
+}
+
+// --- chats ----------------------------------------------------------------------------------------------------------------------
+
+/** Put a chat in sight, with what was being written in it. */
+function enter(next) {
+  keepDraft(chat.id, composer.content());
   stopEditing();
-  const before = conversation.snapshot();
-  conversation.truncate(0);
+  clearNotices();
+  chat = next;
+  settings.use(chat.length ? chat.settings : settings.ofNewChat());
+  useModelsOf(chat);
+  composer.set(readDraft(chat.id));
+  showChat();
+  follow();
+}
+
+async function openChat(id) {
+  const found = live.get(id) ?? (id === chat.id ? chat : await keeper.read(id).catch(() => null));
+  if (!found) return library.load(); // deleted in another tab
+  if (found !== chat) enter(found);
+  closeOverlay();
   composer.focus();
-  if (before.length) notice("Conversation cleared.", { kind: "hint", actions: [["Undo", () => conversation.restore(before)]] });
 }
 
-// The end stays in sight while the conversation grows, unless someone has scrolled up to read.
-const isWide = matchMedia("(min-width: 60rem)");
-const scroller = () => (isWide.matches ? byId("conversation") : document.scrollingElement);
-let isFollowing = true;
-
-function follow() {
-  isFollowing = true;
-  scroller().scrollTop = scroller().scrollHeight;
+function newChat() {
+  if (chat.length) enter(new Chat());
+  closeOverlay();
+  composer.focus();
 }
 
-function noteScroll() {
-  const { scrollHeight, scrollTop, clientHeight } = scroller();
-  isFollowing = scrollHeight - scrollTop - clientHeight < 80;
+async function rename(id, name) {
+  const found = await kept(id);
+  if (!found) return;
+  found.name = name;
+  keeper.keep(found);
+  if (found === chat) showChat();
+}
+
+const kept = async (id) => (id === chat.id ? chat : (live.get(id) ?? (await keeper.read(id))));
+
+async function save(id) {
+  const found = await kept(id);
+  if (found) exportChats([found], fileName(found.title));
+}
+
+const fileName = (title) => `chameleon-${title.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 40) || "chat"}`;
+
+async function remove(id) {
+  const gone = await kept(id);
+  if (!gone) return library.load();
+  gone.running?.abort();
+  gone.isGone = true;
+  await forget(gone);
+  const isShown = gone === chat;
+  if (isShown) enter(new Chat());
+  const undo = () => {
+    gone.isGone = false;
+    keeper.keep(gone);
+    if (isShown && !chat.length) enter(gone);
+  };
+  notice(`“${gone.title}” was deleted.`, { kind: "hint", actions: [["Undo", undo]] });
+}
+
+async function forget(gone) {
+  keeper.drop(gone);
+  library.drop(gone.id);
+  await deleteChat(gone.id).catch((error) => notice(`The chat could not be deleted: ${error.message}`));
+}
+
+async function bringIn(file) {
+  try {
+    const brought = await importChats(file);
+    for (const each of brought) keeper.keep(each);
+    notice(`${brought.length} ${brought.length === 1 ? "chat" : "chats"} imported.`, { kind: "hint" });
+  } catch (error) {
+    notice(error.message);
+  }
 }
 
 // --- the server ---------------------------------------------------------------------------------------------------------------
@@ -186,31 +275,37 @@ async function loadModels() {
     return;
   }
   byId("forget-key").hidden = !hasKey();
-  byId("model").replaceChildren(...models.map(({ id }) => el("option", { value: id, textContent: id })));
+  const options = () => models.map(({ id }) => el("option", { value: id, textContent: id }));
+  byId("model").replaceChildren(...options());
+  byId("other").replaceChildren(el("option", { value: "", textContent: "Compare with…" }), ...options());
+  byId("other-label").hidden = models.length < 2;
+  useModel();
+}
+
+const model = () => models[byId("model").selectedIndex];
+
+function chosenModels() {
+  const [first, second] = [byId("model").value, byId("other").value];
+  return second && second !== first ? [first, second] : [first];
+}
+
+function useModelsOf({ models: names }) {
+  const known = names.filter((name) => models.some(({ id }) => id === name));
+  if (!known.length) return;
+  byId("model").value = known[0];
+  byId("other").value = known[1] ?? "";
   useModel();
 }
 
 function useModel() {
-  const model = models[byId("model").selectedIndex];
-  settings.useModel(model);
-  composer.useModel(model);
-}
-
-function askKey(isRefused) {
-  const [dialog, input] = [byId("key-dialog"), byId("key")];
-  byId("key-why").textContent = isRefused
-    ? "The server refused this key."
-    : "This server asks for a key. It is kept until this tab is closed.";
-  input.value = "";
-  dialog.showModal();
-  return new Promise((resolve) => {
-    byId("key-form").onsubmit = (event) => {
-      event.preventDefault();
-      resolve(input.value.trim());
-      dialog.close();
-    };
-    byId("key-cancel").onclick = () => dialog.close();
-    dialog.onclose = () => resolve(null);
+  settings.useModel(model());
+  composer.useModel(model());
+  showMeter(usedBy(chat), model()?.chameleon?.context);
+  showExamples(model(), (kind, text) => {
+    settings.setMode(kind);
+    const given = composer.content().filter((part) => part.type !== "text");
+    composer.set([...given, { type: "text", text }]);
+    composer.focus();
   });
 }
 
@@ -218,19 +313,14 @@ function askKey(isRefused) {
 
 setKeyAsker(askKey);
 connectTheme(byId("theme"));
+connectPanels();
+connectScrolling(() => chat.running !== null);
+connectPreference("enter", byId("enter-sends"), () => {});
+connectPreference("markdown", byId("show-markdown"), () => conversation.redraw());
 const askServer = watchServer(
-  () => running !== null,
-  (queued) => conversation.length && running && conversation.at(-1).answers.at(-1)?.queue(queued),
+  () => live.size > 0,
+  (queued) => chat.running && chat.shown(-1).forEach((answer) => answer.waitFor(queued)),
 );
-for (const [title, kind, text] of EXAMPLES) {
-  const fill = () => {
-    settings.setMode(kind);
-    const given = composer.content().filter((part) => part.type !== "text");
-    composer.set([...given, { type: "text", text }]);
-    composer.focus();
-  };
-  byId("examples").append(el("li", {}, button(title, fill)));
-}
 byId("composer").onsubmit = (event) => {
   event.preventDefault();
   run();
@@ -241,22 +331,50 @@ byId("cancel-edit").onclick = () => {
   stopEditing();
 };
 byId("new-chat").onclick = newChat;
+byId("import").onclick = () => byId("import-file").click();
+byId("import-file").onchange = async (event) => {
+  const [file] = event.target.files;
+  event.target.value = ""; // so that the same file can be picked again
+  if (file) await bringIn(file);
+};
+byId("export-all").onclick = async () => exportChats((await Promise.all(library.ids.map(kept))).filter(Boolean), "chameleon-chats");
 byId("forget-key").onclick = () => {
   forgetKey();
   byId("forget-key").hidden = true;
 };
 byId("model").onchange = useModel;
-byId("settings-fold").open = isWide.matches;
-isWide.onchange = () => (byId("settings-fold").open = isWide.matches);
-for (const target of [document, byId("conversation")]) target.addEventListener("scroll", noteScroll, { passive: true });
-new ResizeObserver(() => running && isFollowing && follow()).observe(byId("exchanges")); // pictures grow when they are decoded
+settings.onopen = () => setPanel("controls", true);
+settings.onchange = () => {
+  chat.settings = settings.changed;
+  keeper.keep(chat);
+};
+addEventListener("pagehide", () => keepDraft(chat.id, composer.content()));
 document.addEventListener("keydown", (event) => {
-  if (byId("key-dialog").open) return;
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+  if (document.querySelector("dialog[open]")) return;
+  const isSent = event.ctrlKey || event.metaKey || (preference("enter") && !event.shiftKey && event.target.closest("#cards textarea"));
+  if (event.key === "Enter" && isSent && !event.altKey && !event.isComposing) {
     event.preventDefault();
     run();
   }
-  if (event.key === "Escape") stop();
+  if (event.key === "Escape" && !closeOverlay()) stop();
 });
-loadModels();
+
+// What was being written is there at once; the chat of before comes from the store a little later.
+async function restore() {
+  const id = rememberedChat();
+  if (!id) return;
+  chat.id = id;
+  composer.set(readDraft(id));
+  const found = await keeper.read(id).catch(() => null);
+  if (!found) return;
+  chat = found;
+  settings.use(chat.settings);
+}
+
+const restored = restore();
 composer.focus();
+library.load();
+await Promise.all([loadModels(), restored]);
+useModelsOf(chat);
+showChat();
+follow();

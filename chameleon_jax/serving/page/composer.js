@@ -10,6 +10,7 @@ const KINDS = { text: "Text", image: "Picture", audio: "Sound", codes: "Numbers"
 const FIELDS = "textarea, input, audio"; // of a card, what takes the focus
 
 export class Composer {
+  onchange = () => {}; // what would be sent is another
   #list = byId("cards");
   #modalities = []; // as the server describes them; none where it does not
 
@@ -28,6 +29,7 @@ export class Composer {
     document.addEventListener("drop", (event) => this.#fileDrop(event));
     document.addEventListener("dragleave", (event) => event.relatedTarget ?? this.#unmark());
     this.#list.addEventListener("keydown", (event) => this.#key(event));
+    this.#list.addEventListener("input", () => this.onchange());
     this.set([]);
   }
 
@@ -108,7 +110,7 @@ export class Composer {
   }
 
   #addText(text, next = null) {
-    const area = el("textarea", { value: text, rows: 1, placeholder: "Write here", spellcheck: true });
+    const area = el("textarea", { value: text, rows: 1, placeholder: "Send a message", spellcheck: true });
     area.setAttribute("aria-describedby", "cards-help");
     return this.#card("text", area, next, () => ({ type: "text", text: area.value }));
   }
@@ -189,6 +191,7 @@ export class Composer {
       card.querySelector(".down").disabled = i === cards.length - 1;
     }
     this.#list.classList.toggle("alone", cards.length === 1 && cards[0].dataset.kind === "text");
+    this.onchange();
   }
 
   #key(event) {

@@ -1,128 +1,145 @@
-// Exchanges: what was asked, and the answers to it, of which one is shown and goes into the next request.
+// A chat as it is seen: its exchanges, the tries at each, and the answers of a try, side by side where they are several.
 
+import { AnswerView } from "./answerview.js";
 import { codesBox } from "./codes.js";
-import { button, byId, el } from "./dom.js";
+import { button, byId, el, iconButton } from "./dom.js";
+import { openLightbox } from "./lightbox.js";
 import { player } from "./sounds.js";
 
 export class Conversation {
-  #exchanges = []; // {content, answers, shown, node}
+  #chat = null;
   #actions;
+  #views = new WeakMap(); // answer -> its view
 
-  /** `actions`: edit(i), again(i, newSeed), proceed(i), each with the number of an exchange. */
+  /** `actions`: edit(i), again(i, {newSeed, instead}), proceed(i), each with the number of an exchange, turned() after another answer
+   *  was chosen, and those of an AnswerView. */
   constructor(actions) {
     this.#actions = actions;
   }
 
-  get length() {
-    return this.#exchanges.length;
-  }
-
-  at = (i) => this.#exchanges.at(i);
-
-  /** All exchanges as they are now, for `restore`. */
-  snapshot = () => this.#exchanges.map((each) => ({ ...each, answers: [...each.answers] }));
-
-  restore(exchanges) {
-    this.#exchanges = exchanges.map((each) => ({ ...each, answers: [...each.answers], node: el("article", { className: "exchange" }) }));
+  show(chat) {
+    this.#chat = chat;
     this.refresh();
-  }
-
-  /** Forget exchange `i` and all after it. */
-  truncate(i) {
-    this.#exchanges.length = Math.min(i, this.#exchanges.length);
-    this.refresh();
-  }
-
-  add(content) {
-    this.#exchanges.push({ content, answers: [], shown: -1, node: el("article", { className: "exchange" }) });
-    this.refresh();
-  }
-
-  /** One more answer to the last exchange; it is the one shown. */
-  addAnswer(answer) {
-    const last = this.#exchanges.at(-1);
-    last.answers.push(answer);
-    last.shown = last.answers.length - 1;
-    this.refresh();
-  }
-
-  /** The `messages` of a request for an answer to the last exchange. A completion has no turns: only its own words go. */
-  messages(format) {
-    const sent = format === "completion" ? this.#exchanges.slice(-1) : this.#exchanges;
-    return sent.flatMap((exchange, i) => {
-      const user = { role: "user", content: exchange.content.map(asPart) };
-      if (i === sent.length - 1) return [user];
-      const said = exchange.answers[exchange.shown].content();
-      return [user, { role: "assistant", content: said.length ? said.map(asPart) : "" }];
-    });
   }
 
   /** Dim what an edit of exchange `i` will replace; null: nothing. */
   dim(i) {
-    for (const [at, { node }] of this.#exchanges.entries()) node.classList.toggle("dimmed", i !== null && at >= i);
+    for (const [at, node] of [...byId("exchanges").children].entries()) node.classList.toggle("dimmed", i !== null && at >= i);
   }
 
   refresh() {
-    byId("welcome").hidden = this.#exchanges.length > 0;
-    byId("exchanges").replaceChildren(...this.#exchanges.map((exchange, i) => this.#show(exchange, i)));
+    byId("welcome").hidden = this.#chat.length > 0;
+    const place = focusPlace();
+    byId("exchanges").replaceChildren(...this.#chat.exchanges.map((exchange, i) => this.#show(exchange, i)));
+    restoreFocus(place);
+  }
+
+  /** Show the words of all answers anew. */
+  redraw() {
+    for (const answer of this.#chat.answers) this.#views.get(answer)?.refresh();
+  }
+
+  /** Offer what can be done with the last answers, which may have ended. */
+  showEnds() {
+    const exchange = this.#chat.length ? this.#chat.at(-1) : null;
+    const answer = exchange?.tries[exchange.shown]?.at(-1);
+    if (answer) this.#view(answer).controls.replaceChildren(...this.#controls(exchange, true, this.#chat.length - 1));
+  }
+
+  #view(answer) {
+    if (!this.#views.has(answer)) this.#views.set(answer, new AnswerView(answer, this.#actions));
+    return this.#views.get(answer);
   }
 
   #show(exchange, i) {
-    const { content, answers, shown, node } = exchange;
-    const isLast = i === this.#exchanges.length - 1;
-    const answer = answers[shown];
+    const { content, tries, shown } = exchange;
+    const isLast = i === this.#chat.length - 1;
+    const answers = tries[shown] ?? [];
     const asked = el(
       "section",
       { className: "asked", ariaLabel: `Prompt ${i + 1}` },
-      ...content.map(show),
-      ...(content.length ? [] : [el("p", { className: "text nothing", textContent: "(empty prompt)" })]),
-      el("div", { className: "foot" }, button("Edit", () => this.#actions.edit(i), { ariaLabel: `Edit prompt ${i + 1}` })),
+      el("div", { className: "bubble" }, ...(content.length ? content.map(show) : [el("p", { className: "nothing", textContent: "(empty prompt)" })])),
+      el("div", { className: "foot" }, iconButton("edit", `Edit prompt ${i + 1}`, () => this.#actions.edit(i))),
     );
-    const given = el("section", { className: "given", ariaLabel: `Answer ${i + 1}` });
-    if (answer) {
-      answer.controls.replaceChildren(...this.#controls(exchange, isLast, i));
-      given.append(answer.node);
+    const given = el("section", { className: `given${answers.length > 1 ? " many" : ""}`, ariaLabel: `Answer ${i + 1}` });
+    for (const [at, answer] of answers.entries()) {
+      const view = this.#view(answer);
+      view.controls.replaceChildren(...(at === answers.length - 1 ? this.#controls(exchange, isLast, i) : []));
+      given.append(answers.length > 1 ? this.#beside(exchange, answers, at, view, i) : view.node);
     }
-    node.replaceChildren(asked, given);
-    return node;
+    return el("article", { className: "exchange" }, asked, given);
+  }
+
+  // One of several answers, with what tells it from the others, and the choice with which the chat goes on.
+  #beside(exchange, answers, at, view, i) {
+    const isOther = answers.some(({ model }) => model !== answers[0].model);
+    const name = isOther ? answers[at].model : `Answer ${at + 1} of ${answers.length}`;
+    const chosen = el("input", { type: "radio", name: `chosen-${i}`, checked: exchange.chosen === at, ariaLabel: `Go on with: ${name}` });
+    chosen.onchange = () => {
+      exchange.chosen = at;
+      this.#actions.turned();
+      for (const [n, node] of [...card.parentElement.children].entries()) node.classList.toggle("chosen", n === at);
+    };
+    const head = el("label", { className: "choose" }, chosen, el("span", { textContent: name }));
+    const card = el("div", { className: `beside${exchange.chosen === at ? " chosen" : ""}` }, head, view.node);
+    return card;
   }
 
   #controls(exchange, isLast, i) {
-    const { answers, shown } = exchange;
+    const { tries, shown } = exchange;
+    const answers = tries[shown];
     const controls = [];
     const turn = (to) => {
-      exchange.shown = to;
+      Object.assign(exchange, { shown: to, chosen: 0 });
+      this.#actions.turned();
       this.refresh();
     };
-    if (answers.length > 1) {
+    if (tries.length > 1) {
       controls.push(
-        button("‹", () => turn(shown - 1), { disabled: shown === 0, ariaLabel: "Answer before" }),
-        el("span", { textContent: `${shown + 1} / ${answers.length}` }),
-        button("›", () => turn(shown + 1), { disabled: shown === answers.length - 1, ariaLabel: "Answer after" }),
+        button("‹", () => turn(shown - 1), { disabled: shown === 0, ariaLabel: "Answer before", className: "rerun" }),
+        el("span", { className: "place", textContent: `${shown + 1} / ${tries.length}` }),
+        button("›", () => turn(shown + 1), { disabled: shown === tries.length - 1, ariaLabel: "Answer after", className: "rerun" }),
       );
     }
     if (isLast) {
-      controls.push(
-        button("Same again", () => this.#actions.again(i, false), { title: "The same settings and seed", className: "rerun" }),
-        button("Another", () => this.#actions.again(i, true), { title: "The same settings, a new seed", className: "rerun" }),
-      );
+      const isCut = answers.some(({ state }) => ["cut", "stopped", "failed"].includes(state));
+      if (isCut) {
+        const finish = () => this.#actions.again(i, { instead: true });
+        controls.push(button("Finish", finish, { title: "The same settings and seed give the same answer, to its end", className: "rerun" }));
+      } else controls.push(button("Same again", () => this.#actions.again(i, {}), { title: "The same settings and seed", className: "rerun" }));
+      controls.push(button("Another", () => this.#actions.again(i, { newSeed: true }), { title: "The same settings, a new seed", className: "rerun" }));
     }
-    if (answers[shown].settings.format === "completion") {
+    if (answers[0].request.format === "completion") {
       controls.push(button("Go on", () => this.#actions.proceed(i), { title: "Prompt and answer become the next prompt", className: "rerun" }));
     }
     return controls;
   }
 }
 
-const show = (part) =>
+// Elements are made anew; the focus goes to the one of the same name.
+function focusPlace() {
+  const { activeElement } = document;
+  if (!byId("exchanges").contains(activeElement)) return null;
+  const name = (each) => each.ariaLabel || each.textContent;
+  return [name(activeElement), [...byId("exchanges").querySelectorAll("button, input")].filter((each) => name(each) === name(activeElement)).indexOf(activeElement)];
+}
+
+function restoreFocus(place) {
+  if (!place || byId("exchanges").contains(document.activeElement)) return;
+  const same = [...byId("exchanges").querySelectorAll("button, input")].filter((each) => (each.ariaLabel || each.textContent) === place[0]);
+  const to = same[place[1]] ?? same.at(-1);
+  if (to && !to.disabled) to.focus();
+  else byId("conversation").focus();
+}
+
+const show = (part, at) =>
   ({
     text: () => el("p", { className: "text", textContent: part.text }),
-    image: () => el("img", { src: part.url, alt: part.alt || "Picture of the prompt" }),
+    image: () => {
+      const alt = part.alt || "Picture of the prompt";
+      const zoom = () => openLightbox({ url: part.url, alt, name: `picture-${at + 1}` });
+      return el("button", { type: "button", className: "zoom", ariaLabel: `Enlarge: ${alt}`, onclick: zoom }, el("img", { src: part.url, alt }));
+    },
     audio: () => player(part.url, part.name || "Sound of the prompt"),
     codes: () => el("div", { className: "given-codes" }, el("small", { textContent: part.modality }), codesBox(part.codes)),
   })[part.type]();
-
-function asPart({ type, text, url, codes, modality }) {
-  if (type === "text") return { type, text };
-  return type === "codes" ? { type, modality, codes } : { type: `${type}_url`, modality, [`${type}_url`]: { url } };
-}

@@ -1,115 +1,100 @@
-// What a request asks for. An empty field leaves the matter to the server; only what a person changed is kept, in this browser.
+// What a request asks for. Only what a person changed is kept: with the chat, and in this browser for the next new one.
 
-import { button, el } from "./dom.js";
+import { button, byId, el } from "./dom.js";
+import { FORMATS, GROUPS } from "./fields.js";
 
 const KEY = "chameleon.settings";
 
 // Of a server that does not describe its model.
 const MODALITIES = [
-  { name: "text", media: "text" },
-  { name: "image", media: "image" },
+  { name: "text", media: "text", reads: true, writes: true },
+  { name: "image", media: "image", reads: true, writes: true },
 ];
 const NOUNS = { text: "Words", image: "Pictures", audio: "Sounds" };
-
-const CHOICES = {
-  mode: {
-    label: "Answer with",
-    fallback: "interleaved",
-    options: [], // of the model
-  },
-  format: {
-    label: "Form of the prompt",
-    fallback: "chat",
-    options: [
-      ["chat", "Chat", "Turns; the model may end its own"],
-      ["completion", "Continue", "The prompt alone is continued; earlier turns are not sent"],
-      ["lumina", "Lumina", "Lumina-mGPT: words ask for a picture of the size given"],
-    ],
-  },
-};
-
-// name: [label, least, most, step, hint]. `kinds` of a group are the kinds of data for which it matters.
-const GROUPS = [
-  {
-    title: "Words",
-    kinds: ["text", "audio", "codes"],
-    fields: {
-      temperature: ["Temperature", 0, 10, "any", "0 takes the likeliest"],
-      top_p: ["Top p", 0.000001, 1, "any", "1 keeps all"],
-      top_k: ["Top k", 0, 1000000, 1, "0 keeps all"],
-      repetition_penalty: ["Repetition penalty", 0.01, 10, "any", "1 is none"],
-    },
-  },
-  {
-    title: "Pictures",
-    kinds: ["image"],
-    fields: {
-      image_temperature: ["Temperature", 0, 10, "any", "0 takes the likeliest"],
-      image_top_p: ["Top p", 0.000001, 1, "any", "1 keeps all"],
-      image_top_k: ["Top k", 0, 1000000, 1, "0 keeps all"],
-      guidance_text: ["Guidance by words", 0, 100, "any", "1 is none"],
-      guidance_image: ["Guidance by pictures", 0, 100, "any", "1 is none"],
-      max_images: ["Most pictures", 1, 1000, 1, ""],
-      partial_every: ["Preview every", 1, 100000, 1, "codes"],
-    },
-  },
-  {
-    title: "Length",
-    kinds: ["text", "image", "audio", "codes"],
-    fields: { max_tokens: ["Most tokens", 1, 10000000, 1, "words and codes"] },
-  },
-];
-
+const CHOICES = { mode: "interleaved", format: "chat" }; // name: what it is where the server says nothing
+const OF_ONE_CHAT = ["system", "seed"]; // not carried over to the next new one
 const PREVIEWS = 16; // of a picture, however many codes it has
 const SEEDS = 2 ** 31;
 
+export const newSeed = () => Math.floor(Math.random() * SEEDS);
+
 export class Settings {
+  onchange = () => {};
   #form;
   #defaults = {}; // of fields, the words in one that is empty
   #previewEvery = 64;
   #modalities = MODALITIES;
-  #inputs = {}; // by name; of choices, the radio buttons
+  #inputs = { mode: byId("mode") }; // by name
+  #kept = {}; // what a person changed, also of fields that this model lacks
 
   constructor(form) {
     this.#form = form;
-    for (const [name, choice] of Object.entries(CHOICES)) form.append(this.#choice(name, choice));
+    const format = this.#add("format", el("select"));
+    const system = this.#add("system", el("textarea", { rows: 2, placeholder: "Goes before the chat" }));
     const size = this.#input("image_size", { type: "text", pattern: "[1-9][0-9]*x[1-9][0-9]*", title: "as in 768x512" });
     size.setAttribute("list", "sizes");
-    const seed = this.#input("seed", { type: "number", min: 0, max: SEEDS - 1, step: 1 });
     const sizeField = field("Size of pictures", size, "width x height");
     sizeField.dataset.kinds = "image";
+    const seed = this.#input("seed", { type: "number", min: 0, max: SEEDS - 1, step: 1 });
+    const count = this.#input("n", { type: "number", min: 1, max: 8, step: 1 });
     form.append(
-      el("div", { className: "fields" }, field("Seed", seed, "empty: always new"), sizeField),
+      field("Form of the prompt", format, " "),
+      field("System prompt", system),
+      el("div", { className: "fields" }, field("Seed", seed, "empty: always new"), field("Answers", count, "side by side"), sizeField),
       el("datalist", { id: "sizes" }),
     );
     const advanced = el("details", { className: "advanced" }, el("summary", { textContent: "Advanced" }));
     for (const group of GROUPS) advanced.append(this.#group(group));
     form.append(advanced, button("Back to defaults", () => this.#reset(), { className: "quiet" }));
-    form.addEventListener("input", () => this.#save());
+    for (const source of [form, byId("mode")]) source.addEventListener("input", () => this.#save());
     form.addEventListener("submit", (event) => event.preventDefault());
-    this.#offerModes();
-    this.#load();
+    this.#offer();
+    this.use(this.ofNewChat());
   }
 
   /** `model`: as the server lists it. All but its id is this server's own, and may be missing. */
   useModel({ defaults = {}, image_sizes: sizes = [], chameleon = {} } = {}) {
-    const { modes, modalities = MODALITIES } = chameleon;
+    const { modes, formats, modalities = MODALITIES, limits = {} } = chameleon;
     this.#modalities = modalities;
     const codes = Math.max(0, ...modalities.filter(({ media }) => media === "image").map(({ length }) => length ?? 0));
     this.#previewEvery = Math.ceil((codes || 1024) / PREVIEWS);
-    this.#offerModes(modes);
+    this.#offer(modes, formats);
     const isMore = modalities.some(({ media }) => media === "audio" || media === "codes");
     this.#form.querySelector("[data-kinds^=text] legend").textContent = isMore ? "Words and other data" : "Words";
-    this.#defaults = { seed: "random", image_size: "the model's", ...defaults, partial_every: this.#previewEvery };
+    this.#defaults = { seed: "random", image_size: "the model's", ...defaults, n: 1, partial_every: this.#previewEvery };
+    this.#inputs.n.max = limits.choices ?? 8;
     this.#form.querySelector("#sizes").replaceChildren(...sizes.map((value) => el("option", { value })));
-    this.#load();
+    this.use(this.#kept);
+  }
+
+  /** Show what was changed in a chat. */
+  use(kept) {
+    this.#kept = kept;
+    for (const [name, input] of Object.entries(this.#inputs)) {
+      if (!(name in CHOICES)) input.value = kept[name] ?? "";
+      else input.value = [...input.options].some(({ value }) => value === kept[name]) ? kept[name] : this.#default(name);
+    }
+    this.#fit();
+  }
+
+  get changed() {
+    return this.#kept;
+  }
+
+  ofNewChat() {
+    try {
+      return JSON.parse(localStorage.getItem(KEY)) ?? {};
+    } catch {
+      localStorage.removeItem(KEY); // written by something else
+      return {};
+    }
   }
 
   /** Choose the mode of the first modality of a kind of data, or `interleaved`; one that the model does not have is left alone. */
   setMode(kind) {
     const mode = this.#modalities.find(({ media }) => media === kind)?.name ?? kind;
-    const radio = this.#inputs.mode.find((each) => each.value === mode);
-    if (radio && !radio.disabled) radio.checked = true;
+    if (![...this.#inputs.mode.options].some(({ value }) => value === mode)) return;
+    this.#inputs.mode.value = mode;
     this.#save();
   }
 
@@ -119,7 +104,7 @@ export class Settings {
     return (named.length ? named : this.#modalities).map(({ media }) => media);
   }
 
-  /** The fields of a request; a seed is always among them, so that an answer can be had again. Null, and shown, if one is wrong. */
+  /** The fields of a request and the system prompt, with a seed, so that an answer can be had again. Null, and shown, if one is wrong. */
   request() {
     const wrong = [...this.#form.elements].find((input) => !this.#idle(input) && !input.checkValidity());
     if (wrong) {
@@ -127,34 +112,37 @@ export class Settings {
       wrong.reportValidity();
       return null;
     }
-    const request = { partial_every: this.#previewEvery, seed: Math.floor(Math.random() * SEEDS) };
+    const request = { partial_every: this.#previewEvery, seed: newSeed() };
     for (const [name, value] of Object.entries(this.#values())) {
-      if (value !== "" && !this.#idle([this.#inputs[name]].flat()[0])) request[name] = value;
+      if (value !== "" && !this.#idle(this.#inputs[name])) request[name] = value;
     }
     return request;
   }
 
   /** Mark the field of which the server complained and go to it; false if there is none of that name. */
   blame(name) {
-    const input = [this.#inputs[name] ?? []].flat()[0];
+    const input = this.#inputs[name];
     if (!input) return false;
     input.setAttribute("aria-invalid", "true");
     this.#open(input);
     return true;
   }
 
+  onopen = () => {}; // the panel has to be seen before a field in it can be
+
   #open(input) {
+    this.onopen();
     for (let fold = input.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
     input.focus();
   }
 
-  #idle = (input) => Boolean(input.closest("[hidden]"));
+  // The panel may be closed; what is hidden in it is idle.
+  #idle = (input) => Boolean(input.closest("#settings [hidden]"));
 
   #values() {
     const values = {};
     for (const [name, input] of Object.entries(this.#inputs)) {
-      if (name in CHOICES) values[name] = input.find((radio) => radio.checked).value;
-      else values[name] = input.type === "number" && input.value !== "" ? Number(input.value) : input.value.trim();
+      values[name] = input.type === "number" && input.value !== "" ? Number(input.value) : input.value.trim();
     }
     return values;
   }
@@ -162,81 +150,54 @@ export class Settings {
   #save() {
     for (const input of this.#form.querySelectorAll("[aria-invalid]")) input.removeAttribute("aria-invalid");
     const values = this.#values();
-    const changed = Object.entries(values).filter(([name, value]) => value !== (name in CHOICES ? this.#default(name) : ""));
-    localStorage.setItem(KEY, JSON.stringify(Object.fromEntries(changed)));
-    this.#fit(values.mode);
-  }
-
-  #load() {
-    let kept = {};
-    try {
-      kept = JSON.parse(localStorage.getItem(KEY)) ?? {};
-    } catch {
-      localStorage.removeItem(KEY); // written by something else
-    }
-    for (const [name, input] of Object.entries(this.#inputs)) {
-      if (!(name in CHOICES)) input.value = kept[name] ?? "";
-      else {
-        const value = input.some((radio) => radio.value === kept[name] && !radio.disabled) ? kept[name] : this.#default(name);
-        for (const radio of input) radio.checked = radio.value === value;
-      }
-    }
-    this.#fit(this.#values().mode);
+    const isDefault = (name, value) => value === (name in CHOICES ? this.#default(name) : "");
+    this.#kept = Object.fromEntries(Object.entries(values).filter(([name, value]) => !isDefault(name, value)));
+    const shared = Object.entries(this.#kept).filter(([name]) => !OF_ONE_CHAT.includes(name));
+    localStorage.setItem(KEY, JSON.stringify(Object.fromEntries(shared)));
+    this.#fit();
+    this.onchange();
   }
 
   #reset() {
     localStorage.removeItem(KEY);
-    this.#load();
+    this.use({});
+    this.onchange();
   }
 
-  #default = (name) => this.#defaults[name] ?? CHOICES[name].fallback;
+  #default = (name) => this.#defaults[name] ?? CHOICES[name];
 
-  // Groups that do not matter in this mode are hidden; under each choice stands what the chosen one means.
-  #fit(mode) {
-    const kinds = this.kinds(mode);
+  // Groups that do not matter in this mode are hidden; under the form of the prompt stands what the chosen one means.
+  #fit() {
+    const kinds = this.kinds(this.#inputs.mode.value);
     for (const part of this.#form.querySelectorAll("[data-kinds]")) {
       part.hidden = !part.dataset.kinds.split(" ").some((kind) => kinds.includes(kind));
     }
-    for (const hint of this.#form.querySelectorAll("[data-hints]")) {
-      const chosen = this.#inputs[hint.dataset.hints].find((radio) => radio.checked);
-      hint.textContent = chosen.getAttribute("aria-description");
-    }
+    const { format, mode } = this.#inputs;
+    format.closest("label").querySelector("small").textContent = FORMATS.find(([value]) => value === format.value)?.[2] ?? "";
+    mode.title = mode.selectedOptions[0]?.title ?? "";
     for (const [name, input] of Object.entries(this.#inputs)) {
       // The server samples pictures as it was told to sample words, where it was told nothing about pictures.
       const words = this.#inputs[name.replace(/^image_/, "")];
       const shared = words && words !== input && !this.#idle(words) && words.value;
-      if (!(name in CHOICES)) input.placeholder = shared || (this.#defaults[name] ?? "default");
+      if (input.tagName === "INPUT") input.placeholder = shared || (this.#defaults[name] ?? "default");
     }
   }
 
-  #choice(name, { label, options }) {
-    const hint = el("small", { className: "hint", dataset: { hints: name } });
-    const segments = el("div", { className: "segments" });
-    this.#fill(name, segments, options);
-    return el("fieldset", { className: "choice" }, el("legend", { textContent: label }), segments, hint);
-  }
-
-  // `options`: [value, words, what it means, whether the model lacks it].
-  #fill(name, segments, options) {
-    this.#inputs[name] = options.map(([value, , title, isMissing = false]) =>
-      el("input", { type: "radio", name, value, disabled: isMissing, attributes: { "aria-description": title } }),
-    );
-    const labels = options.map(([, text, title], i) => el("label", { title }, this.#inputs[name][i], el("span", { textContent: text })));
-    segments.replaceChildren(...labels);
-  }
-
-  // A button for each modality, one for all of them and one for whatever comes; `modes` are those that the server has.
-  #offerModes(modes) {
+  // One mode for each modality that the model writes, one for all of them and one for whatever comes; formats that make sense.
+  #offer(modes, formats) {
     const nouns = this.#modalities.map(({ name, media }) => (name === media && NOUNS[media]) || name[0].toUpperCase() + name.slice(1).replaceAll("_", " "));
-    const all = this.#modalities.length > 1 ? [["interleaved", nouns.length === 2 ? "Both" : "All", `${nouns.join(", ")}, each whole`]] : [];
-    const options = [
-      ...this.#modalities.map(({ name }, i) => [name, nouns[i], `${nouns[i]} only`]),
-      ...all,
+    const two = nouns.length === 2 ? `${nouns[0]} and ${nouns[1].toLowerCase()}` : "All kinds";
+    const offered = [
+      ...this.#modalities.map(({ name }, i) => [name, nouns[i], `Answer with ${nouns[i].toLowerCase()} only`]),
+      ...(this.#modalities.length > 1 ? [["interleaved", two, `${nouns.join(", ")}, each whole`]] : []),
       ["unrestricted", "Anything", "Whatever the model chooses"],
-    ];
-    const segments = this.#form.querySelector(".segments");
-    this.#fill("mode", segments, options.map((option) => [...option, modes ? !modes.includes(option[0]) : false]));
-    segments.classList.toggle("many", options.length > 4);
+    ].filter(([value]) => !modes || modes.includes(value));
+    const hasGrid = this.#modalities.some(({ span }) => span === "grid");
+    const forms = FORMATS.filter(([value]) => (value !== "lumina" || hasGrid) && (!formats || formats.includes(value)));
+    const options = (list) => list.map(([value, textContent, title]) => el("option", { value, textContent, title }));
+    this.#inputs.mode.replaceChildren(...options(offered));
+    this.#inputs.mode.closest("label").hidden = offered.length < 2;
+    this.#inputs.format.replaceChildren(...options(forms));
   }
 
   #group({ title, kinds, fields }) {
@@ -251,9 +212,12 @@ export class Settings {
     );
   }
 
-  #input(name, properties) {
-    this.#inputs[name] = el("input", { name, autocomplete: "off", ...properties });
-    return this.#inputs[name];
+  #input = (name, properties) => this.#add(name, el("input", { autocomplete: "off", ...properties }));
+
+  #add(name, input) {
+    input.name = name;
+    this.#inputs[name] = input;
+    return input;
   }
 }
 

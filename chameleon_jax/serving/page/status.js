@@ -8,25 +8,30 @@ const BUSY = 1000;
 
 export function watchServer(isBusy, onQueue) {
   let timer = null;
+  let isStarting = false;
   const ask = async () => {
     clearTimeout(timer);
     if (document.hidden) return;
     try {
       const health = await getHealth();
-      show(health.running ? "busy" : "ready", words(health));
+      isStarting = health.status === "compiling";
+      show(isStarting || health.running ? "busy" : health.status === "failed" ? "gone" : "ready", words(health));
       onQueue(health.queued ?? 0);
     } catch {
       show("gone", "Server not reachable");
     }
     clearTimeout(timer); // two may have been on their way
-    timer = setTimeout(ask, isBusy() ? BUSY : CALM);
+    timer = setTimeout(ask, isStarting || isBusy() ? BUSY : CALM);
   };
   document.addEventListener("visibilitychange", ask);
   ask();
   return ask;
 }
 
+const STATES = { compiling: "Compiling; answers wait", draining: "Shutting down", failed: "The engine has failed" };
+
 function words({ status, running = 0, queued = 0, slots, tokens_per_second: rate }) {
+  if (Object.hasOwn(STATES, status)) return STATES[status];
   if (!["ok", "ready", "healthy"].includes(status)) return String(status);
   if (!running && !queued) return "Ready";
   return [

@@ -1,19 +1,14 @@
 // Light, dark, or as the system says. Runs before the first paint, so that nothing flashes.
 
 const KEY = "chameleon.theme";
-const CHOICES = {
-  auto: ["Auto", "Colours: as the system"],
-  light: ["Light", "Colours: light"],
-  dark: ["Dark", "Colours: dark"],
-};
+const CHOICES = { auto: "Colours: as the system", light: "Colours: light", dark: "Colours: dark" };
 
 let choice = Object.hasOwn(CHOICES, localStorage.getItem(KEY) ?? "") ? localStorage.getItem(KEY) : "auto";
 document.documentElement.dataset.theme = choice;
 
 function show(button) {
   document.documentElement.dataset.theme = choice;
-  button.textContent = CHOICES[choice][0];
-  button.ariaLabel = CHOICES[choice][1];
+  button.ariaLabel = button.title = CHOICES[choice];
 }
 
 export function connectTheme(button) {

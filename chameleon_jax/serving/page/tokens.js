@@ -1,4 +1,5 @@
-// The ids of an answer and of its prompt, coloured by what they are. Thousands of them: only the rows in sight exist in the page.
+// The ids of an answer and of its prompt, coloured by what they are; of a chosen one its likelihood and what else it could have been,
+// where the server told. Thousands of them: only the rows in sight exist in the page.
 
 import { getTokens } from "./api.js";
 import { button, el } from "./dom.js";
@@ -22,6 +23,7 @@ let views = 0;
 
 export class TokenView {
   #sets = { answer: [], prompt: [] };
+  #likelihoods = []; // of the answer's
   #which = "answer";
   #chosen = 0;
   #columns = 1;
@@ -30,6 +32,7 @@ export class TokenView {
   #counts = el("p", { className: "counts" });
   #space = el("div", { className: "space" });
   #detail = el("p", { className: "detail", ariaLive: "off" });
+  #why = el("ol", { className: "why", ariaLabel: "What it could have been" });
   #scroller = el("div", {
     className: "scroller",
     tabIndex: 0,
@@ -41,7 +44,7 @@ export class TokenView {
     this.#scroller.append(this.#space);
     this.#switch = button("", () => this.#turn());
     const head = el("div", { className: "head" }, this.#counts, this.#switch);
-    this.node = el("div", { className: "tokens", hidden: true, id: this.#name }, head, this.#scroller, this.#detail);
+    this.node = el("div", { className: "tokens", hidden: true, id: this.#name }, head, this.#scroller, this.#detail, this.#why);
     this.#scroller.addEventListener("scroll", () => requestAnimationFrame(() => this.#draw()), { passive: true });
     this.#scroller.addEventListener("keydown", (event) => this.#key(event));
     this.#space.addEventListener("click", (event) => {
@@ -55,12 +58,13 @@ export class TokenView {
     return this.#sets[this.#which];
   }
 
-  /** Show the ids, the same as before with more behind them; free of cost while the view is closed. */
-  async update(answer, prompt) {
-    this.#sets = { answer, prompt };
+  /** Show the ids of an answer, the same as before with more after them; free of cost while the view is closed. */
+  async update({ ids, promptIds, likelihoods }) {
+    this.#sets = { answer: ids, prompt: promptIds };
+    this.#likelihoods = likelihoods;
     const other = this.#which === "answer" ? "prompt" : "answer";
     this.#switch.textContent = `Show the ${other}'s`;
-    this.#switch.hidden = !prompt.length;
+    this.#switch.hidden = !promptIds.length;
     this.#scroller.ariaLabel = `Tokens of the ${this.#which}`;
     if (this.node.hidden || this.#busy) return;
     this.#busy = true; // what comes meanwhile is drawn by the loop below
@@ -82,7 +86,7 @@ export class TokenView {
     this.#which = this.#which === "answer" ? "prompt" : "answer";
     this.#chosen = 0;
     this.#scroller.scrollTop = 0;
-    this.update(this.#sets.answer, this.#sets.prompt);
+    this.update({ ids: this.#sets.answer, promptIds: this.#sets.prompt, likelihoods: this.#likelihoods });
   }
 
   #count() {
@@ -121,13 +125,17 @@ export class TokenView {
     cell.style.left = `${(at % this.#columns) * CELL.width}px`;
     cell.style.top = `${Math.floor(at / this.#columns) * CELL.height}px`;
     cell.ariaSelected = String(at === this.#chosen);
+    const likely = this.#likelihood(at);
+    // The less likely, the shorter the line under it.
+    if (likely) cell.style.setProperty("--likely", `${(100 * Math.exp(likely.logprob)).toFixed(1)}%`);
     return cell;
   }
 
   #describe(at) {
     const { kind, modality = kind, piece } = known.get(this.#ids[at]) ?? { kind: "unknown", piece: "" };
     const what = kind === "image" ? "picture code" : `${kind === "text" ? "text" : modality} “${visible(piece)}”`;
-    return `${at + 1} of ${this.#ids.length}: id ${this.#ids[at]}, ${what}`;
+    const likely = this.#likelihood(at);
+    return `${at + 1} of ${this.#ids.length}: id ${this.#ids[at]}, ${what}${likely ? `, likelihood ${share(likely.logprob)}` : ""}`;
   }
 
   #choose(at) {
@@ -143,6 +151,36 @@ export class TokenView {
     if (!this.#ids.length) return this.#scroller.removeAttribute("aria-activedescendant");
     this.#scroller.setAttribute("aria-activedescendant", `${this.#name}-${this.#chosen}`);
     this.#detail.textContent = this.#describe(this.#chosen);
+    this.#explain(this.#likelihood(this.#chosen));
+  }
+
+  #likelihood(at) {
+    const found = this.#which === "answer" ? this.#likelihoods[at] : undefined;
+    return found?.id === this.#ids[at] ? found : undefined;
+  }
+
+  // The chosen id among the likeliest ones, each with its share.
+  #explain(likely) {
+    this.#why.hidden = !likely;
+    if (!likely || this.#why.dataset.at === `${this.#chosen} ${this.#ids.length}`) return;
+    this.#why.dataset.at = `${this.#chosen} ${this.#ids.length}`;
+    const own = { token: likely.token, logprob: likely.logprob };
+    const isAmong = likely.top.some(({ token, logprob }) => token === own.token && logprob === own.logprob);
+    const rows = isAmong ? likely.top : [...likely.top, own];
+    this.#why.replaceChildren(
+      ...rows.map(({ token, logprob }) => {
+        const isOwn = token === own.token && logprob === own.logprob;
+        const bar = el("span", { className: "bar" });
+        bar.style.width = `${100 * Math.exp(logprob)}%`;
+        return el(
+          "li",
+          { className: isOwn ? "own" : "" },
+          el("code", { textContent: visible(token) }),
+          el("span", { className: "track" }, bar),
+          el("span", { textContent: `${share(logprob)}${isOwn ? " · chosen" : ""}` }),
+        );
+      }),
+    );
   }
 
   #key(event) {
@@ -159,3 +197,8 @@ export class TokenView {
 
 // Spaces and line ends are pieces like others; unseen they could not be told from nothing.
 const visible = (piece) => piece.replaceAll(" ", "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥") || "∅";
+
+const share = (logprob) => {
+  const percent = 100 * Math.exp(logprob);
+  return `${percent >= 10 ? percent.toFixed(0) : percent >= 0.1 ? percent.toFixed(1) : percent.toPrecision(1)} %`;
+};
