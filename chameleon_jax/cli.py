@@ -21,6 +21,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from chameleon_jax import config_help
 from chameleon_jax.commands import EXPERIMENTS, as_called
 from chameleon_jax.config_base import Config
 from chameleon_jax.configs import MeshConfig
@@ -57,7 +58,7 @@ def run(
     values.set_gnu_getopt()  # flags may follow the positional argument
     _define_shared_flags(values, config, workdir)
     add_flags(values)
-    flags.DEFINE_flag(_Help(doc, values), values)
+    flags.DEFINE_flag(_Help(doc, values, config), values)
 
     def call(args: SimpleNamespace) -> int:
         if config is None:
@@ -73,7 +74,7 @@ def run(
         app.run(
             call,
             sys.argv if argv is None else [sys.argv[0], *argv],
-            flags_parser=functools.partial(_parse, values, takes_gin=config is not None, positional=positional),
+            flags_parser=functools.partial(_parse, values, config=config, positional=positional),
         )
     except ChameleonError as error:
         print(f"error: {as_called(str(error))}", file=sys.stderr)
@@ -115,11 +116,11 @@ class _MeshParser(flags.ArgumentParser):
 
 
 class _Help(flags.BooleanFlag):
-    """Prints the module's docstring and the flags of this command, and ends the process."""
+    """Prints the module's docstring, the flags of this command and the fields of its config, and ends the process."""
 
-    def __init__(self, doc: str, values: flags.FlagValues):
+    def __init__(self, doc: str, values: flags.FlagValues, config: type[Config] | None):
         super().__init__("help", False, "show this text", short_name="h")
-        self._doc, self._values = doc, values
+        self._doc, self._values, self._config = doc, values, config
 
     def parse(self, argument: str | bool) -> None:
         if self._parse(argument):
@@ -130,6 +131,8 @@ class _Help(flags.BooleanFlag):
                     default = "" if flag.default in (None, False, "", []) else f" (default: {flag.default})"
                     text = " ".join(f"--{name}: {flag.help}{default}".split())
                     print(flags.text_wrap(text, 120, "      ", "  "))
+            if self._config is not None:
+                print(f"\n{config_help.text(self._config)}\n")
             print("Flags of JAX (--jax_...) and of absl are taken too; --helpfull lists them.")
             sys.exit(0)
 
@@ -139,16 +142,18 @@ def _define_shared_flags(values: flags.FlagValues, config: type[Config] | None, 
         text = "where everything of this run is written"
         flags.DEFINE_string("workdir", None, text, flag_values=values, required=True)
     if config is not None:
-        text = f"gin file; single values are set as in --gin.{config.__name__}.field=1"
+        text = "gin file; single values are set as in --gin.Config.field=1, see below"
         flags.DEFINE_multi_string("gin_file", [], text, flag_values=values)
 
 
-def _parse(values: flags.FlagValues, argv: Sequence[str], *, takes_gin: bool, positional: str) -> SimpleNamespace:
+def _parse(
+    values: flags.FlagValues, argv: Sequence[str], *, config: type[Config] | None, positional: str
+) -> SimpleNamespace:
     """Flags of the command to `values`, then all others to absl's global FLAGS; raises ConfigError for what neither knows."""
     bindings: list[str] = []
     try:
         program, *rest = values(argv, known_only=True)
-        if takes_gin:
+        if config is not None:
             bindings = [arg.removeprefix("--gin.") for arg in rest if arg.startswith("--gin.")]
             rest = [arg for arg in rest if not arg.startswith("--gin.")]
         if any("jax_" in arg or arg == "--helpfull" for arg in rest):  # importing JAX takes half a second
@@ -156,20 +161,28 @@ def _parse(values: flags.FlagValues, argv: Sequence[str], *, takes_gin: bool, po
         flags.FLAGS.set_gnu_getopt()
         _, *found = flags.FLAGS([program, *rest])
     except flags.UnrecognizedFlagError as error:
-        known = [f"--{name}" for name in (*values, *flags.FLAGS)]
-        near = did_you_mean(f"--{error.flagname}", known) or " (see --help)"
-        raise ConfigError(f"unknown argument '{error.flagvalue}'{near}") from None
+        raise ConfigError(f"unknown argument '{error.flagvalue}'{_nearest(error, values, config)}") from None
     except (flags.Error, ValueError) as error:
         raise ConfigError(f"{_in_one_line(error)} (see --help)") from None
     if len(found) > bool(positional):
         raise ConfigError(f"unknown argument '{found[bool(positional)]}' (see --help)")
     _set_jax_flags()
     args = SimpleNamespace(**values.flag_values_dict())
-    if takes_gin:
+    if config is not None:
         args.gin_bindings = bindings
     if positional:
         setattr(args, positional, found[0] if found else None)
     return args
+
+
+def _nearest(error: flags.UnrecognizedFlagError, values: flags.FlagValues, config: type[Config] | None) -> str:
+    """What was meant: a field of the config, by its exact name, or the flag of the nearest name."""
+    fields = {} if config is None else config_help.settings(config)
+    if named := fields.get(error.flagname.replace("-", "_")):
+        value = error.flagvalue.partition("=")[2] or "..."
+        return ": set it with " + " or ".join(f"--gin.{field}={value}" for field in named[:3])
+    known = [f"--{name}" for name in (*values, *flags.FLAGS)]
+    return did_you_mean(f"--{error.flagname}", known) or " (see --help)"
 
 
 def _in_one_line(error: Exception) -> str:

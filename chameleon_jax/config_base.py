@@ -37,7 +37,7 @@ class Config:
     """Base: type checks at construction, JSON, hash and diff."""
 
     def __post_init__(self):
-        hints = _hints(type(self))
+        types_of = hints(type(self))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, list):  # gin and JSON write sequences as lists; configs stay hashable
@@ -46,8 +46,8 @@ class Config:
             if isinstance(value, dict) and not isinstance(value, FrozenMap):
                 value = FrozenMap(value)
                 object.__setattr__(self, field.name, value)
-            if not _matches(value, hints[field.name]):
-                wanted = _type_name(hints[field.name])
+            if not _matches(value, types_of[field.name]):
+                wanted = _type_name(types_of[field.name])
                 raise ConfigError(
                     f"{type(self).__name__}.{field.name}: expected {wanted}, got {value!r} ({type(value).__name__})"
                 )
@@ -71,13 +71,13 @@ class Config:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> typing.Self:
         """Inverse of `to_dict`; an unknown key is an error that names the nearest field."""
-        hints = _hints(cls)
+        types_of = hints(cls)
         known = [f.name for f in dataclasses.fields(cls)]
         made = {}
         for key, value in values.items():
             if key not in known:
                 raise ConfigError(f"{cls.__name__}: unknown field '{key}'{did_you_mean(key, known)}")
-            made[key] = _from_plain(value, hints[key])
+            made[key] = _from_plain(value, types_of[key])
         return cls(**made)
 
     def hash(self) -> str:
@@ -94,7 +94,8 @@ class Config:
 
 
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
+def hints(cls: type) -> dict[str, Any]:
+    """The types of a config's fields, by name."""
     return typing.get_type_hints(cls)
 
 

@@ -20,6 +20,7 @@ import gin
 from chameleon_jax import configs
 from chameleon_jax.commands import GIN_ROOT
 from chameleon_jax.config_base import Config
+from chameleon_jax.config_help import nested, reachable, settings
 from chameleon_jax.errors import ChameleonError, ConfigError, did_you_mean
 
 C = TypeVar("C", bound=Config)
@@ -65,6 +66,7 @@ def load(root: type[C], files: Sequence[str], bindings: Sequence[str] = ()) -> L
             _parse_file(file)
         for binding in bindings:
             gin.parse_config(_quoted(binding))
+        _use_what_is_bound(root)
         gin.finalize()
         config = gin.get_configurable(root)()
     except ChameleonError as error:  # gin appends its own trace to the message
@@ -74,6 +76,10 @@ def load(root: type[C], files: Sequence[str], bindings: Sequence[str] = ()) -> L
     given, operative = gin.config_str(max_line_length=120), gin.operative_config_str(max_line_length=120)
     unused = sorted(_bound_names(given) - _bound_names(operative))
     if unused:
+        if fields := settings(root).get(unused[0]):
+            raise ConfigError(
+                f"'{unused[0]}' alone is no gin name: write --gin." + " or --gin.".join(fields[:3]) + "=..."
+            )
         raise ConfigError(
             f"gin binding '{unused[0]}' is not used by {root.__name__}; remove it or pass the config that has it"
         )
@@ -87,6 +93,22 @@ def _registered(made: Callable[..., Config]) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _use_what_is_bound(root: type[Config]) -> None:
+    """Let `EngineConfig.slots = 4` do without `ServeConfig.engine = @EngineConfig()`.
+
+    A field that is not bound, and holds one config or None, is made by gin where a field of that config is bound; where it is not
+    None by default, also where one of a config below it is.
+    """
+    for cls in reversed(reachable(root)):  # the inner first
+        bound = _bound_names(gin.config_str())
+        for field in dataclasses.fields(cls):
+            inner = nested(cls, field.name)
+            if inner is not None and f"{cls.__name__}.{field.name}" not in bound:
+                makes = [inner] if field.default is None else reachable(inner)
+                if any(name.startswith(f"{made.__name__}.") for made in makes for name in bound):
+                    gin.parse_config(f"{cls.__name__}.{field.name} = @{inner.__name__}()")
 
 
 def _parse_file(file: str) -> None:

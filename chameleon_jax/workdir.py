@@ -150,8 +150,9 @@ def _git_commit() -> str | None:
 def check_resume(saved: dict[str, Any], config: RunConfig) -> None:
     """Refuse to resume with a config that would make another run of it.
 
-    `saved` is the `to_dict` of the config that the checkpoint was made with. Fields under FREE_ON_RESUME may differ. Raises
-    CheckpointError naming each other changed field with both values.
+    `saved` is the `to_dict` of the config that the checkpoint was made with. Fields under FREE_ON_RESUME may differ, and the
+    run may be longer where nothing in its past depended on its length. Raises CheckpointError naming each other changed field
+    with both values.
     """
     # A field that is newer than the checkpoint counts as its default.
     with contextlib.suppress(ConfigError, KeyError, TypeError):
@@ -161,6 +162,15 @@ def check_resume(saved: dict[str, Any], config: RunConfig) -> None:
         for field, values in config.diff(saved).items()
         if not any(f"{field}.".startswith(free if free.endswith(".") else f"{free}.") for free in config.FREE_ON_RESUME)
     }
+    now, then = changed.get("train.steps", (0, 0))
+    if now > then:
+        if not (reason := config.shaped_by_steps(then)):
+            del changed["train.steps"]
+        elif len(changed) == 1:
+            raise CheckpointError(
+                f"this run was planned for {then} steps and cannot become one of {now}: {reason}. Keep train.steps={then}, or give "
+                "a new --workdir; --gin.InitConfig.workdir=... starts it from these weights"
+            )
     if changed:
         changes = ", ".join(f"{field} was {then!r} and is {now!r}" for field, (now, then) in changed.items())
         raise CheckpointError(

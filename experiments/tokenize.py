@@ -11,10 +11,11 @@ from pathlib import Path
 
 from chameleon_jax import cli, summary
 from chameleon_jax.configs import TokenizeConfig
-from chameleon_jax.data.pipeline import tokenize
 
 
 def main(config: TokenizeConfig, args) -> None:
+    from chameleon_jax.data.pipeline import tokenize
+
     report = tokenize(config, args.workdir)
     tokens, spans = (
         ", ".join(f"{count:,} {name}" for name, count in counts.items())

@@ -1,5 +1,6 @@
 """Command lines: gin files become checked configs, and whatever is wrong becomes one line that names it."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,8 @@ import jax
 import pytest
 from absl import flags
 
-from chameleon_jax import cli
-from chameleon_jax.configs import MeshConfig, PretrainConfig
+from chameleon_jax import cli, config_help
+from chameleon_jax.configs import MeshConfig, NumericsConfig, PretrainConfig
 from chameleon_jax.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +59,13 @@ def test_a_gin_file_and_flags_make_the_config_that_python_makes(command):
     assert "DataConfig.stage2_start = 0.8" in args.gin.operative  # defaults are part of what was used
 
 
+def test_a_value_of_an_inner_config_needs_no_line_that_uses_it(command):
+    config = command("--gin.STEPS=3", "--gin.OptimConfig.eps=1", "--gin.NumericsConfig.round_norms=True")[1][0]
+    assert config.optim.eps == 1 and config.model.numerics.round_norms and config.init_from is None
+    _, (config, args), _ = command("--gin.STEPS=3", "--gin.InitConfig.workdir=elsewhere")
+    assert config.init_from.workdir == "elsewhere" and "PretrainConfig.init_from = @InitConfig()" in args.gin.given
+
+
 def test_later_bindings_win_and_state_does_not_leak_between_calls(command):
     assert command("--gin.STEPS=3", "--gin.STEPS=5")[1][0].train.steps == 5
     assert command("--gin.STEPS=3")[1][0].train.steps == 3
@@ -71,7 +79,11 @@ def test_later_bindings_win_and_state_does_not_leak_between_calls(command):
         (("--gin.STEPS=3", "--gin.TrainConfig.step=1"), "TrainConfig has no field 'step' (did you mean 'steps'?)"),
         (("--gin.STEPS=3", "--gin.c/StoreConfig.path=1"), "'c/StoreConfig.path' is not used"),
         (("--gin.STEPS=3", "--gin.STEP=5"), "'STEP' is not used"),
-        (("--gin.STEPS=3", "--gin.OptimConfig.eps=1"), "'OptimConfig.eps' is not used"),
+        (("--gin.STEPS=3", "--gin.VQConfig.codes=1"), "'VQConfig.codes' is not used"),
+        (("--gin.STEPS=3", "--gin.steps=5"), "'steps' alone is no gin name: write --gin.TrainConfig.steps=..."),
+        (("--gin.STEPS=3", "--steps=5"), "unknown argument '--steps=5': set it with --gin.TrainConfig.steps=5"),
+        (("--gin.STEPS=3", "--learning-rate", "5"), "set it with --gin.OptimConfig.learning_rate=..."),
+        (("--gin.STEPS=3", "--seed=5"), "set it with --gin.TrainConfig.seed=5 or --gin.DataConfig.seed=5"),
         (("--gin.STEPS=3", "--gin.TransformerConfig.d_model=abc"), "d_model: expected int, got 'abc'"),
         (("--gin.STEPS=0",), "steps must be at least 1, got 0"),
         (("--gin.STEPS=3", "--gin.PretrainConfig.model=1"), "expected TransformerConfig, got 1"),
@@ -181,6 +193,39 @@ def test_help_has_the_docstring_and_the_flags_of_this_command_alone(flags_comman
     assert (code, args, error) == (0, None, "")
     assert out.startswith("Do it.\n") and "--to: <jax|meta>: layout (default: jax)" in out
     assert "--jax_enable_x64" not in out and "--verbosity" not in out
+
+
+def test_help_has_every_field_below_the_config_with_its_default_and_what_is_said_of_it(capsys):
+    with pytest.raises(SystemExit):
+        cli.run(print, PretrainConfig, "Do it.", argv=["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    shown = {line.strip().removeprefix("--gin.").partition("=")[0] for line in lines if "--gin." in line}
+    classes = config_help.reachable(PretrainConfig)
+    assert NumericsConfig in classes
+    assert shown >= {f"{cls.__name__}.{field.name}" for cls in classes for field in dataclasses.fields(cls)}
+    for line in (
+        "--gin.TrainConfig.batch_size=...  int; rows of seq_len tokens in one optimiser step, over all devices",
+        "--gin.OptimConfig.schedule=exponential  exponential, cosine or constant",
+        "--gin.LossConfig.weights={}  map of str to float; By modality; of one not named, the vocabulary's.",
+        "--gin.TransformerConfig.untied=()  list of mlp, norms or attention; Parts with parameters for each modality of the",
+        "--gin.DataConfig.stores=[@StoreConfig()]  required",
+    ):
+        assert f"    {line}" in lines
+    assert max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("[a-z]*.py")), ids=lambda p: p.stem)
+def test_help_needs_no_jax(path):
+    code = f"""
+import runpy, sys
+sys.argv = ["x", "--help"]
+try:
+    runpy.run_path({str(path)!r}, run_name="__main__")
+except SystemExit as ended:
+    assert not ended.code
+assert "jax" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
 def test_a_command_shows_its_own_messages_plainly_and_only_warnings_of_libraries(tmp_path):

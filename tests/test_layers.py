@@ -5,7 +5,9 @@ import graphlib
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "chameleon_jax"
-GROUND = {"commands", "config_base", "configs", "errors", "files", "progress", "summary", "vocab", "workdir"}
+GROUND = {
+    "commands", "config_base", "config_help", "configs", "errors", "files", "progress", "summary", "vocab", "workdir",
+}  # fmt: skip
 BELOW = {
     "cli": GROUND | {"gin_utils", "parallel"},
     "gin_utils": GROUND,

@@ -1,5 +1,6 @@
 """The run directory: one run at a time, whole files, and no silent change of config."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ from chameleon_jax import workdir
 from chameleon_jax.configs import (
     CheckpointConfig,
     DataConfig,
+    OptimConfig,
     PretrainConfig,
     StoreConfig,
     TrainConfig,
@@ -41,7 +43,10 @@ def make_config(**train) -> PretrainConfig:
         vocab_size=512, d_model=32, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=16, d_ff=64, max_seq_len=64
     )
     data = DataConfig(stores=(StoreConfig(path="store"),), seq_len=64)
-    return PretrainConfig(model=model, data=data, train=TrainConfig(**{"steps": 10, "batch_size": 4, **train}))
+    optim = train.pop("optim", OptimConfig())
+    return PretrainConfig(
+        model=model, data=data, train=TrainConfig(**{"steps": 10, "batch_size": 4, **train}), optim=optim
+    )
 
 
 def test_a_second_run_is_refused_while_the_first_lives_and_let_in_after_kill_9(tmp_path):
@@ -147,6 +152,28 @@ def test_a_change_of_anything_else_is_refused_in_one_line_with_both_values():
     message = str(caught.value)
     assert "train.batch_size was 4 and is 8" in message and "train.seed was 0 and is 3" in message
     assert "\n" not in message
+
+
+def test_a_run_can_be_made_longer_where_its_past_did_not_depend_on_its_length():
+    def config(steps, stage=1, **optim):
+        made = make_config(steps=steps, optim=OptimConfig(**optim))
+        stores = (*made.data.stores, StoreConfig(path="later", stage=stage))
+        return dataclasses.replace(made, data=dataclasses.replace(made.data, stores=stores))
+
+    def resume(then, now, **settings):
+        check_resume(config(then, **settings).to_dict(), config(now, **settings))
+
+    resume(100, 200, schedule="constant", warmup_steps=5)
+    resume(50_000, 80_000, schedule="constant")  # the warm-up of both is 4,000
+    for reason, settings in {
+        r"cannot become one of 200: the learning rate decays \(cosine\) to 0": {"schedule": "cosine"},
+        r"warm-up would be 20 steps and not 10; set OptimConfig.warmup_steps=10": {"schedule": "constant"},
+        r"the second stage of the data begins at a fraction": {"schedule": "constant", "warmup_steps": 5, "stage": 2},
+    }.items():
+        with pytest.raises(CheckpointError, match=reason):
+            resume(100, 200, **settings)
+    with pytest.raises(CheckpointError, match=r"train.steps was 200 and is 100"):
+        resume(200, 100, schedule="constant", warmup_steps=5)
 
 
 def test_a_field_that_is_newer_than_the_checkpoint_counts_as_its_default():

@@ -57,6 +57,10 @@ class OptimConfig(Config):
         self.require(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
         self.require(self.clip_norm > 0, f"clip_norm must be positive, got {self.clip_norm}")
 
+    def warmup_of(self, steps: int) -> int:
+        """Warm-up of a run of `steps`. The paper's 4,000 would end a short run before it has learned anything."""
+        return min(4000, steps // 10) if self.warmup_steps is None else self.warmup_steps
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig(Config):
@@ -144,11 +148,20 @@ class RunConfig(Config):
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
 
-    # Fields that may differ between a run and its resumption; a change anywhere else is refused.
+    # Fields that may differ between a run and its resumption; a change anywhere else is refused, but for `shaped_by_steps`.
     FREE_ON_RESUME: typing.ClassVar[tuple[str, ...]] = (
         "mesh.", "checkpoint.", "init_from", "train.log_every", "train.eval_every", "train.eval_batches", "train.peak_flops",
         "train.sample_every", "train.sample_prompts", "train.memory_gb",
     )  # fmt: skip
+
+    def shaped_by_steps(self, then: int) -> str:
+        """What would have been otherwise in a run planned for `then` steps, had `train.steps` been known; empty if nothing."""
+        optim = self.optim
+        if optim.schedule != "constant":
+            return f"the learning rate decays ({optim.schedule}) to 0 at the last step; schedule='constant' does not"
+        if (before := optim.warmup_of(then)) != (now := optim.warmup_of(self.train.steps)):
+            return f"the warm-up would be {now} steps and not {before}; set OptimConfig.warmup_steps={before}"
+        return ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,6 +175,11 @@ class PretrainConfig(RunConfig):
     FREE_ON_RESUME: typing.ClassVar[tuple[str, ...]] = (
         *RunConfig.FREE_ON_RESUME, "data.cache_bytes", "data.prefetch", "data.eval_stores", "model.remat", "model.scan_unroll",
     )  # fmt: skip
+
+    def shaped_by_steps(self, then: int) -> str:
+        if any(store.stage == 2 for store in self.data.stores):
+            return "the second stage of the data begins at a fraction of the steps"
+        return super().shaped_by_steps(then)
 
     def validate(self):
         self.require(

@@ -13,18 +13,13 @@ from chameleon_jax.configs import OptimConfig
 from chameleon_jax.models.params import Tree, map_specs
 
 
-def warmup_steps(config: OptimConfig, steps: int) -> int:
-    """Of a run of `steps`. The paper warms up for 4,000, in which a short run would end before it has learned anything."""
-    return min(4000, steps // 10) if config.warmup_steps is None else config.warmup_steps
-
-
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
     """Linear warm-up over `warmup_steps`, then decay that reaches 0 at `steps` (constant: no decay).
 
     The paper says "exponential decay to 0", which an exponential alone never reaches: the curve r^p is shifted and scaled so
     that it is 1 at the end of warm-up (p = 0) and 0 at the end of the run (p = 1).
     """
-    warmup = warmup_steps(config, steps)
+    warmup = config.warmup_of(steps)
     rate = config.exponential_rate
 
     def schedule(step):

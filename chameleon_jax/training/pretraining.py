@@ -27,7 +27,7 @@ from chameleon_jax.parallel import distributed
 from chameleon_jax.parallel.batches import local_rows, to_global
 from chameleon_jax.parallel.mesh import TRAINING, check_fits
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
-from chameleon_jax.training import initial, losses, memory, optim, telemetry
+from chameleon_jax.training import initial, losses, memory, telemetry
 from chameleon_jax.training import step as step_lib
 from chameleon_jax.training.initial import RunTokenizer
 from chameleon_jax.training.losses import LossSums
@@ -122,7 +122,7 @@ class PretrainTask:
                 "follows the stores",
                 f"{config.model.vocab_size:,}", f"{size:,}", f"{spare:,}",
             )  # fmt: skip
-        warmup = optim.warmup_steps(config.optim, config.train.steps)
+        warmup = config.optim.warmup_of(config.train.steps)
         if 2 * warmup > config.train.steps:
             logging.warning(
                 "optim.warmup_steps is %d of %d steps, so the learning rate is low for most of the run; leave it out, and it is a "

@@ -19,7 +19,7 @@ from chameleon_jax.configs import (
 from chameleon_jax.errors import ConfigError, StoreError
 from chameleon_jax.models import transformer
 from chameleon_jax.training.loop import pretrain
-from chameleon_jax.training.optim import learning_rate, warmup_steps
+from chameleon_jax.training.optim import learning_rate
 from chameleon_jax.training.pretraining import complete
 from chameleon_jax.vocab import Vocab
 
@@ -100,7 +100,7 @@ def test_too_many_rows_and_a_long_warm_up_are_warned_about(config, tmp_path, cap
 
 
 def test_a_short_run_warms_up_for_a_tenth_of_it():
-    assert [warmup_steps(OptimConfig(), steps) for steps in (5, 300, 40_000, 1_000_000)] == [0, 30, 4000, 4000]
-    assert warmup_steps(OptimConfig(warmup_steps=7), 300) == 7
+    assert [OptimConfig().warmup_of(steps) for steps in (5, 300, 40_000, 1_000_000)] == [0, 30, 4000, 4000]
+    assert OptimConfig(warmup_steps=7).warmup_of(300) == 7
     default, explicit = (learning_rate(OptimConfig(warmup_steps=warmup), 300) for warmup in (None, 30))
     np.testing.assert_array_equal(default(np.arange(300)), explicit(np.arange(300)))

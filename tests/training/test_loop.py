@@ -198,6 +198,19 @@ def test_a_loss_that_is_not_finite_stops_a_run_that_may_not_skip(config, tmp_pat
     assert read_metrics(tmp_path)[0]["step"] == 1  # flushed before the stop
 
 
+@pytest.mark.slow
+def test_a_finished_run_is_made_longer_with_the_bits_of_one_that_was_planned_so(config, tmp_path):
+    def run(workdir, steps):
+        train = dataclasses.replace(config.train, steps=steps, eval_every=100)
+        optim = dataclasses.replace(config.optim, schedule="constant")
+        assert pretrain(dataclasses.replace(config, train=train, optim=optim), str(tmp_path / workdir)) == 0
+        return trained(tmp_path / workdir)
+
+    run("grown", 3)
+    grown, whole = run("grown", 5), run("whole", 5)
+    assert [line for line in grown if "loss" in line] == [line for line in whole if "loss" in line]
+
+
 def test_the_step_is_traced_once_in_the_whole_loop(config, tmp_path, monkeypatch):
     traces = []
     train_step = step_lib.train_step
