@@ -20,7 +20,7 @@ from chameleon_jax.generation.engine import Engine, EngineStream
 from chameleon_jax.generation.loading import Run
 from chameleon_jax.generation.prompt import Part, SpanOutput, TextOutput, build_request, read_output
 from chameleon_jax.generation.reader import OutputReader, Pieces, SpanPiece
-from chameleon_jax.generation.requests import QueueFull, Request
+from chameleon_jax.generation.requests import Generated, QueueFull, Request
 from chameleon_jax.tokenizers.documents import Segment
 from chameleon_jax.tokenizers.images import to_image
 
@@ -46,13 +46,21 @@ class StreamedSpan:
         return self.done < self.of
 
 
+class Answers(list[Answer]):
+    """An answer in order, and what else is known of it: its ids, why it ended, and log-probabilities if asked for."""
+
+    def __init__(self, parts: Sequence[Answer], output: Generated):
+        super().__init__(parts)
+        self.ids, self.finish_reason, self.logprobs = output.ids, output.finish_reason, output.logprobs
+
+
 class Generator:
     """A run (`generation.loading.load_run`) behind an engine. A context manager; `close` frees the engine's thread.
 
     The run's weights are copied; `donate` them if the run is not used elsewhere.
 
-    `format` (by default what the run was trained on) and `image_size` of its methods are those of `prompt.build_request`. Methods
-    may be called from several threads.
+    `format` (by default what the run was trained on), `image_size`, `logprobs` and `keep` of its methods are those of
+    `prompt.build_request`. Methods may be called from several threads.
     """
 
     def __init__(self, run: Run, config: EngineConfig = _ENGINE, *, mesh: Mesh | None = None, donate: bool = False):
@@ -65,7 +73,7 @@ class Generator:
         prompt: Sequence[Given],
         config: GenerationConfig = _PLAIN,
         **form: object,
-    ) -> list[Answer]:
+    ) -> Answers:
         """The answer to one prompt, in order. Raises GenerationError for a prompt that cannot be served."""
         return self.generate_batch([prompt], config, **form)[0]
 
@@ -74,14 +82,14 @@ class Generator:
         prompts: Sequence[Sequence[Given]],
         config: GenerationConfig = _PLAIN,
         **form: object,
-    ) -> list[list[Answer]]:
+    ) -> list[Answers]:
         """The answers to several prompts, which run together, as many as the engine takes; equal prompts draw apart."""
         asked = [self._request(prompt, config, form) for prompt in prompts]
         streams: list[EngineStream] = []
         try:
             for i, request in enumerate(asked):
                 streams.append(self._submit(dataclasses.replace(request, row_id=i), streams))
-            return [self._answers(stream.result().ids) for stream in streams]
+            return [self._answers(stream.result()) for stream in streams]
         finally:
             for stream in streams:
                 stream.cancel()  # nothing if it has ended
@@ -137,13 +145,14 @@ class Generator:
             raise GenerationError("this model has no pictures")
         return Segment(name, codec.prepare(given))
 
-    def _answers(self, ids: np.ndarray) -> list[Answer]:
-        parts = read_output(ids, self.bundle)
-        return [
+    def _answers(self, output: Generated) -> Answers:
+        parts = read_output(output.ids, self.bundle)
+        shown = [
             part.text if isinstance(part, TextOutput) else _picture(part)
             for part in parts
             if isinstance(part, TextOutput) or part.codes is not None  # else the length ended it
         ]
+        return Answers(shown, output)
 
     def _shown(self, piece: object) -> str | StreamedSpan:
         if not isinstance(piece, SpanPiece):

@@ -20,6 +20,7 @@ from jaxtyping import Int, UInt8
 
 from chameleon_jax.configs import EngineConfig, GenerationConfig, TransformerConfig
 from chameleon_jax.errors import GenerationError
+from chameleon_jax.generation.keep import Keep
 from chameleon_jax.generation.lanes import Shapes
 from chameleon_jax.generation.logprobs import Logprobs
 from chameleon_jax.generation.requests import EngineStats, EngineStopped, Generated, QueueFull, Request
@@ -49,17 +50,18 @@ def generate(
     row_ids: Sequence[int] | None = None,
     pictures: Sequence[Sequence[UInt8[np.ndarray, "side side 3"]]] | None = None,
     logprobs: int | None = None,
+    keep: Keep | None = None,
     donate: bool = False,
 ) -> list[Generated]:
     """Continue every prompt. All run together, each until it ends by itself.
 
     A prompt is ids, usually from `prompt.encode_turns`. It may end in a begin marker, of a grid also in the height, or height and
     width, behind it: then that span is written first. In a mode of one modality with markers the marker is written, as the first
-    id of the output, if the prompt lacks it. `pictures` are those that each prompt's spans of patches stand for, `logprobs` is as
-    in `Request`. `row_ids` are the numbers by which rows draw (0, 1, ... by default, none negative): a prompt with the same seed
-    and row id gives the same output in any batch, to the rounding of its logits. It runs on the mesh on which the weights lie, or
-    the one in use. The weights are copied for the call; `donate` them if they are not needed afterwards, and their memory is used
-    again.
+    id of the output, if the prompt lacks it. `pictures` are those that each prompt's spans of patches stand for, `logprobs` and
+    `keep` are as in `Request`. `row_ids` are the numbers by which rows draw (0, 1, ... by default, none negative): a prompt with
+    the same seed and row id gives the same output in any batch, to the rounding of its logits. It runs on the mesh on which the
+    weights lie, or the one in use. The weights are copied for the call; `donate` them if they are not needed afterwards, and
+    their memory is used again.
 
     Raises GenerationError, before anything is compiled, for a prompt that cannot be served.
     """
@@ -75,7 +77,7 @@ def generate(
         raise GenerationError(f"{len(prompts)} prompts have {len(pictures)} lists of pictures; give one for each")
     shapes = Shapes(model=model_config, vocab=vocab)
     requests = [
-        Request(prompt=prompt, config=config, row_id=int(i), pictures=tuple(seen), logprobs=logprobs)
+        Request(prompt=prompt, config=config, row_id=int(i), pictures=tuple(seen), logprobs=logprobs, keep=keep)
         for prompt, i, seen in zip(prompts, row_ids, pictures, strict=True)
     ]
     jobs = [

@@ -51,7 +51,8 @@ class GrammarState:
     of a modality must have, 0 where the model chooses. `begins_left` is how many more spans of a marked modality may begin,
     `writes` which free modalities may be written, `may_end` and `may_end_turn` whether end of sequence and end of turn may
     come; in `unrestricted` rows every id may. `stop_ids` end the row where they come outside of marked spans; -1 fills them up.
-    `free` is the free modality that was written last. `remaining` counts the ids that may still come.
+    `free` is the free modality that was written last. `remaining` counts the ids that may still come. In the next span of row
+    `keep_row` (OUTSIDE for none) id number n behind the begin marker must be `keep[n]`, where that is not negative.
     """
 
     open: Int[Array, "B"]
@@ -67,6 +68,8 @@ class GrammarState:
     stop_ids: Int[Array, "B I"]
     remaining: Int[Array, "B"]
     finish: Int[Array, "B"]
+    keep: Int[Array, "B F"]
+    keep_row: Int[Array, "B"]
 
     @property
     def modality(self) -> Int[Array, "B"]:
@@ -81,6 +84,21 @@ def span_tokens(modality: Modality, grid: tuple[int, int] = (0, 0)) -> int:
         height, width = (side or grammar.unit for side in grid)
         return grammar.length(height, width)
     return grammar.length + 2
+
+
+@functools.cache
+def longest_body(vocab: Vocab) -> int:
+    """Ids between the markers of the longest span that the vocabulary has, at least 1."""
+    longest = 1
+    for modality in vocab.marked.values():
+        spans = modality.grammar
+        if isinstance(spans, GridSpan):
+            sides = [units * spans.unit for units in range(1, spans.max_units + 1)]
+            sizes = [(height, width) for height in sides for width in sides if height * width <= spans.max_codes]
+            longest = max(longest, *(spans.length(*size) - 2 for size in sizes))
+        else:
+            longest = max(longest, spans.length)
+    return longest
 
 
 def written_rows(vocab: Vocab, mode: str) -> tuple[int, ...]:
@@ -107,12 +125,13 @@ def start(
     remaining: Int[np.ndarray, "B"],
     opened: Int[np.ndarray, "B"],
     grid: Int[np.ndarray, "B 2"] | None = None,
+    kept: Sequence[tuple[int, Int[np.ndarray, "_"]] | None] | None = None,
 ) -> GrammarState:
     """The state behind the prompts, in NumPy arrays. `configs` is one for each row, or the one of all.
 
     `opened` is the row of a marked span that a prompt has just begun, or OUTSIDE. `grid` is the height and width that such
-    a prompt has said, 0 where it has not. The begun span counts as one of `max_spans`. A row without remaining ids is finished
-    from the start.
+    a prompt has said, 0 where it has not. The begun span counts as one of `max_spans`. `kept` is what `keep.kept_ids` gives for
+    each row, or None. A row without remaining ids is finished from the start.
     """
     rows, modalities, marked = len(remaining), len(vocab.modalities), vocab.marked
     configs = [configs] * rows if isinstance(configs, GenerationConfig) else configs
@@ -132,6 +151,10 @@ def start(
             else:
                 writes[row, modality] = True
         stop_ids[row, : len(config.stop_ids)] = config.stop_ids
+    keep, keep_row = np.full((rows, longest_body(vocab)), -1, np.int32), np.full(rows, OUTSIDE, np.int32)
+    for row, given in enumerate(kept or ()):
+        if given is not None:
+            keep_row[row], keep[row, : len(given[1])] = given
     may_end = writes.any(axis=1)
     int32 = functools.partial(np.asarray, dtype=np.int32)
     return GrammarState(
@@ -148,6 +171,8 @@ def start(
         stop_ids=stop_ids,
         remaining=int32(remaining),
         finish=int32(np.where(np.asarray(remaining) > 0, FinishReason.RUNNING, FinishReason.LENGTH)),
+        keep=keep,
+        keep_row=keep_row,
     )
 
 
@@ -164,6 +189,11 @@ def allowed(state: GrammarState, vocab: Vocab, width: int) -> Bool[Array, "B V"]
             inside = _inside_grid if isinstance(modality.grammar, GridSpan) else _inside_fixed
             mask |= (state.open == row)[:, None] & inside(state, row, modality, ids)
             mask |= _may_begin(state, row, modality)[:, None] & (ids == modality.begin_marker)
+    place = jnp.minimum(state.emitted, state.keep.shape[1] - 1)[:, None]
+    wanted = jnp.take_along_axis(state.keep, place, axis=1)
+    # The end marker stands behind all that is kept.
+    is_kept = (state.open != OUTSIDE) & (state.open == state.keep_row) & (state.emitted < state.keep.shape[1])
+    mask = jnp.where(is_kept[:, None] & (wanted >= 0), ids == wanted, mask)
     known = (ids < vocab.size) & (ids != vocab.pad)
     for modality in vocab.modalities:
         if not modality.output:
@@ -215,13 +245,14 @@ def advance(state: GrammarState, tokens: Int[Array, "B"], vocab: Vocab) -> Gramm
     """The state after the ids `tokens`, each of them allowed before; finished rows do not change."""
     outside = state.open == OUTSIDE
     is_open, emitted, grid = state.open, state.emitted + ~outside, state.grid
-    begins_left = state.begins_left
+    begins_left, keep_row = state.begins_left, state.keep_row
     for row, modality in vocab.marked.items():
         begins = outside & ~state.unrestricted & (tokens == modality.begin_marker)
         ends = (state.open == row) & (tokens == modality.end_marker)
         is_open = jnp.where(begins, row, jnp.where(ends, OUTSIDE, is_open))
         emitted = jnp.where(begins | ends, 0, emitted)
         begins_left = begins_left.at[:, row].add(-begins.astype(jnp.int32))
+        keep_row = jnp.where(ends & (keep_row == row), OUTSIDE, keep_row)
         if isinstance(modality.grammar, GridSpan):
             said = (tokens - modality.grammar.size_base) * modality.grammar.unit
             says = (state.open == row)[:, None] & (state.emitted[:, None] == jnp.arange(2))  # height first, then width
@@ -231,7 +262,13 @@ def advance(state: GrammarState, tokens: Int[Array, "B"], vocab: Vocab) -> Gramm
         if not modality.marked:
             free = jnp.where(outside & modality.holds(tokens), row, free)
     moved = state.replace(
-        open=is_open, free=free, emitted=emitted, grid=grid, begins_left=begins_left, remaining=state.remaining - 1
+        open=is_open,
+        free=free,
+        emitted=emitted,
+        grid=grid,
+        begins_left=begins_left,
+        remaining=state.remaining - 1,
+        keep_row=keep_row,
     )
 
     outside = is_open == OUTSIDE

@@ -23,6 +23,7 @@ from jaxtyping import Int
 from chameleon_jax.configs import GenerationConfig
 from chameleon_jax.errors import GenerationError
 from chameleon_jax.generation.grammar import TokenSpan, split_spans, written_rows
+from chameleon_jax.generation.keep import Keep
 from chameleon_jax.generation.requests import Request
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.code_queue import CodeQueue
@@ -98,10 +99,13 @@ def build_request(
     *,
     format: Format = "completion",
     image_size: tuple[int, int] | None = None,
+    logprobs: int | None = None,
+    keep: Keep | None = None,
 ) -> Request:
     """The prompt of one user's turn, what it shows, and the config to continue it with.
 
-    A `chat` is answered until the model ends its turn. `image_size` is that of every picture that comes out, in all formats.
+    A `chat` is answered until the model ends its turn. `image_size` is that of every picture that comes out, in all formats;
+    `logprobs` and `keep` are as in `Request`.
 
     Raises GenerationError as `encode_turns` and `image_grid` do, and when the mode may write what no codec can decode.
     """
@@ -113,7 +117,8 @@ def build_request(
         config = dataclasses.replace(config, stop_at_turn_end=True)
     parts = [_prepared(part, bundle) for part in parts]
     prompt = encode_turns([parts], bundle, format=format, image_size=image_size)
-    return Request(prompt=prompt, config=config, pictures=perceived_pictures([parts], bundle))
+    seen = perceived_pictures([parts], bundle)
+    return Request(prompt=prompt, config=config, pictures=seen, logprobs=logprobs, keep=keep)
 
 
 def perceived_pictures(turns: Sequence[Sequence[Part]], bundle: TokenizerBundle) -> tuple[np.ndarray, ...]:

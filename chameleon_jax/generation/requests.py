@@ -12,6 +12,7 @@ from jaxtyping import Int, UInt8
 
 from chameleon_jax.configs import GenerationConfig
 from chameleon_jax.errors import GenerationError
+from chameleon_jax.generation.keep import Keep
 from chameleon_jax.generation.logprobs import Logprobs
 
 
@@ -33,6 +34,7 @@ class Request:
 
     `pictures` are those that the prompt's spans of patches stand for, in order. `logprobs` asks for the log-probability of every
     id that comes, and of so many of the most likely ids in its place (0 to `logprobs.MOST_TOP`); None asks for none.
+    `keep` gives codes of the first span of a modality that comes.
     """
 
     prompt: Int[np.ndarray, "n"]
@@ -40,6 +42,7 @@ class Request:
     row_id: int = 0
     pictures: tuple[UInt8[np.ndarray, "side side 3"], ...] = ()
     logprobs: int | None = None
+    keep: Keep | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

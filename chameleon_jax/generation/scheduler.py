@@ -19,6 +19,7 @@ from chameleon_jax.errors import GenerationError
 from chameleon_jax.generation import grammar, lanes
 from chameleon_jax.generation.checks import Checked, check_logprobs, check_names, check_pictures, check_prompt
 from chameleon_jax.generation.grammar import OUTSIDE, FinishReason
+from chameleon_jax.generation.keep import kept_ids
 from chameleon_jax.generation.lanes import Progress, Role, Rows, Shapes
 from chameleon_jax.generation.logprobs import Logprobs
 from chameleon_jax.generation.requests import Generated, Request
@@ -41,6 +42,7 @@ class Job:
     request: Request
     checked: Checked
     contexts: list[tuple[Role, np.ndarray]]  # of its lanes, the leader's first
+    kept: tuple[int, np.ndarray] | None = None  # as `keep.kept_ids` gives it
     on_ids: Callable[..., None] = lambda ids, logprobs=None: None
     on_end: Callable[[Generated | GenerationError], None] = lambda result: None
     cancelled: bool = False
@@ -89,7 +91,8 @@ class Scheduler:
         checked = check_prompt(where, prompt, vocab, context, config)
         check_pictures(where, prompt, request.pictures, vocab, shapes.model)
         check_logprobs(where, request.logprobs, vocab)
-        return Job(request, checked, _contexts(prompt.astype(np.int32), checked, config, shapes))
+        kept = request.keep and kept_ids(request.keep, vocab, config, checked.grid)
+        return Job(request, checked, _contexts(prompt.astype(np.int32), checked, config, shapes), kept)
 
     def submit(self, job: Job) -> None:
         self._queue.append(job)
@@ -180,6 +183,7 @@ class Scheduler:
                 np.where(leads, remaining, 0),
                 np.array([job.checked.opened for job in jobs], np.int32),
                 np.array([job.checked.grid for job in jobs], np.int32),
+                [job.kept for job in jobs],
             ),
             settings=SamplingArrays.of(configs, self._shapes.vocab),
             seeds=np.array([config.seed for config in configs]),

@@ -171,7 +171,10 @@ async def _answer_images(
     await _collect(updates, choices)
     drawn = [picture for choice in choices for picture in choice.spans]
     is_url = request.response_format == "url"
-    data = [{"url": picture.url} if is_url else {"b64_json": picture.base64} for picture in drawn]
+    data = [
+        ({"url": picture.url} if is_url else {"b64_json": picture.base64}) | picture.optional_codes()
+        for picture in drawn
+    ]
     reply = {"created": envelope.created, "data": data, "output_format": "png", "seed": envelope.seed}
     return JSONResponse(reply | {"usage": _image_usage(prepared)})
 
@@ -188,6 +191,7 @@ async def _image_events(
             if (picture := update.span) is None:
                 continue
             content = {"b64_json": picture.base64, "index": update.choice, "done": picture.done, "of": picture.of}
+            content |= picture.optional_codes()
             if picture.partial:
                 kind = "image_generation.partial_image"
                 content["partial_image_index"] = previews[update.choice]

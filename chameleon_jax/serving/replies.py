@@ -18,7 +18,8 @@ KEEP_ALIVE = b": waiting\n\n"  # a comment, which clients skip
 class EncodedSpan:
     """Data of another modality than text, whole or as far as it has come: a file in base64, or codes where there is no codec.
 
-    `codes` are those up to `done`: all of them, but of a run without markers only what came since the last piece.
+    With a codec there are `codes` only where the client wants them too. They are those up to `done`: all of them, but of a run
+    without markers only what came since the last piece.
     """
 
     modality: str
@@ -40,7 +41,10 @@ class EncodedSpan:
         if self.media == "codes":
             return {"type": "codes", "modality": self.modality, "codes": self.codes}
         kind = f"{self.media}_url"
-        return {"type": kind, "modality": self.modality, kind: {"url": self.url}}
+        return {"type": kind, "modality": self.modality, kind: {"url": self.url}} | self.optional_codes()
+
+    def optional_codes(self) -> dict[str, Any]:
+        return {"codes": self.codes} if self.codes else {}
 
     def delta(self) -> dict[str, Any]:
         """As it goes out in a stream."""

@@ -37,6 +37,9 @@ class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
 
+Codes = Annotated[list[int], Field(max_length=200_000)]
+
+
 class TextPart(Strict):
     type: Literal["text"]
     text: Text
@@ -63,6 +66,7 @@ class _Streamed(Strict):
 class ImagePart(_Streamed):
     type: Literal["image_url"]
     image_url: ImageUrl
+    codes: Codes | None = None  # of a reply that a client sends back; the file is what is read
 
 
 class AudioUrl(Strict):
@@ -72,6 +76,7 @@ class AudioUrl(Strict):
 class AudioPart(_Streamed):
     type: Literal["audio_url"]
     audio_url: AudioUrl
+    codes: Codes | None = None  # as of a picture
 
 
 class InputAudio(Strict):
@@ -92,7 +97,7 @@ class CodesPart(_Streamed):
 
     type: Literal["codes"]
     modality: str
-    codes: Annotated[list[int], Field(max_length=200_000)]
+    codes: Codes
 
 
 MediaPart = ImagePart | AudioPart | InputAudioPart | CodesPart
@@ -151,6 +156,13 @@ class Sampling(Strict):
     repetition_penalty: Annotated[Finite, Field(gt=0, le=100)] | None = None
 
 
+class Keep(Strict):
+    """Codes of the first span of a modality that is drawn, all of it; null for those to draw."""
+
+    modality: Annotated[str, Field(max_length=100)] | None = None
+    codes: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)] | None], Field(min_length=1, max_length=200_000)]
+
+
 class RequestFields(Strict):
     """What all requests that generate share. Extensions of ours stand last."""
 
@@ -186,6 +198,7 @@ class RequestFields(Strict):
     guidance_image: Annotated[Finite, Field(ge=0, le=1000)] | None = None
     partial_every: Annotated[int, Field(ge=1)] | None = None
     return_token_ids: bool | None = None
+    keep: Keep | None = None
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -251,7 +264,6 @@ class ImagesRequest(RequestFields):
     max_spans: None = None
     stop: None = None
     partial_every: None = None
-    return_token_ids: None = None
     stream_options: None = None
 
     @model_validator(mode="after")

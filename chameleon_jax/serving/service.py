@@ -22,11 +22,13 @@ from chameleon_jax.configs import GenerationConfig, ServeConfig, TransformerConf
 from chameleon_jax.errors import ChameleonError, did_you_mean
 from chameleon_jax.generation.checks import check_names
 from chameleon_jax.generation.engine import Engine
+from chameleon_jax.generation.keep import Keep
 from chameleon_jax.generation.prompt import Format, check_decoders, perceived_pictures
 from chameleon_jax.generation.reader import OutputReader, Pieces, SpanPiece, TextPiece
 from chameleon_jax.generation.requests import EngineStats, Generated, Request
 from chameleon_jax.serving.errors import ApiError, bad_request, too_many
 from chameleon_jax.serving.jobs import Jobs, NewIds
+from chameleon_jax.serving.keep import kept_codes
 from chameleon_jax.serving.logprobs import LogprobWriter, asked_logprobs
 from chameleon_jax.serving.messages import build_ids, context_exceeded, read_turns
 from chameleon_jax.serving.metrics import Metrics
@@ -56,6 +58,8 @@ class PreparedRequest:
     stop: list[str]
     partial_every: int  # 0 = no previews
     logprobs: int | None  # alternatives of each id; None: no log-probabilities
+    keep: Keep | None
+    with_codes: bool  # beside the files of pictures and sounds
     usage: Usage
 
 
@@ -211,6 +215,8 @@ class Service:
             stop=request.stop or [],
             partial_every=every,
             logprobs=asked_logprobs(request),
+            keep=kept_codes(request, config, self.bundle.vocab),
+            with_codes=bool(request.return_token_ids),
             usage=Usage(prompt=sum(map(len, prompts))),
         )
 
@@ -249,6 +255,7 @@ class Service:
                 row_id=choice,
                 pictures=pictures,
                 logprobs=prepared.logprobs,
+                keep=prepared.keep,
             )
             for prompt, pictures in zip(prepared.prompts, prepared.pictures, strict=True)
             for choice in range(prepared.choices)
@@ -283,7 +290,7 @@ class Service:
                 prepared.usage.generated = dict.fromkeys(map(self._kind, self.bundle.vocab.names), 0)
                 for name in self.bundle.vocab.names:  # several may be of one kind
                     prepared.usage.generated[self._kind(name)] += sum(reader.tokens[name] for reader in readers)
-                async for update in self._write(number, parts):
+                async for update in self._write(number, parts, prepared.with_codes):
                     yield dataclasses.replace(update, ids=ids, logprobs=logprobs)
                     ids, logprobs = (), None
                 if ids:
@@ -296,25 +303,29 @@ class Service:
             jobs.cancel()
             self._open.discard(jobs)
 
-    async def _write(self, choice: int, parts: Sequence[TextPiece | SpanPiece]) -> AsyncIterator[Update]:
+    async def _write(
+        self, choice: int, parts: Sequence[TextPiece | SpanPiece], with_codes: bool
+    ) -> AsyncIterator[Update]:
         for part in parts:
             if isinstance(part, TextPiece):
                 yield Update(choice=choice, text=part.text)
             elif not part.partial or self._previews < _PREVIEWS_WAITING:
                 self._previews += part.partial
                 try:
-                    span = await asyncio.get_running_loop().run_in_executor(self._painters, self._encode, part)
+                    span = await asyncio.get_running_loop().run_in_executor(
+                        self._painters, self._encode, part, with_codes
+                    )
                 finally:
                     self._previews -= part.partial
                 self.metrics.spans.labels(part.modality).inc(part.done == part.codes.size)  # not of a further piece
                 yield Update(choice=choice, span=span)
 
-    def _encode(self, piece: SpanPiece) -> EncodedSpan:
+    def _encode(self, piece: SpanPiece, with_codes: bool) -> EncodedSpan:
         codec = self.bundle.codecs.get(piece.modality)
         file, codes = b"", []
-        if codec is None:
+        if codec is None or with_codes:
             codes = piece.codes.reshape(-1)[: piece.done].tolist()
-        else:
+        if codec is not None:
             file = codec.to_file(codec.decode(piece.codes[None])[0], quick=piece.partial)
         return EncodedSpan(
             modality=piece.modality,

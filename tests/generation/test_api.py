@@ -10,6 +10,7 @@ from PIL import Image
 from chameleon_jax.configs import EngineConfig, GenerationConfig
 from chameleon_jax.errors import DataError, GenerationError
 from chameleon_jax.generation.api import Generator, StreamedSpan
+from chameleon_jax.generation.keep import Keep
 from tests.tiny_run import make_run
 
 
@@ -27,6 +28,15 @@ def test_pictures_come_out_in_order(generator):
     answer = generator.generate(["a red fox ", FOX, " again"], DRAW)
     assert [type(segment) for segment in answer] == [Image.Image, Image.Image]
     assert all(picture.size == (16, 16) for picture in answer)
+
+
+def test_an_answer_knows_its_ids_and_the_likelihood_of_each_and_keeps_codes(generator):
+    once = dataclasses.replace(DRAW, max_spans={"image": 1})
+    codes = np.where(np.arange(16) < 12, np.arange(16), -1)
+    answer = generator.generate(["a red fox"], once, logprobs=2, keep=Keep(modality="image", codes=codes))
+    image = generator.bundle.vocab.modalities[generator.bundle.vocab.row("image")]
+    assert image.codes(answer.ids[1:-1])[:12].tolist() == codes[:12].tolist()
+    assert answer.logprobs.top.shape == (18, 2) and answer.finish_reason == "spans" and len(answer) == 1
 
 
 def test_a_batch_gives_each_prompt_its_answer_and_draws_equal_ones_apart(generator):
