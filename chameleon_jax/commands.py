@@ -29,7 +29,7 @@ _MODULE = "python -m experiments."
 # In the order in which one meets them; a command that is not here comes last.
 _GROUPS = {
     "See it work": ("quickstart", "three_modalities", "actions"),
-    "Your own data": ("train_tokenizer", "extend_tokenizer", "tokenize"),
+    "Your own data": ("new", "train_tokenizer", "extend_tokenizer", "tokenize"),
     "A model": ("pretrain", "convert"),
     "Use it": ("generate", "serve"),
     "Look closer": ("inspect", "evaluate"),

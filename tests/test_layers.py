@@ -23,6 +23,7 @@ BELOW = {
     "evaluation": GROUND | {"models", "parallel", "tokenizers", "checkpoints", "data", "generation", "training"},
 }
 BELOW["tokenizer_training"] = BELOW["training"] | {"training", "evaluation"}
+BELOW["own_data"] = BELOW["tokenizer_training"] | {"tokenizer_training"}
 BELOW["demo"] = BELOW["tokenizer_training"] | {"tokenizer_training", "generation"}
 
 

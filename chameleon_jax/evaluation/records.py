@@ -16,7 +16,7 @@ from PIL import Image
 
 from chameleon_jax.configs import ImageConfig, SourceConfig, text_and_image
 from chameleon_jax.data import store_format
-from chameleon_jax.data.sources import Reject, read_documents
+from chameleon_jax.data.sources import Reject, read_documents, source_of
 from chameleon_jax.data.store import TokenStore
 from chameleon_jax.errors import ChameleonError, DataError
 from chameleon_jax.evaluation import reconstruction
@@ -173,7 +173,11 @@ def of_data(path: Path, count: int, bundle: TokenizerBundle | None) -> Shown:
     The bundle says which modalities fields of records may have, and prepares their data; without one they are texts and pictures.
     Raises DataError for a path that no reader knows.
     """
-    source = source_of(path)
+    return of_source(source_of(path), count, bundle)
+
+
+def of_source(source: SourceConfig, count: int, bundle: TokenizerBundle | None = None) -> Shown:
+    """The same of a source. Raises DataError where it cannot be read."""
     begin = time.monotonic()
     documents, rejects, read, ended = [], [], 0, True
     for record in read_documents(source, vocab=bundle.vocab_config if bundle else text_and_image()):
@@ -191,37 +195,7 @@ def of_data(path: Path, count: int, bundle: TokenizerBundle | None) -> Shown:
         Section(title=f"The first {counted(len(documents), 'record')}", cards=tuple(documents)),
         *_reject_sections(rejects, read, count),
     )
-    return Shown(title=f"Records of {path}", lead=lead, sections=sections)
-
-
-def source_of(path: Path) -> SourceConfig:
-    """The source that a file or folder is, known by names and endings. Raises DataError where it is none that can be read."""
-    if not path.exists():
-        raise DataError(f"{path}: there is no such file or folder")
-    name = re.sub(r"\W+", "_", path.resolve().name)
-    kinds = {
-        "parquet": ("*.parquet",),
-        "webdataset": ("*.tar", "*.tar.gz", "*.tgz"),
-        "jsonl": ("*.jsonl", "*.jsonl.gz"),
-    }
-    if path.is_file():
-        for kind, patterns in kinds.items():
-            if any(path.match(pattern) for pattern in patterns):
-                return SourceConfig(name=name, kind=kind, path=str(path))
-        raise DataError(f"{path} is no file of records: give .jsonl, .jsonl.gz, .parquet or .tar, or a folder")
-    if not any(path.iterdir()):
-        raise DataError(f"{path} is an empty folder")
-    if any((path / manifest).is_file() for manifest in ("manifest.jsonl", "metadata.jsonl")):
-        return SourceConfig(name=name, kind="folder", path=str(path))
-    if any(path.glob("**/dataset_info.json")) and any(path.glob("**/features.json")):
-        return SourceConfig(name=name, kind="tfds", path=str(path))
-    for kind, patterns in kinds.items():
-        if found := next((pattern for pattern in patterns if any(path.glob(pattern))), None):
-            return SourceConfig(name=name, kind=kind, path=str(path / found))
-    raise DataError(
-        f"{path} is no token store, tokenizer, run or checkpoint folder, and no data that can be read: it holds no manifest.jsonl, "
-        "metadata.jsonl, *.jsonl, *.parquet or *.tar (docs/tokenize.md)"
-    )
+    return Shown(title=f"Records of {source.path}", lead=lead, sections=sections)
 
 
 def _checked(document: Document, bundle: TokenizerBundle | None) -> Card | Reject:

@@ -1,0 +1,143 @@
+"""Which form of data a path has, known by names and endings alone: nothing is opened but folders.
+
+A folder has one form. Pictures beside a table, a manifest or lines belong to it; two containers of records in one folder are an
+error that names both, for nobody can know which is meant.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path, PurePath
+
+from chameleon_jax.configs import SourceConfig
+from chameleon_jax.data.sources import huggingface, trees
+from chameleon_jax.data.sources.files import MANIFESTS
+from chameleon_jax.errors import DataError
+
+# Containers of records by their endings, and what they are called.
+_ENDINGS = {
+    "parquet": (".parquet",),
+    "webdataset": (".tar", ".tar.gz", ".tgz"),
+    "jsonl": (".jsonl", ".jsonl.gz"),
+    "csv": (".csv", ".tsv", ".csv.gz", ".tsv.gz"),
+}
+_WORDS = {
+    "folder": "pictures with a manifest",
+    "parquet": "parquet files",
+    "webdataset": "WebDataset tars",
+    "jsonl": "lines of JSON",
+    "csv": "a table",
+    "huggingface": "a data set saved by Hugging Face datasets",
+    "tfds": "a TFDS data set",
+    "pairs": "pictures with a text file beside each",
+    "classes": "pictures in a folder for each class",
+    "pictures": "pictures alone",
+}
+_PARTS = re.compile(r"train(ing)?|test(ing)?|val(id(ation)?)?|dev|images?|img|pictures?|data|\d+", re.IGNORECASE)
+
+
+def source_of(path: str | os.PathLike[str]) -> SourceConfig:
+    """The source that a file, a folder or a glob is. Raises DataError, in one line, for what no reader knows."""
+    text = os.fspath(path)
+    if "://" in text:
+        raise DataError(f"{text} is a URL: download the data and give the local path")
+    place = Path(text).expanduser()
+    name = re.sub(r"\W+", "_", place.resolve().name if place.exists() else "data").strip("_") or "data"
+    if place.is_file() or (not place.exists() and re.search(r"[*?\[]", text)):
+        return SourceConfig(name=name, kind=_kind_of_file(place), path=str(place))
+    if not place.exists():
+        raise DataError(f"{text}: there is no such file or folder")
+    return _of_folder(place, name)
+
+
+def described(source: SourceConfig) -> str:
+    """The form of a source in words."""
+    return _WORDS[source.kind]
+
+
+def _kind_of_file(path: PurePath) -> str:
+    name = path.name.lower()
+    if path.name in MANIFESTS:
+        return "folder"
+    for kind, endings in _ENDINGS.items():
+        if name.endswith(endings):
+            return kind
+    if name.endswith(trees.PICTURES):
+        raise DataError(f"{path} is one picture: give the folder that it lies in")
+    if name.endswith((".zip", ".rar", ".7z")):
+        raise DataError(f"{path} is an archive that is not read: unpack it and give the folder")
+    if name.endswith(".json"):
+        raise DataError(
+            f"{path} is no file of lines: convert an array with  jq -c '.[]' {path.name} > {path.stem}.jsonl"
+        )
+    if name.endswith(".arrow"):
+        raise DataError(f"{path} is a part of a saved data set: give its folder")
+    raise DataError(
+        f"{path} is no file of records: give .jsonl, .csv, .tsv, .parquet or .tar (the first two also .gz), or a folder"
+    )
+
+
+def _of_folder(folder: Path, name: str) -> SourceConfig:
+    if not any(folder.iterdir()):
+        raise DataError(f"{folder} is an empty folder")
+    if any((folder / manifest).is_file() for manifest in MANIFESTS):
+        return SourceConfig(name=name, kind="folder", path=str(folder))
+    if huggingface.is_saved(folder):
+        return SourceConfig(name=name, kind="huggingface", path=str(folder))
+    if any(folder.glob("**/dataset_info.json")) and any(folder.glob("**/features.json")):
+        return SourceConfig(name=name, kind="tfds", path=str(folder))
+    pattern, files = "*", _containers(folder.glob("*"))
+    if not files:
+        pattern, files = "**/*", _containers(folder.glob("**/*"))
+    if len(files) > 1:
+        found = " and ".join(f"{len(names):,} {kind} ({names[0]})" for kind, names in files.items())
+        raise DataError(
+            f"{folder} holds two forms, {found}: say which, as in --data='{folder}/{pattern}.{_last(files)}'"
+        )
+    if files:
+        kind, names = next(iter(files.items()))
+        endings = sorted({_ending(file, kind) for file in names})
+        if len(endings) > 1:
+            raise DataError(
+                f"{folder} holds {', '.join(endings)} files: give one kind, as '{folder}/{pattern}{endings[0]}'"
+            )
+        return SourceConfig(name=name, kind=kind, path=str(folder / f"{pattern}{endings[0]}"))
+    return SourceConfig(name=name, kind=_kind_of_tree(folder), path=str(folder))
+
+
+def _containers(paths: object) -> dict[str, list[str]]:
+    """Names of the files that hold records, by kind."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(paths):
+        kind = next((kind for kind in _ENDINGS if _ending(path.name, kind)), None)
+        if kind and not path.name.startswith(".") and path.is_file():
+            found.setdefault(kind, []).append(path.name)
+    return found
+
+
+def _ending(name: str, kind: str) -> str:
+    return next(
+        (ending for ending in sorted(_ENDINGS[kind], key=len, reverse=True) if name.lower().endswith(ending)), ""
+    )
+
+
+def _last(files: dict[str, list[str]]) -> str:
+    kind, names = next(iter(files.items()))
+    return _ending(names[0], kind).lstrip(".")
+
+
+def _kind_of_tree(folder: Path) -> str:
+    pictures, texts = trees.list_files(str(folder))
+    if not pictures:
+        what = (
+            f'{len(texts):,} text files and no picture: put texts into a .jsonl, {{"text": ...}} a line'
+            if texts
+            else ("no manifest.jsonl, metadata.jsonl, *.jsonl, *.csv, *.parquet, *.tar, saved data set or pictures")
+        )
+        raise DataError(f"{folder} holds no data that can be read: {what} (docs/own_data.md)")
+    if any(os.path.splitext(picture)[0] in texts for picture in pictures):
+        return "pairs"
+    names = {trees.class_name(picture) for picture in pictures}
+    is_class = len(names) > 1 and "" not in names and not all(map(_PARTS.fullmatch, names))
+    return "classes" if is_class else "pictures"

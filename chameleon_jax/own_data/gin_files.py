@@ -1,0 +1,197 @@
+"""The gin files of a run on somebody's own data, with the reason of every number beside it, and the commands that use them."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from pathlib import Path
+
+from chameleon_jax.errors import WorkdirError
+from chameleon_jax.files import atomic_write
+from chameleon_jax.own_data.sizes import LOSS_CHUNK, RESERVED, Sizes
+from chameleon_jax.own_data.survey import Survey
+from chameleon_jax.progress import format_seconds
+
+TOKENIZER, DATA, RUN = "tokenizer.gin", "data.gin", "run.gin"
+
+
+def write(folder: Path, files: dict[str, str], *, overwrite: bool) -> None:
+    """Write the files. Raises WorkdirError, before any is written, where another one lies that may have been edited."""
+    for name, text in files.items():
+        if not overwrite and (folder / name).exists() and (folder / name).read_text(encoding="utf-8") != text:
+            raise WorkdirError(
+                f"{folder / name} is there and says something else: it may have been edited; choose another --workdir, or "
+                "--overwrite"
+            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            atomic_write(folder / name, text)
+    except OSError as error:
+        raise WorkdirError(f"{folder} cannot be written ({error.strerror}): choose another --workdir") from error
+
+
+def make(found: Survey, sizes: Sizes, folder: Path) -> dict[str, str]:
+    """The text of each file by its name."""
+    return {
+        TOKENIZER: _tokenizer(found, sizes),
+        DATA: _data(found, sizes, folder),
+        RUN: _run(found, sizes, folder),
+    }
+
+
+def commands(found: Survey, folder: Path) -> list[tuple[str, str]]:
+    """(name, what is typed) of every command from the data to a server."""
+    base = "python -m experiments."
+    where = {
+        part: shlex.quote(str(folder / part)) for part in (TOKENIZER, DATA, RUN, "tokenizer", "store", "model", "out")
+    }
+    prompt = shlex.quote(" ".join(found.caption.split())[:80] or "a picture")
+    mode = "image" if found.pictures else "text"
+    format = " --format=chat" if found.has_turns else " --format=completion"
+    return [
+        ("train_tokenizer", f"{base}train_tokenizer --gin_file={where[TOKENIZER]} --workdir={where['tokenizer']}"),
+        ("tokenize", f"{base}tokenize --gin_file={where[DATA]} --workdir={where['store']}"),
+        ("pretrain", f"{base}pretrain --gin_file={where[RUN]} --workdir={where['model']}"),
+        (
+            "generate",
+            f"{base}generate --workdir={where['model']}{format} --prompt={prompt} --mode={mode} --out={where['out']}",
+        ),
+        ("serve", f"{base}serve --workdir={where['model']} --gin.ServeConfig.{format.strip(' -')}"),
+    ]
+
+
+def _source(found: Survey) -> str:
+    source = found.source
+    more = [("split", source.split), ("media_dir", source.media_dir), ("caption", source.caption)]
+    lines = [
+        f"SourceConfig.name = {source.name!r}",
+        f"SourceConfig.kind = {source.kind!r}",
+        f"SourceConfig.path = {source.path!r}",
+        *(f"SourceConfig.{field} = {value!r}" for field, value in more if value),
+    ]
+    return "\n".join(lines)
+
+
+def _tokenizer(found: Survey, sizes: Sizes) -> str:
+    text = f"""\
+# Tokenizer of {found.source.path}, about {format_seconds(sizes.seconds["train_tokenizer"])}.
+TrainTokenizerConfig.sources = [@SourceConfig()]
+{_source(found)}
+"""
+    vq = sizes.vq
+    words = (
+        f"{found.vocabulary:,} different words were found; training makes at most so many pieces, 256 bytes among them"
+    )
+    if vq is None:
+        return f"""{text}
+# Text alone: a table of modalities with one row.
+TrainTokenizerConfig.vocab = @VocabConfig()
+VocabConfig.modalities = [@ModalityConfig()]
+VocabConfig.reserved = {RESERVED}
+ModalityConfig.name = 'text'
+ModalityConfig.span = 'free'
+ModalityConfig.codec = 'bpe'
+ModalityConfig.may_cut = True
+ModalityConfig.ids = {sizes.text_tokens}  # {words}
+"""
+    seen = sizes.codec_steps * sizes.codec_batch
+    uses = found.all_pictures * vq.codes_per_image / vq.codes
+    return f"""{text}
+TrainTokenizerConfig.vocab = @text_and_image()
+text_and_image.image_codes = {vq.codes}  # the codebook: the data use each entry about {uses:,.0f} times
+text_and_image.codes_per_image = {vq.codes_per_image}  # {vq.grid} x {vq.grid}; what a picture costs of the context
+text_and_image.reserved = {RESERVED}
+text_and_image.text_tokens = {sizes.text_tokens}  # {words}
+
+# Pictures have a short side of {found.side} pixels in the median; they are scaled to this square. Larger ones cost time.
+TrainTokenizerConfig.image = @ImageConfig()
+ImageConfig.resolution = {vq.resolution}
+
+# One net on the grid of codes: patches of {vq.patch_size}x{vq.patch_size} pixels go in and come out, which is quick.
+TrainTokenizerConfig.vq = @VQConfig()
+VQConfig.resolution = {vq.resolution}
+VQConfig.patch_size = {vq.patch_size}
+VQConfig.channels = {vq.channels}
+VQConfig.channel_multipliers = {vq.channel_multipliers}
+VQConfig.res_blocks = {vq.res_blocks}
+VQConfig.latent_channels = {vq.latent_channels}
+VQConfig.embed_dim = {vq.embed_dim}
+VQConfig.codes = {vq.codes}
+VQConfig.norm_groups = {vq.norm_groups}
+
+# {seen:,} pictures in all, {seen / max(found.all_pictures, 1):.3g} passes over the data.
+TrainTokenizerConfig.vq_train = @VQTrainConfig()
+VQTrainConfig.steps = {sizes.codec_steps}
+VQTrainConfig.batch_size = {sizes.codec_batch}
+VQTrainConfig.learning_rate = {3e-3 if vq.grid == 4 else 1e-3}
+VQTrainConfig.warmup_steps = {max(1, min(100, sizes.codec_steps // 10))}
+VQTrainConfig.l1_weight = 0.2
+VQTrainConfig.l2_weight = 1.0
+VQTrainConfig.dead_code_steps = {max(10, min(100, sizes.codec_steps // 10))}
+VQTrainConfig.eval_every = {max(50, sizes.codec_steps // 4)}
+"""
+
+
+def _data(found: Survey, sizes: Sizes, folder: Path) -> str:
+    text = f"""\
+# {found.source.path} to tokens, about {format_seconds(sizes.seconds["tokenize"])}.
+TokenizeConfig.sources = [@SourceConfig()]
+{_source(found)}
+
+TokenizeConfig.tokenizer = {str(folder / "tokenizer")!r}
+TokenizeConfig.codec_batch = {256 if sizes.vq and sizes.vq.grid == 4 else 64}
+"""
+    if found.rejects:
+        share = min(1.0, math.ceil(found.reject_fraction * 100 + 1) / 100)
+        text += f"# {len(found.rejects):,} of {found.read:,} records cannot be used: {found.reasons()[0][1]}\n"
+        text += f"TokenizeConfig.max_reject_fraction = {share}  # more end the run\n"
+    if found.most_pictures > 64:
+        text += f"TokenizeConfig.max_spans = {{'image': {found.most_pictures}}}  # pictures of a document\n"
+    return text
+
+
+def _run(found: Survey, sizes: Sizes, folder: Path) -> str:
+    model = sizes.model
+    weights = (
+        f"LossConfig.weights = {{'image': {sizes.picture_weight}}}  # a picture has many more tokens than its words\n"
+        if sizes.vq and sizes.picture_weight < 1
+        else ""
+    )
+    time = format_seconds(sizes.seconds["pretrain"])
+    return f"""\
+# A transformer of {sizes.parameters:,} parameters on {found.all_documents:,} documents, about {time}.
+PretrainConfig.model = @TransformerConfig()
+PretrainConfig.data = @DataConfig()
+PretrainConfig.train = @TrainConfig()
+PretrainConfig.optim = @OptimConfig()
+PretrainConfig.loss = @LossConfig()
+PretrainConfig.checkpoint = @CheckpointConfig()
+
+DataConfig.stores = [@StoreConfig()]
+StoreConfig.path = {str(folder / "store")!r}
+DataConfig.seq_len = {sizes.seq_len}  # a row: the longest document, or three of the usual length
+
+# The largest that {found.all_documents:,} documents and {sizes.minutes:g} minutes can teach. vocab_size follows the token store.
+TransformerConfig.d_model = {model.d_model}
+TransformerConfig.n_layers = {model.n_layers}
+TransformerConfig.n_heads = {model.n_heads}
+TransformerConfig.n_kv_heads = {model.n_kv_heads}
+TransformerConfig.head_dim = {model.head_dim}
+TransformerConfig.d_ff = {model.d_ff}
+TransformerConfig.max_seq_len = {model.max_seq_len}  # the context of generating too
+TransformerConfig.rope_theta = {model.rope_theta}
+TransformerConfig.init_std = {model.init_std}
+TransformerConfig.compute_dtype = {model.compute_dtype!r}
+TransformerConfig.scan_unroll = {model.scan_unroll}
+
+TrainConfig.steps = {sizes.steps}  # {sizes.epochs:.3g} passes over the data
+TrainConfig.batch_size = {sizes.batch_size}  # rows of a step
+TrainConfig.microbatches = {sizes.microbatches}
+TrainConfig.log_every = {max(1, sizes.steps // 20)}
+{weights}LossConfig.chunk = {LOSS_CHUNK}
+OptimConfig.learning_rate = {sizes.learning_rate}
+OptimConfig.schedule = 'cosine'
+OptimConfig.eps = 1e-8
+CheckpointConfig.every_steps = {max(20, math.ceil(sizes.steps / 4))}
+"""

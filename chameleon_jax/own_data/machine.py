@@ -1,0 +1,67 @@
+"""How fast this machine is: rates of matrix products of the widths that networks have, measured in a second or two."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+
+from chameleon_jax.parallel.device_memory import device_memory
+
+WIDTHS = (32, 64, 128, 256, 512, 1024)
+_SECONDS = 0.2  # of each width
+_ROWS = 2048
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Machine:
+    """`rates` are FLOP/s of one device, of products [rows, width] x [width, width], by WIDTHS; `memory` is in bytes, or None."""
+
+    platform: str
+    name: str
+    devices: int
+    memory: int | None
+    rates: tuple[float, ...]
+
+    def rate(self, width: int) -> float:
+        """FLOP/s of products of this width, between the measured ones on a line in logarithms."""
+        if width <= WIDTHS[0] or width >= WIDTHS[-1]:
+            return self.rates[0 if width <= WIDTHS[0] else -1]
+        after = bisect.bisect_right(WIDTHS, width)
+        low, high = WIDTHS[after - 1], WIDTHS[after]
+        share = math.log(width / low) / math.log(high / low)
+        return self.rates[after - 1] ** (1 - share) * self.rates[after] ** share
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.platform == "cpu"
+
+
+def measure() -> Machine:
+    """This machine, in the dtype that a run on it computes in."""
+    device = jax.local_devices()[0]
+    dtype = jnp.float32 if device.platform == "cpu" else jnp.bfloat16
+    return Machine(
+        platform=device.platform,
+        name=device.device_kind if device.platform != "cpu" else "CPU",
+        devices=jax.local_device_count(),
+        memory=device_memory(device),
+        rates=tuple(_rate(width, dtype) for width in WIDTHS),
+    )
+
+
+def _rate(width: int, dtype: jnp.dtype) -> float:
+    """FLOP/s of the best of several products, two in a row, as a layer has them."""
+    rows, inner = jnp.ones((_ROWS, width), dtype), jnp.full((width, width), 1 / width, dtype)
+    product = jax.jit(lambda x, w: (x @ w) @ w)
+    jax.block_until_ready(product(rows, inner))
+    end, best = time.perf_counter() + _SECONDS, math.inf
+    while time.perf_counter() < end:
+        begin = time.perf_counter()
+        jax.block_until_ready(product(rows, inner))
+        best = min(best, time.perf_counter() - begin)
+    return 4 * _ROWS * width**2 / best

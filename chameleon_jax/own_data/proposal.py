@@ -1,0 +1,119 @@
+"""What `experiments.new` does, step by step: recognise, read, measure the machine, choose sizes, write, and say what to type."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+from chameleon_jax.commands import as_called
+from chameleon_jax.configs import SourceConfig
+from chameleon_jax.data.sources import described, source_of
+from chameleon_jax.errors import DataError
+from chameleon_jax.evaluation import record_page, records
+from chameleon_jax.own_data import gin_files, machine, sizes, survey
+from chameleon_jax.own_data.machine import Machine
+from chameleon_jax.own_data.sizes import Sizes
+from chameleon_jax.own_data.survey import Survey
+from chameleon_jax.parallel.device_memory import in_words
+from chameleon_jax.progress import format_seconds
+from chameleon_jax.workdir import require_kind
+
+PAGE = "records.html"
+NO_WORDS = "a picture"  # what pictures without words are called, where nobody says otherwise
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """What was found, what fits it, and where the files go."""
+
+    found: Survey
+    machine: Machine
+    sizes: Sizes
+    folder: Path
+
+
+def require_new(folder: Path) -> None:
+    """Raise WorkdirError where a run, a token store or a tokenizer lies in the folder itself."""
+    require_kind(folder, "a folder of gin files")
+
+
+def source_of_flags(data: str, split: str, caption: str | None) -> SourceConfig:
+    """The source that the flags ask for, with an absolute path, so that commands find it from any folder.
+
+    Raises DataError for a path that no reader knows and for words for pictures that have some.
+    """
+    source = source_of(data)
+    path = source.path if source.kind == "tfds" and not os.path.exists(source.path) else os.path.abspath(source.path)
+    if caption is not None and source.kind != "pictures":
+        raise DataError(f"--caption is for pictures without words; {data} is {described(source)}")
+    words = (caption or NO_WORDS) if source.kind == "pictures" else ""
+    return dataclasses.replace(source, path=path, split=split, caption=words)
+
+
+def look(source: SourceConfig) -> Survey:
+    """Say what form the data have, and read them. Raises DataError where nothing in them can be used."""
+    print(f"{_near(source.path)}: {described(source)}", flush=True)
+    if source.caption:
+        print(
+            f'  no words are told, so every picture is called "{source.caption}"; --caption says otherwise', flush=True
+        )
+    found = survey.survey(source)
+    for line in survey.lines(found):
+        print(f"  {line}", flush=True)
+    if not found.words:
+        raise DataError(
+            f"{source.path} holds no words: a model is trained on words, or words and pictures; add a text to records"
+        )
+    if not found.pictures:
+        print("  no pictures: the model will be one of text alone", flush=True)
+    return found
+
+
+def propose(found: Survey, folder: Path, minutes: float) -> Proposal:
+    """Measure this machine and choose sizes."""
+    here = machine.measure()
+    return Proposal(found=found, machine=here, sizes=sizes.choose(found, here, minutes), folder=folder)
+
+
+def write(proposal: Proposal, *, overwrite: bool, shown: int) -> None:
+    """The gin files and the page. Raises WorkdirError where edited files would be lost, or the folder cannot be written."""
+    files = gin_files.make(proposal.found, proposal.sizes, proposal.folder)
+    gin_files.write(proposal.folder, files, overwrite=overwrite)
+    page = records.of_source(proposal.found.source, shown)
+    title = f"Records of {_near(proposal.found.source.path)}"
+    record_page.write(proposal.folder / PAGE, title, page.lead, page.sections)
+
+
+def lines(proposal: Proposal) -> list[str]:
+    """What is proposed, and the commands with their times."""
+    here, chosen, folder = proposal.machine, proposal.sizes, proposal.folder
+    memory = f", {in_words(here.memory)} of memory" if here.memory else ""
+    devices = f"{here.devices} x {here.name}" if here.devices > 1 or not here.is_cpu else here.name
+    said = ["", f"this machine: {devices}, {here.rate(chosen.model.d_model) / 1e9:,.0f} GFLOP/s{memory}"]
+    if vq := chosen.vq:
+        said.append(
+            f"pictures:     {vq.resolution}x{vq.resolution} pixels as {vq.grid}x{vq.grid} = {vq.codes_per_image} codes of "
+            f"{vq.codes:,}; codec trained {chosen.codec_steps:,} steps of {chosen.codec_batch}"
+        )
+    said += [
+        f"text:         at most {chosen.text_tokens:,} pieces",
+        f"transformer:  {chosen.parameters / 1e6:.2g} M parameters, {chosen.model.n_layers} layers of width "
+        f"{chosen.model.d_model}, context {chosen.seq_len}",
+        f"training:     {chosen.steps:,} steps of {chosen.batch_size} rows, {chosen.epochs:.3g} passes over the data, "
+        f"{in_words(chosen.memory)} of memory",
+        "",
+        f"look at {folder / PAGE}; {', '.join((gin_files.TOKENIZER, gin_files.DATA, gin_files.RUN))} say why. Then run",
+        "",
+    ]
+    for name, command in gin_files.commands(proposal.found, folder):
+        seconds = chosen.seconds.get(name)
+        said += [as_called(command), f"    # about {format_seconds(seconds)}"] if seconds else [as_called(command)]
+    said.append(f"\nin all about {format_seconds(sum(chosen.seconds.values()))} before the first picture")
+    return said
+
+
+def _near(path: str) -> str:
+    """The path from the current folder where it lies below it, as people write it."""
+    near = os.path.relpath(path)
+    return path if near.startswith("..") else near

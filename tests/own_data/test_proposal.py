@@ -1,0 +1,219 @@
+"""Every form of data is recognised, read whole and turned into gin files that build; and what cannot be is told in one line."""
+
+import csv
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from chameleon_jax import gin_utils
+from chameleon_jax.configs import PretrainConfig, TokenizeConfig, TrainTokenizerConfig
+from chameleon_jax.data.sources import estimate_records, source_of
+from chameleon_jax.errors import DataError, WorkdirError
+from chameleon_jax.own_data import gin_files, proposal, sizes, survey
+from chameleon_jax.own_data.machine import WIDTHS, Machine
+from tests.own_data_forms import FORMS, records, write_csv, write_manifest, write_pairs, write_tars
+
+CPU = Machine(platform="cpu", name="CPU", devices=1, memory=24 * 10**9, rates=(60e9,) * len(WIDTHS))
+GPU = Machine(platform="gpu", name="GPU", devices=1, memory=80 * 10**9, rates=(2e12, 8e12, 3e13, 1e14, 2e14, 4e14))
+CONFIGS = {
+    gin_files.TOKENIZER: TrainTokenizerConfig,
+    gin_files.DATA: TokenizeConfig,
+    gin_files.RUN: PretrainConfig,
+}
+
+
+@pytest.fixture(scope="module")
+def given():
+    return records()
+
+
+def looked_at(path, caption=None):
+    return survey.survey(proposal.source_of_flags(str(path), "", caption))
+
+
+def configs(found, folder, minutes=5.0, machine=CPU):
+    """The configs that the written files build, and the sizes."""
+    chosen = sizes.choose(found, machine, minutes)
+    files = gin_files.make(found, chosen, folder)
+    gin_files.write(folder, files, overwrite=False)
+    return [gin_utils.load(config, [str(folder / name)]).config for name, config in CONFIGS.items()], chosen
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_form_is_recognised_read_whole_and_becomes_configs(form, given, tmp_path):
+    make, kind = FORMS[form]
+    path = make(tmp_path / "data", given)
+    found = looked_at(path)
+    assert (found.source.kind, found.pictures, found.documents, found.captioned) == (kind, 200, 200, 200)
+    assert found.rejects == () and found.side == 16 and found.has_turns is False
+    assert set(found.words) == ({8} if form == "csv" else {6})
+    assert estimate_records(found.source) in (200, None)
+    (tokenizer, data, run), chosen = configs(found, tmp_path / "run")
+    assert tokenizer.sources == data.sources == (found.source,)
+    assert tokenizer.vq.codes_per_image == 16 and run.train.steps == chosen.steps
+    commands = dict(gin_files.commands(found, tmp_path / "run"))
+    assert list(commands) == ["train_tokenizer", "tokenize", "pretrain", "generate", "serve"]
+
+
+def test_more_time_and_a_faster_machine_make_larger_models_of_more_data(given, tmp_path):
+    found = looked_at(write_csv(tmp_path / "data", given))
+    small = sizes.choose(found, CPU, 5)
+    many = dataclasses.replace(found, scale=500.0, sides=((256, 200),) * 200)
+    larger, longer, quicker = (sizes.choose(many, *more) for more in ((CPU, 30), (CPU, 600), (GPU, 600)))
+    assert small.parameters < larger.parameters < longer.parameters < quicker.parameters
+    assert small.vq.resolution == 16 and larger.vq.resolution <= longer.vq.resolution <= quicker.vq.resolution == 128
+    for chosen, minutes in ((small, 5), (larger, 30), (longer, 600), (quicker, 600)):
+        assert sum(chosen.seconds.values()) < 60 * minutes * 1.2
+        assert chosen.memory < 0.7 * CPU.memory
+
+
+def test_the_text_alone_of_a_table_makes_a_run_of_text(tmp_path):
+    (tmp_path / "t.csv").write_text("text\n" + "".join(f"a line of words number {i}\n" for i in range(50)))
+    found = looked_at(tmp_path / "t.csv")
+    (tokenizer, _, _), chosen = configs(found, tmp_path / "run")
+    assert [row.name for row in tokenizer.vocab.modalities] == ["text"] and chosen.vq is None
+    assert "--mode=text" in dict(gin_files.commands(found, tmp_path / "run"))["generate"]
+
+
+def test_pictures_alone_get_the_words_that_they_are_told(given, tmp_path):
+    for i, (data, _) in enumerate(given[:8]):
+        (tmp_path / f"{i}.png").write_bytes(data)
+    assert looked_at(tmp_path).caption == "a picture"
+    assert looked_at(tmp_path, caption="a bar").caption == "a bar"
+    with pytest.raises(DataError, match="--caption is for pictures without words"):
+        proposal.source_of_flags(str(write_pairs(tmp_path / "pairs", given[:3])), "", "a bar")
+
+
+def test_a_conversation_is_continued_as_one(tmp_path):
+    turns = [{"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "Yes."}]
+    (tmp_path / "t.jsonl").write_text(json.dumps({"conversations": turns}) + "\n")
+    found = looked_at(tmp_path / "t.jsonl")
+    assert found.has_turns and "--format=chat" in dict(gin_files.commands(found, tmp_path))["generate"]
+
+
+def test_records_that_cannot_be_used_are_counted_with_their_reasons(given, tmp_path):
+    folder = write_csv(tmp_path / "data", given)
+    (folder / "images" / "0003.png").write_bytes(b"<html>")
+    (folder / "images" / "0004.png").unlink()
+    found = looked_at(folder)
+    assert (found.read, found.documents, len(found.rejects)) == (200, 198, 2)
+    said = "\n".join(survey.lines(found))
+    assert "200 records, 2 of them cannot be used" in said and "image file is missing: 'images/0004.png'" in said
+    (_, data, _), _ = configs(found, tmp_path / "run")
+    assert data.max_reject_fraction == 0.02
+
+
+def refused(path, reason):
+    with pytest.raises(DataError, match=reason) as caught:
+        looked_at(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_data_is_told_in_one_line(given, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name, content in (
+        ("a.png", given[0][0]),
+        ("a.zip", b"x"),
+        ("a.json", b"[]"),
+        ("a.txt", b"x"),
+        ("a.arrow", b"x"),
+    ):
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("x")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.py").write_text("x")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_bytes(b"x")
+    refused(tmp_path / "no", "no: there is no such file or folder")
+    refused("https://x.org/a.tar", "is a URL: download")
+    refused(tmp_path / "empty", "is an empty folder")
+    refused(tmp_path / "a.png", "is one picture: give the folder")
+    refused(tmp_path / "a.zip", "is an archive that is not read: unpack it")
+    refused(tmp_path / "a.json", "convert an array with  jq -c")
+    refused(tmp_path / "a.txt", "is no file of records: give .jsonl")
+    refused(tmp_path / "a.arrow", "part of a saved data set: give its folder")
+    refused(tmp_path / "texts", "1 text files and no picture: put texts into a .jsonl")
+    refused(tmp_path / "other", "holds no data that can be read: no manifest.jsonl")
+    refused(tmp_path / "*.tar", "matches no file")
+    refused(tmp_path / "broken", "none of 1 records can be used, the first: a.png: not a JPEG, PNG, WEBP image")
+
+
+def test_two_forms_in_one_folder_are_named_both(given, tmp_path):
+    folder = write_tars(tmp_path / "data", given[:4])
+    (folder / "a.csv").write_text("text\nx\n")
+    refused(folder, r"holds two forms, .*2 webdataset \(00000.tar\).*: say which")
+    (folder / "a.csv").unlink()
+    (folder / "b.tgz").write_bytes(b"x")
+    refused(folder, r"holds \.tar, \.tgz files: give one kind")
+    manifest = write_manifest(tmp_path / "manifest", given[:4])  # what a manifest names is no form of its own
+    assert source_of(manifest).kind == "folder"
+
+
+def test_missing_captions_are_rejects(given, tmp_path):
+    folder = write_pairs(tmp_path / "pairs", given[:10])
+    (folder / "0003.txt").unlink()
+    found = looked_at(folder)
+    assert (found.pictures, len(found.rejects)) == (9, 1)
+    assert found.reasons() == [(1, "no text beside the picture: 0003.txt is missing")]
+
+
+def test_edited_files_are_not_overwritten(given, tmp_path):
+    found = looked_at(write_pairs(tmp_path / "pairs", given[:10]))
+    configs(found, tmp_path / "run")
+    configs(found, tmp_path / "run")  # the same again is no edit
+    (tmp_path / "run" / gin_files.RUN).write_text("# mine\n")
+    with pytest.raises(WorkdirError, match=r"run\.gin is there and says something else: it may have been edited"):
+        configs(found, tmp_path / "run")
+    assert (tmp_path / "run" / gin_files.RUN).read_text() == "# mine\n"
+
+
+def command(*flags):
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.new", *flags], capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_the_command_writes_a_page_and_says_what_to_type(given, tmp_path):
+    folder = tmp_path / "data"
+    write_csv(folder, given[:40])
+    code, said = command(f"--data={folder}", f"--workdir={tmp_path / 'run'}", "--minutes=2")
+    assert code == 0, said
+    assert "40 pictures, all 16x16 pixels" in said and said.count("python -m experiments.") == 5
+    page = (tmp_path / "run" / proposal.PAGE).read_text()
+    assert page.count("<img") == 24 and "a red bar on the left, somewhat noisy" in page and "http" not in page
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "vocab.json").write_text("{}")
+    code, said = command(f"--data={folder}", f"--workdir={tmp_path / 'bundle'}")
+    assert code == 2 and "bundle is a tokenizer" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("flags, told", [
+    (["--data=x", "--workdir=y", "--minutes=0"], "--minutes must be positive"),
+    (["--workdir=y"], "--data is required"),
+    (["--data=/no/such", "--workdir=y"], "/no/such: there is no such file or folder"),
+])  # fmt: skip
+def test_wrong_flags_are_told_in_one_line(flags, told, tmp_path):
+    code, said = command(*flags)
+    assert code == 2 and told in said and said.count("\n") == 1
+
+
+def test_large_pictures_are_read_by_their_headers_after_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(survey, "DECODED", 2)
+    with open(tmp_path / "t.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["image", "text"])
+        rows.writerows([f"{i}.jpg", "words"] for i in range(4))
+    for i in range(4):
+        file = io.BytesIO()
+        Image.new("RGB", (300 + i, 200)).save(file, "JPEG")
+        (tmp_path / f"{i}.jpg").write_bytes(file.getvalue()[: 700 if i == 3 else None])
+    found = looked_at(tmp_path / "t.csv")
+    assert found.sides == ((300, 200), (301, 200), (302, 200), (303, 200))  # that the last is torn, tokenising says
+    assert "300 to 303 wide, 200 to 200 high, short side 200 in the median" in "\n".join(survey.lines(found))
