@@ -42,6 +42,7 @@ _KEYS = {  # name: (virtual key code, text)
     "Enter": (13, "\r"),
     "Tab": (9, ""),
     "Escape": (27, ""),
+    "Delete": (46, ""),
     "ArrowUp": (38, ""),
     "ArrowDown": (40, ""),
     "ArrowRight": (39, ""),
@@ -300,7 +301,9 @@ class FakeServer:
     def say(self, text: str, ids: list[int]) -> None:
         self.chunk({"choices": [{"index": 0, "delta": {"content": text, "token_ids": ids}, "finish_reason": None}]})
 
-    def draw(self, url: str, done: int, of: int, ids: list[int], *, index: int = 0) -> None:
+    def draw(
+        self, url: str, done: int, of: int, ids: list[int], *, index: int = 0, codes: list[int] | None = None
+    ) -> None:
         picture = {
             "type": "image_url",
             "index": index,
@@ -308,6 +311,7 @@ class FakeServer:
             "partial": done < of,
             "done": done,
             "of": of,
+            **({"codes": codes} if codes else {}),
         }
         self.chunk({"choices": [{"index": 0, "delta": {"images": [picture], "token_ids": ids}, "finish_reason": None}]})
 

@@ -228,6 +228,73 @@ def test_pictures_are_enlarged(page, fake):
     assert page.run("document.activeElement.ariaLabel") == "Enlarge picture 1"
 
 
+def test_parts_of_a_picture_are_redrawn(page, fake):
+    ask(page, fake, "Draw")
+    fake.draw(picture_url(), 6, 6, [10], codes=[1, 2, 3, 4, 5])  # five codes make no square: nothing to choose from
+    fake.end()
+    wait_for(page, "done")
+    assert page.run("document.querySelector('.redraw').hidden")
+    first = ask(page, fake, "Draw again")
+    fake.draw(picture_url(), 4, 4, [10], codes=[10, 11, 12, 13])
+    fake.end()
+    wait_for(page, "done")
+    page.click_named("Redraw parts of picture 1")
+    page.wait("document.querySelector('#redraw').open")
+    assert page.run("document.querySelector('#redraw .primary').disabled")
+    page.click_named("Lower half")
+    page.run("document.querySelector('.cell').focus()")
+    page.key("ArrowRight")
+    page.key(" ")
+    x, y = page.middle(".cell[data-at='3']")
+    page.mouse("mousePressed", x, y)  # a chosen one: the pointer takes away
+    page.mouse("mouseReleased", x, y, buttons=0)
+    page.click_named("Redraw 2 of 4 codes")
+    body = fake.request()
+    assert body["keep"] == {"modality": "image", "codes": [10, None, None, 13]}
+    assert (body["mode"], body["max_images"]) == ("image", 1) and body["seed"] != first["seed"]
+    assert body["messages"] == first["messages"]
+    fake.draw(picture_url((0, 0, 200)), 4, 4, [10], codes=[10, 1, 2, 13])
+    fake.end()
+    wait_for(page, "done")
+    assert page.text(".place") == "2 / 2"
+
+
+def test_why_this_token(page, fake):
+    first = ask(page, fake)
+    fake.say("Good day", [1000, 1001])
+    fake.end(tokens=2)
+    wait_for(page, "done")
+    assert "logprobs" not in first
+    page.click_named("Tokens")
+    page.wait("document.querySelectorAll('.token').length === 2")
+    page.click_named("How likely?")  # the same once more
+    again = fake.request()
+    assert again == first | {"logprobs": True, "top_logprobs": 5}
+    entries = [
+        {"token": token, "logprob": logprob, "id": id, "modality": "text", "top_logprobs": top}
+        for id, token, logprob, top in [
+            (1000, "Good", -0.105, [{"token": "Good", "logprob": -0.105}, {"token": "Bad", "logprob": -2.3}]),
+            (1001, " day", -4.6, [{"token": " evening", "logprob": -0.01}]),
+        ]
+    ]
+    delta = {"content": "Good day", "token_ids": [1000, 1001]}
+    fake.chunk({"choices": [{"index": 0, "delta": delta, "logprobs": {"content": entries}, "finish_reason": None}]})
+    fake.end(tokens=2)
+    wait_for(page, "done")
+    assert page.count(".place") == 0
+    page.click_named("Tokens")
+    page.wait("document.querySelectorAll('.why li').length === 2")
+    rows = "[...document.querySelectorAll('.why li')].map(row => [row.className, ...[...row.children].map(e => e.textContent)])"
+    assert page.run(rows) == [["own", "Good", "", "90 % · chosen"], ["", "Bad", "", "10 %"]]
+    page.click(".token[data-at='1']")
+    assert page.run(rows) == [["", "␣evening", "", "99 %"], ["own", "␣day", "", "1.0 % · chosen"]]
+    assert "likelihood 1.0 %" in page.text(".detail")
+    page.click("#show-controls")
+    page.click("#ask-likelihoods")
+    assert ask(page, fake, "Next")["top_logprobs"] == 5
+    fake.end()
+
+
 def test_compiling_is_shown_and_notes_of_the_server(page, fake):
     fake.health["status"] = "compiling"
     ask(page, fake)  # asks for the state too

@@ -320,6 +320,18 @@ def test_with_the_real_server(open_page, server, picture):
     page.click_named("Show the prompt's")
     page.wait("/16 picture codes/.test(document.querySelector('.counts').textContent)")
 
+    page.click_named("Redraw parts of picture 1")
+    page.click_named("Lower half")
+    page.click_named("Redraw 8 of 16 codes")
+    page.wait("document.querySelector('.place')?.textContent === '2 / 2'")
+    wait_for(page, "done")
+    page.wait("document.querySelector('.given img').naturalWidth === 16")
+    page.click_named("Tokens")
+    page.click_named("How likely?")
+    wait_for(page, "done")
+    page.click_named("Tokens")
+    page.wait("document.querySelectorAll('.why li').length >= 5")
+
     choose(page, "mode", "text")
     fill(page, "max_tokens", "9")
     run("And in words?")

@@ -24,12 +24,14 @@ export class AnswerView {
   #meta = el("span", { className: "meta" });
   #notes = el("ul", { className: "notes", ariaLabel: "Notes of the server" });
   #tools = el("span", { className: "tools" });
-  #tokens = new TokenView();
+  #tokens;
   #isWaiting = false;
 
-  /** `actions`: use(part) puts a part into the prompt, redraw(answer, part), canRedraw(answer, part). */
+  /** `actions`: use(part) puts a part into the prompt, redraw(answer, part) has parts of a picture drawn anew,
+   *  explain(answer) asks how likely its tokens were; canRedraw and canExplain tell whether these can be done. */
   constructor(answer, actions) {
     [this.#answer, this.#actions] = [answer, actions];
+    this.#tokens = new TokenView({ explain: () => actions.explain(answer), canExplain: () => actions.canExplain(answer) });
     const foot = el("div", { className: "foot" }, this.#tools, this.#meta, this.controls);
     this.node = el("div", { className: "answer" }, this.#body, this.#notes, foot, this.#tokens.node);
     const tokens = button("Tokens", async () => {

@@ -7,6 +7,7 @@ import { Composer } from "./composer.js";
 import { Conversation } from "./conversation.js";
 import { byId, el } from "./dom.js";
 import { keepDraft, readDraft, rememberChat, rememberedChat } from "./drafts.js";
+import { pngSize } from "./files.js";
 import { showExamples } from "./examples.js";
 import { Keeper } from "./keeper.js";
 import { askKey } from "./keydialog.js";
@@ -15,6 +16,7 @@ import { showMeter, usedBy } from "./meter.js";
 import { clearNotices, notice } from "./notices.js";
 import { closeOverlay, connectPanels, setPanel } from "./panels.js";
 import { connectPreference, preference } from "./preferences.js";
+import { gridOf, openRedraw } from "./redraw.js";
 import { connectScrolling, follow, keepUp } from "./scrolling.js";
 import { newSeed, Settings } from "./settings.js";
 import { watchServer } from "./status.js";
@@ -24,11 +26,12 @@ import { exportChats, importChats } from "./transfer.js";
 
 const composer = new Composer();
 const settings = new Settings(byId("settings"));
-const conversation = new Conversation({ edit, again, proceed, use, turned, redraw: () => {}, canRedraw: () => false });
+const conversation = new Conversation({ edit, again, proceed, use, turned, explain, canExplain, redraw, canRedraw });
 const library = new Library({ open: openChat, rename, save, remove });
 const keeper = new Keeper((head) => library.put(head));
 const live = new Map(); // by id, chats with answers under way: they go on when another is in sight
 let chat = new Chat();
+const LIKELIHOODS = { logprobs: true, top_logprobs: 5 };
 let editing = null; // the number of the exchange that the prompt will replace
 let models = [];
 
@@ -41,6 +44,7 @@ async function run() {
   const request = settings.request();
   const content = composer.content();
   if (chat.running || !request) return;
+  if (preference("likelihoods")) Object.assign(request, LIKELIHOODS);
   const wrong = composer.check();
   if (wrong) return notice(wrong);
   if (!content.length && request.format !== "completion" && settings.kinds(request.mode).includes("text")) {
@@ -66,14 +70,14 @@ async function run() {
   if (place !== null) startEditing(place);
 }
 
-async function again(i, { newSeed: isNewSeed = false, instead = false }) {
+async function again(i, { newSeed: isNewSeed = false, instead = false, fields = {} }) {
   const asked = chat;
   if (asked.running) return;
   const before = asked.snapshot();
   const answers = asked.shown(i);
-  const request = { ...answers[0].request, ...(isNewSeed && { seed: newSeed() }) };
+  const request = { ...answers[0].request, ...(isNewSeed && { seed: newSeed() }), ...fields };
   const names = [...new Set(answers.map(({ model }) => model))];
-  const retry = () => again(i, { newSeed: isNewSeed, instead });
+  const retry = () => again(i, { newSeed: isNewSeed, instead, fields });
   if (await generate(asked, names, request, retry, instead)) return;
   asked.restore(before);
   keeper.keep(asked);
@@ -137,6 +141,7 @@ function showChat() {
   conversation.show(chat);
   library.mark(chat.id);
   rememberChat(chat.id);
+  byId("chat-title").textContent = chat.title;
   document.title = chat.length ? `${chat.title} · chameleon_jax` : "chameleon_jax";
   showRunning();
 }
@@ -180,6 +185,38 @@ function joined(parts) {
 function use(part) {
   composer.add(part);
   composer.focus();
+}
+
+// Only the last exchange can be answered anew: what follows the others was said after their answers.
+const isLast = (answer) => !chat.running && chat.length > 0 && chat.shown(-1).includes(answer);
+
+function canExplain(answer) {
+  return isLast(answer) && !answer.isOpen;
+}
+
+function explain() {
+  again(chat.length - 1, { instead: true, fields: LIKELIHOODS });
+}
+
+// A server that tells the codes of a picture also takes them back.
+function gridOfPart({ type, url, codes, partial }) {
+  const size = type === "image" && !partial && codes && pngSize(url);
+  return size ? gridOf(codes.length, ...size) : null;
+}
+
+function canRedraw(answer, part) {
+  return isLast(answer) && !answer.isOpen && gridOfPart(part) !== null;
+}
+
+function redraw({ request }, part) {
+  const { url, codes, modality = "image" } = part;
+  const [columns] = gridOfPart(part);
+  const act = (kept) => {
+    const fields = { mode: modality, max_images: 1, keep: { modality, codes: kept } };
+    if (request.image_size) fields.image_size = pngSize(url).join("x");
+    again(chat.length - 1, { newSeed: true, fields });
+  };
+  openRedraw({ url, alt: "The picture", codes, columns, act });
 }
 
 function turned() {
@@ -316,6 +353,7 @@ connectTheme(byId("theme"));
 connectPanels();
 connectScrolling(() => chat.running !== null);
 connectPreference("enter", byId("enter-sends"), () => {});
+connectPreference("likelihoods", byId("ask-likelihoods"), () => {});
 connectPreference("markdown", byId("show-markdown"), () => conversation.redraw());
 const askServer = watchServer(
   () => live.size > 0,

@@ -11,7 +11,7 @@ export class Conversation {
   #actions;
   #views = new WeakMap(); // answer -> its view
 
-  /** `actions`: edit(i), again(i, {newSeed, instead}), proceed(i), each with the number of an exchange, turned() after another answer
+  /** `actions`: edit(i), again(i, {newSeed, instead, fields}), proceed(i), each with the number of an exchange, turned() after another answer
    *  was chosen, and those of an AnswerView. */
   constructor(actions) {
     this.#actions = actions;
@@ -44,6 +44,7 @@ export class Conversation {
     const exchange = this.#chat.length ? this.#chat.at(-1) : null;
     const answer = exchange?.tries[exchange.shown]?.at(-1);
     if (answer) this.#view(answer).controls.replaceChildren(...this.#controls(exchange, true, this.#chat.length - 1));
+    for (const each of this.#chat.answers) this.#views.get(each)?.refresh(); // what can be done depends on what runs and what is last
   }
 
   #view(answer) {
@@ -67,7 +68,7 @@ export class Conversation {
       view.controls.replaceChildren(...(at === answers.length - 1 ? this.#controls(exchange, isLast, i) : []));
       given.append(answers.length > 1 ? this.#beside(exchange, answers, at, view, i) : view.node);
     }
-    return el("article", { className: "exchange" }, asked, given);
+    return el("article", { className: "exchange" }, el("h2", { className: "hidden", textContent: `Exchange ${i + 1}` }), asked, given);
   }
 
   // One of several answers, with what tells it from the others, and the choice with which the chat goes on.

@@ -39,7 +39,7 @@ export function openMenu(anchor, items) {
   const leave = (event) => !menu.contains(event.target) && !anchor.contains(event.target) && close();
   document.addEventListener("pointerdown", leave, { signal: ending.signal, capture: true });
   addEventListener("resize", close, { signal: ending.signal });
-  document.body.append(menu);
+  (anchor.closest("nav, main, aside") ?? document.body).append(menu); // in a landmark
   menu.showPopover();
   const [box, size] = [anchor.getBoundingClientRect(), menu.getBoundingClientRect()];
   menu.style.left = `${Math.max(8, Math.min(box.left, innerWidth - size.width - 8))}px`;

@@ -3,7 +3,7 @@
 const KEY = "chameleon.page";
 
 // Fingers have no Shift key to write a second line with.
-const FALLBACK = { enter: !matchMedia("(pointer: coarse)").matches, markdown: true };
+const FALLBACK = { enter: !matchMedia("(pointer: coarse)").matches, markdown: true, likelihoods: false };
 
 function read() {
   try {

@@ -32,6 +32,7 @@ export class TokenView {
   #counts = el("p", { className: "counts" });
   #space = el("div", { className: "space" });
   #detail = el("p", { className: "detail", ariaLive: "off" });
+  #ask; // offers to ask for likelihoods, where there are none
   #why = el("ol", { className: "why", ariaLabel: "What it could have been" });
   #scroller = el("div", {
     className: "scroller",
@@ -39,11 +40,15 @@ export class TokenView {
     attributes: { role: "listbox" },
   });
   #switch;
+  #canExplain;
 
-  constructor() {
+  /** `explain()` asks for likelihoods; `canExplain()` tells whether it can. */
+  constructor({ explain, canExplain }) {
+    this.#canExplain = canExplain;
+    this.#ask = button("How likely?", explain, { title: "The same answer once more, with the likelihood of each token" });
     this.#scroller.append(this.#space);
     this.#switch = button("", () => this.#turn());
-    const head = el("div", { className: "head" }, this.#counts, this.#switch);
+    const head = el("div", { className: "head" }, this.#counts, el("span", { className: "tools" }, this.#ask, this.#switch));
     this.node = el("div", { className: "tokens", hidden: true, id: this.#name }, head, this.#scroller, this.#detail, this.#why);
     this.#scroller.addEventListener("scroll", () => requestAnimationFrame(() => this.#draw()), { passive: true });
     this.#scroller.addEventListener("keydown", (event) => this.#key(event));
@@ -65,6 +70,7 @@ export class TokenView {
     const other = this.#which === "answer" ? "prompt" : "answer";
     this.#switch.textContent = `Show the ${other}'s`;
     this.#switch.hidden = !promptIds.length;
+    this.#ask.hidden = likelihoods.length > 0 || !this.#canExplain();
     this.#scroller.ariaLabel = `Tokens of the ${this.#which}`;
     if (this.node.hidden || this.#busy) return;
     this.#busy = true; // what comes meanwhile is drawn by the loop below
