@@ -9,6 +9,7 @@ does not know go to absl's global ones, which are absl's and, as --jax_*, JAX's.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import logging as standard_logging
 import os
@@ -163,7 +164,7 @@ def _parse(
     except flags.UnrecognizedFlagError as error:
         raise ConfigError(f"unknown argument '{error.flagvalue}'{_nearest(error, values, config)}") from None
     except (flags.Error, ValueError) as error:
-        raise ConfigError(f"{_in_one_line(error)} (see --help)") from None
+        raise ConfigError(f"{_in_one_line(error)}{_misspelt(error, values, argv)} (see --help)") from None
     if len(found) > bool(positional):
         raise ConfigError(f"unknown argument '{found[bool(positional)]}' (see --help)")
     _set_jax_flags()
@@ -185,6 +186,15 @@ def _nearest(error: flags.UnrecognizedFlagError, values: flags.FlagValues, confi
     return did_you_mean(f"--{error.flagname}", known) or " (see --help)"
 
 
+def _misspelt(error: Exception, values: flags.FlagValues, argv: Sequence[str]) -> str:
+    """Of a flag that is missing, the one that was given in its place: absl looks for what it requires first."""
+    if not (missing := re.match(r"flag (--\w+)=None: ", str(error))):
+        return ""
+    given = {arg.partition("=")[0] for arg in argv if arg.startswith("--")} - {f"--{name}" for name in values}
+    near = difflib.get_close_matches(missing[1], given, n=1, cutoff=0.6)
+    return f"; '{near[0]}' is no flag" if near else ""
+
+
 def _in_one_line(error: Exception) -> str:
     """absl's message, with the nearest name for a value that is none of several, and shorter for a flag that is missing."""
     text = " ".join(str(error).split()).removeprefix("flag ")
@@ -192,6 +202,8 @@ def _in_one_line(error: Exception) -> str:
         return f"{match[1]} is required"
     if match := re.match(r"--\w+=(.*): value should be one of <(.*)>$", text):
         return text + did_you_mean(match[1], match[2].split("|"))
+    if match := re.match(r"(--\w+=.*): (invalid literal for int|could not convert string to float)", text):
+        return f"{match[1]}: not a {'whole ' if match[2].endswith('int') else ''}number"
     return text
 
 

@@ -47,10 +47,8 @@ class Config:
                 value = FrozenMap(value)
                 object.__setattr__(self, field.name, value)
             if not _matches(value, types_of[field.name]):
-                wanted = _type_name(types_of[field.name])
-                raise ConfigError(
-                    f"{type(self).__name__}.{field.name}: expected {wanted}, got {value!r} ({type(value).__name__})"
-                )
+                wanted, near = _type_name(types_of[field.name]), _nearest(value, types_of[field.name])
+                raise ConfigError(f"{type(self).__name__}.{field.name}: expected {wanted}, got {_plain(value)}{near}")
         self.validate()
 
     def validate(self) -> None:
@@ -71,6 +69,8 @@ class Config:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> typing.Self:
         """Inverse of `to_dict`; an unknown key is an error that names the nearest field."""
+        if not isinstance(values, dict):
+            raise ConfigError(f"{cls.__name__}: expected an object with its fields, got {_plain(values)}")
         types_of = hints(cls)
         known = [f.name for f in dataclasses.fields(cls)]
         made = {}
@@ -117,9 +117,35 @@ def _matches(value: Any, hint: Any) -> bool:
 
 
 def _type_name(hint: Any) -> str:
-    if typing.get_origin(hint) is Literal:
-        return "one of " + ", ".join(repr(a) for a in typing.get_args(hint))
-    return getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)
+    """What a field takes, in words."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(repr(a) for a in args)
+    if origin is tuple:
+        return f"a list of {_type_name(args[0])}"
+    if origin is dict:
+        return f'a mapping of {_type_name(args[0])} to {_type_name(args[1])}, as in {{"name": ...}}'
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("None" if a is types.NoneType else _type_name(a) for a in args)
+    return getattr(hint, "__name__", str(hint))
+
+
+def _plain(value: Any) -> str:
+    """A value with its kind, a config by its name alone."""
+    if isinstance(value, Config):
+        return type(value).__name__
+    if isinstance(value, float) and math.isnan(value):
+        return "NaN, which is no number"
+    return f"{value!r} ({'dict' if isinstance(value, dict) else type(value).__name__})"
+
+
+def _nearest(value: Any, hint: Any) -> str:
+    """The choice that a word was meant to be, or how a list of one is written."""
+    hints = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    choices = [a for h in hints if typing.get_origin(h) is Literal for a in typing.get_args(h) if isinstance(a, str)]
+    if isinstance(value, str) and any(_matches((value,), h) for h in hints):
+        return f"; a list of one is written ['{value}']"
+    return did_you_mean(value, choices) if isinstance(value, str) else ""
 
 
 def _from_plain(value: Any, hint: Any) -> Any:

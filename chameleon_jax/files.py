@@ -54,6 +54,8 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path).resolve()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} exists and is not an empty folder")
+    if blocked := next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None):
+        raise FileExistsError(f"{blocked} is a file, not a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished")
     with _held(path.with_name(f".{path.name}.lock"), unfinished):

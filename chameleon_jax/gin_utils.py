@@ -24,6 +24,7 @@ from chameleon_jax.config_help import nested, reachable, settings
 from chameleon_jax.errors import ChameleonError, ConfigError, did_you_mean
 
 C = TypeVar("C", bound=Config)
+_OPENING = ("[", "(", "{")
 
 # Includes that are not found from the file's own root are looked for among ours.
 gin.add_config_file_search_path(str(GIN_ROOT))
@@ -65,7 +66,7 @@ def load(root: type[C], files: Sequence[str], bindings: Sequence[str] = ()) -> L
         for file in files:
             _parse_file(file)
         for binding in bindings:
-            gin.parse_config(_quoted(binding))
+            _parse_binding(binding)
         _use_what_is_bound(root)
         gin.finalize()
         config = gin.get_configurable(root)()
@@ -116,7 +117,10 @@ def _parse_file(file: str) -> None:
     # `include 'gin_configs/base.gin'` is found from the folder that holds gin_configs, wherever the command is run.
     root = next((parent.parent for parent in path.parents if parent.name == "gin_configs"), Path.cwd())
     with contextlib.chdir(root):
-        gin.parse_config_file(str(path))
+        try:
+            gin.parse_config_file(str(path))
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{file} is no gin file: it is not text") from error
 
 
 def find(file: str) -> Path:
@@ -132,13 +136,26 @@ def find(file: str) -> Path:
     raise ConfigError(f"gin file '{file}' does not exist{did_you_mean(file, near)}")
 
 
+def _parse_binding(binding: str) -> None:
+    line = _quoted(binding)
+    try:
+        gin.parse_config(line)
+    except (ValueError, SyntaxError) as error:
+        if not line.partition("= ")[2].startswith(_OPENING):
+            raise
+        raise ConfigError(
+            f"--gin.{binding}: the value cannot be read; write words in it with quotes, as in "
+            f'\'--gin.{line.partition(" ")[0]}=["a", "b"]\' or \'={{"a": 1}}\''
+        ) from error
+
+
 def _quoted(binding: str) -> str:
     """Let users write `TrainConfig.name=abc`: a value that is no gin value is taken as a string."""
     name, separator, value = binding.partition("=")
     if not separator:
         raise ConfigError(f"gin binding '{binding}' has no '='; write --gin.Config.field=value")
     value = value.strip()
-    if not value.startswith(("@", "%", "[", "(", "{")):
+    if not value.startswith(("@", "%", *_OPENING)):
         try:
             ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -163,6 +180,8 @@ def _explain(error: Exception) -> str:
         name, fields = match.groups()
         first = re.findall(r"'(\w+)'", fields)[0]
         return f"{name}.{first} is not set; bind it in a gin file or with --gin.{name}.{first}=..."
+    if match := re.search(r"(\w+)/macro\.value set to `%gin\.REQUIRED`", text):
+        return f"{match[1]} is required by the gin file: set it with --gin.{match[1]}=..."
     if match := re.search(r"(?:macro|binding).*?[\"'`](\w+)[\"'`].*REQUIRED|REQUIRED.*?[\"'`](\w+)[\"'`]", text, re.I):
         name = match.group(1) or match.group(2)
         return f"gin value '{name}' is required; set it with --gin.{name}=..."

@@ -32,6 +32,7 @@ LOCK = ".lock"
 RUN, STORE, BUNDLE = "a training run", "a token store", "a tokenizer"
 PLAN, VOCAB = "plan.json", "vocab.json"  # of a token store, of a tokenizer
 _MARKS = {RUN: CHECKPOINTS, STORE: PLAN, BUNDLE: VOCAB}
+_CHANGES = 6  # that a message names
 _PACKAGES = (
     "chameleon-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "grain", "numpy", "tokenizers",
     "safetensors",
@@ -43,6 +44,33 @@ def require_kind(path: str | os.PathLike[str], kind: str) -> None:
     for other, mark in _MARKS.items():
         if other != kind and (Path(path) / mark).exists():
             raise WorkdirError(f"{path} is {other} (it holds {mark}), not {kind}: choose another --workdir")
+
+
+def require_run(path: str | os.PathLike[str]) -> None:
+    """Raise CheckpointError, with what `path` is instead and what to give, where it is no workdir with checkpoints."""
+    path = Path(path)
+    if (path / CHECKPOINTS).is_dir():
+        return
+    nested = [child for child in (path / "model", path.parent, path.parent.parent) if (child / CHECKPOINTS).is_dir()]
+    kind = next((kind for kind, mark in _MARKS.items() if (path / mark).exists()), None)
+    places = ("config.json", "params.json", "models/*/params.json", "data/models/*/params.json")
+    release = [found for place in places for found in path.glob(place)]
+    if not path.is_dir():
+        reason = "it is a file" if path.exists() else "there is no such folder"
+    elif nested:
+        reason = f"that is {nested[0]}"
+    elif kind is not None:
+        reason = f"it is {kind}"
+    elif release:
+        raise CheckpointError(
+            f"{path} is a released checkpoint: make a workdir of it with  python -m experiments.convert --source={path} "
+            "--output=DIR  and give that"
+        )
+    else:
+        reason = "it has no checkpoints/"
+    raise CheckpointError(
+        f"{path} is not the workdir of a run ({reason}): give that of experiments.pretrain or experiments.convert"
+    )
 
 
 @contextlib.contextmanager
@@ -172,7 +200,12 @@ def check_resume(saved: dict[str, Any], config: RunConfig) -> None:
                 "a new --workdir; --gin.InitConfig.workdir=... starts it from these weights"
             )
     if changed:
-        changes = ", ".join(f"{field} was {then!r} and is {now!r}" for field, (now, then) in changed.items())
+        if not saved.keys() - {"model"}:
+            raise CheckpointError(
+                "this workdir holds a converted model and no run: train in a new --workdir that starts from it (InitConfig.workdir)"
+            )
+        changes = ", ".join(f"{f} was {then!r} and is {now!r}" for f, (now, then) in list(changed.items())[:_CHANGES])
+        changes += f" and {len(changed) - _CHANGES} more" if len(changed) > _CHANGES else ""
         raise CheckpointError(
             f"this workdir belongs to another config: {changes}; restore these values or use a new --workdir"
         )

@@ -33,6 +33,8 @@ def main(args) -> None:
             new.save(folder)
     except FileExistsError as error:
         raise TokenizerError(f"{error}: give another --output or remove it") from error
+    except OSError as error:
+        raise TokenizerError(f"{args.output} cannot be written ({error.strerror}): give another --output") from error
     ids = ", ".join(f"{name} {new.added_ids[name]}" for name in args.name)
     print(f"{args.output}: {new.vocab.size:,} ids, new are {ids}")
     print(f"fingerprint {new.fingerprint()}, extends {old.fingerprint()}")

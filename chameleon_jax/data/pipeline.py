@@ -271,17 +271,17 @@ class _RejectLimit:
             )
 
     def _reasons(self) -> str:
-        """The three most frequent reasons; numbers and names in them do not make a new reason."""
-        reasons = [reject.reason for reject in self._new]
-        for path in (self._output / layout.REJECTS).glob("[0-9]*.jsonl"):
-            reasons += [json.loads(line)["reason"] for line in path.read_text().splitlines()]
+        """The three most frequent reasons, each with its first record; numbers and names in them do not make a new reason."""
+        found = []
+        for path in sorted((self._output / layout.REJECTS).glob("[0-9]*.jsonl")):
+            found += [json.loads(line) for line in path.read_text().splitlines()]
         kinds: dict[str, str] = {}
         counts = collections.Counter()
-        for reason in reasons:
-            kind = re.sub(r"'[^']*'|\d+", "#", reason)
-            kinds.setdefault(kind, reason)
+        for reject in [*found, *map(dataclasses.asdict, self._new)]:
+            kind = re.sub(r"'[^']*'|\d+", "#", reject["reason"])
+            kinds.setdefault(kind, f"{reject['reason'][:120]} ('{reject['record']}' of '{reject['source']}')")
             counts[kind] += 1
-        return "; ".join(f"{count} x {kinds[kind][:120]}" for kind, count in counts.most_common(3))
+        return "; ".join(f"{count} x {kinds[kind]}" for kind, count in counts.most_common(3))
 
 
 # --- one plan, one writer --------------------------------------------------------------------------------------------

@@ -135,6 +135,8 @@ def _print_run(folder: Path, verify: bool, mesh: Mesh | AbstractMesh | None) -> 
 
     # A converted model has no config.json, a run that has just begun no checkpoint.
     saved = Checkpointer(folder / CHECKPOINTS, CheckpointConfig()).metadata()
+    if not saved and not (folder / "config.json").is_file():
+        raise CheckpointError(f"no step in {folder / CHECKPOINTS} has a readable {MANIFEST}: copy a good step back")
     config = saved["config"] if saved else json.loads((folder / "config.json").read_text())
     model = TransformerConfig.from_dict(config["model"])
     if mesh is not None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from chameleon_jax.configs import SAMPLING_PRESETS, GenerationConfig, GuidanceConfig
-from chameleon_jax.errors import GenerationError
+from chameleon_jax.errors import DataError, GenerationError
 from chameleon_jax.generation.output_files import read_file
 from chameleon_jax.generation.prompt import Part, place
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
@@ -57,7 +57,7 @@ def parts_of(prompt: str, images: Sequence[str], media: Sequence[str], bundle: T
 
     Raises GenerationError for files that cannot be read, and for names, numbers and places that do not fit.
     """
-    segments = [Segment(_pictures(bundle, taken_in=True), read_file(name)) for name in images]
+    segments = [_read(_pictures(bundle, taken_in=True), name, bundle) for name in images]
     if images and not any(given.startswith("image=") for given in media):
         # What people write for a picture, whatever the row is called that takes it in.
         prompt = prompt.replace("<image>", f"<{segments[0].modality}>")
@@ -67,13 +67,31 @@ def parts_of(prompt: str, images: Sequence[str], media: Sequence[str], bundle: T
             raise GenerationError(f"--media={given}: write --media=NAME=FILE")
         row = bundle.vocab_config.modalities[bundle.vocab.row(name, GenerationError)]
         if row.codec:
-            segments.append(Segment(name, read_file(value)))
+            segments.append(_read(name, value, bundle))
             continue
         try:
             segments.append(Segment(name, tuple(int(number) for number in value.split(","))))
         except ValueError:
             raise GenerationError(f"--media={given}: '{name}' is numbers like 0,1,1") from None
+    _require_given(prompt, {segment.modality for segment in segments}, bundle)
     return place(prompt, segments)
+
+
+def _require_given(prompt: str, given: set[str], bundle: TokenizerBundle) -> None:
+    """Raise GenerationError where the prompt has a place for data of a modality, and none of it is given."""
+    pictures, _ = bundle.image_input
+    for name in {*bundle.vocab.names[1:], *(["image"] if pictures else [])}:
+        if f"<{name}>" in prompt and not given & {name, pictures if name == "image" else name}:
+            flag = "--image=FILE" if name in ("image", pictures) else f"--media={name}=FILE"
+            raise GenerationError(f"the prompt has a <{name}>, but none is given: add {flag} for each, or leave it out")
+
+
+def _read(modality: str, name: str, bundle: TokenizerBundle) -> Segment:
+    """The item of a file, whose name is in the error where the codec cannot take it."""
+    try:
+        return Segment(modality, bundle.codecs[modality].prepare(read_file(name)))
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
 
 
 def _pictures(bundle: TokenizerBundle, *, taken_in: bool = False) -> str:

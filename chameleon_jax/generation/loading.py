@@ -16,7 +16,7 @@ from chameleon_jax.models import params, transformer
 from chameleon_jax.models.transformer import Params
 from chameleon_jax.parallel.mesh import DECODING, check_model_fits
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
-from chameleon_jax.workdir import CHECKPOINTS, RUN, TOKENIZER, require_kind
+from chameleon_jax.workdir import CHECKPOINTS, TOKENIZER, require_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +55,7 @@ def load_run(workdir: str | Path, mesh: Mesh | None = None, step: int | None = N
 
 def load_weights(workdir: str | Path, mesh: Mesh | None = None, step: int | None = None) -> Weights:
     """As `load_run`, without the bundle."""
+    require_run(workdir)
     folder = Path(workdir) / CHECKPOINTS
     folder = folder if step is None else folder / str(step)
     wanted = None if mesh is None else _abstract_params(folder, mesh)
@@ -66,10 +67,9 @@ def load_weights(workdir: str | Path, mesh: Mesh | None = None, step: int | None
 def load_parts(workdir: str | Path) -> Parts:
     """All of a run but its weights, which may take minutes.
 
-    Raises WorkdirError for a workdir of another kind, CheckpointError for one without a checkpoint, and as
-    `TokenizerBundle.load`.
+    Raises CheckpointError for a folder that is no run or has no checkpoint, and as `TokenizerBundle.load`.
     """
-    require_kind(workdir, RUN)
+    require_run(workdir)
     metadata = saved_metadata(Path(workdir) / CHECKPOINTS)
     if metadata is None:
         raise CheckpointError(

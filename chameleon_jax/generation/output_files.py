@@ -17,7 +17,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise GenerationError(f"{folder} cannot be made: {error.strerror}") from error
+        raise GenerationError(f"{folder} cannot be made: {error.strerror}; choose another --out") from error
 
 
 def write_output(parts: list[TextOutput | SpanOutput], folder: Path, number: int, bundle: TokenizerBundle) -> str:

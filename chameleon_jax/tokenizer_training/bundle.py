@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from chameleon_jax.configs import ModalityConfig, TrainTokenizerConfig
-from chameleon_jax.errors import DataError
+from chameleon_jax.errors import DataError, TokenizerError
 from chameleon_jax.evaluation import reconstruction
 from chameleon_jax.evaluation import sound as sound_measures
 from chameleon_jax.files import atomic_write
@@ -19,7 +19,7 @@ from chameleon_jax.tokenizer_training import codec as picture_training
 from chameleon_jax.tokenizer_training import memory
 from chameleon_jax.tokenizer_training import sound as sound_training
 from chameleon_jax.tokenizer_training.corpus import Corpus, preparers, read_corpus
-from chameleon_jax.tokenizer_training.loop import Trained
+from chameleon_jax.tokenizer_training.loop import STATE_FILE, Trained
 from chameleon_jax.tokenizers import vqgan
 from chameleon_jax.tokenizers.bundle import CODECS, TEXT, TokenizerBundle, codec_folders
 from chameleon_jax.tokenizers.codec import Codec
@@ -28,7 +28,7 @@ from chameleon_jax.tokenizers.pictures import PictureCodec
 from chameleon_jax.tokenizers.sound import SoundCodec
 from chameleon_jax.tokenizers.text import TextTokenizer, train_bpe
 from chameleon_jax.training.signals import EXIT_STOPPED, Stopped, StopRequest
-from chameleon_jax.workdir import BUNDLE, open_workdir, require_kind
+from chameleon_jax.workdir import BUNDLE, VOCAB, open_workdir, require_kind
 
 HOLD_OUT_EVERY = 16  # where no eval_sources are given
 GRID_IMAGES = 48
@@ -58,6 +58,7 @@ def train_bundle(config: TrainTokenizerConfig, workdir: str | Path) -> int:
 def _train_parts(config: TrainTokenizerConfig, workdir: Path, stop: Stop) -> None:
     vocab = config.vocab
     wanted = [vocab.names[vocab.row(name)] for name in config.parts] or [r.name for r in vocab.modalities if r.codec]
+    _keep_others_codecs(config, workdir, wanted)
     prepare = {name: make for name, make in preparers(config).items() if name in wanted}
     corpus = read_corpus(config.sources, vocab, prepare, stop)
     for reject in corpus.rejects[:3]:
@@ -70,6 +71,7 @@ def _train_parts(config: TrainTokenizerConfig, workdir: Path, stop: Stop) -> Non
 
     is_wanted = vocab.text.name in wanted
     text = _train_text(config, corpus) if is_wanted else _load_text(config, workdir)
+    _keep_others_text(config, workdir, text)
     codecs: dict[str, Codec | None] = {}
     for row, folder in codec_folders(vocab, workdir):
         if row.name in wanted:
@@ -87,6 +89,27 @@ def _train_parts(config: TrainTokenizerConfig, workdir: Path, stop: Stop) -> Non
         text.save(workdir / TEXT)
     lacking = ", ".join(f"'{name}'" for name in missing)
     print(f"{workdir} has nothing for {lacking} yet: run again with parts = [{lacking}]")
+
+
+def _keep_others_codecs(config: TrainTokenizerConfig, workdir: Path, wanted: list[str]) -> None:
+    """Raise TokenizerError for a folder with a codec that no training in it made: one that was copied or converted."""
+    for row, folder in codec_folders(config.vocab, workdir):
+        logs = workdir / row.name if row.codec == SoundCodec.kind else Path(folder)
+        weights = Path(folder) / f"{row.codec}.safetensors"
+        if row.name in wanted and weights.exists() and not (logs / STATE_FILE).exists():
+            raise TokenizerError(
+                f"{weights} was not trained in this folder and would be overwritten: choose another --workdir"
+            )
+
+
+def _keep_others_text(config: TrainTokenizerConfig, workdir: Path, text: TextTokenizer | None) -> None:
+    """Raise TokenizerError for a finished bundle of other pieces: what was tokenized with it could not be read any more."""
+    if text is None or not (workdir / VOCAB).is_file():
+        return
+    if TokenizerBundle.load(workdir, with_pictures=False).text.to_json() != text.to_json():
+        raise TokenizerError(
+            f"{workdir} holds a tokenizer of other texts or another table, whose ids would change: choose another --workdir"
+        )
 
 
 def _train(

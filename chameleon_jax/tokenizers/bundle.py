@@ -26,7 +26,7 @@ from chameleon_jax.tokenizers.pictures import PictureCodec
 from chameleon_jax.tokenizers.sound import SoundCodec
 from chameleon_jax.tokenizers.text import TextTokenizer
 from chameleon_jax.vocab import Vocab
-from chameleon_jax.workdir import VOCAB
+from chameleon_jax.workdir import TOKENIZER, VOCAB
 
 TEXT = "tokenizer.json"
 # By `ModalityConfig.codec`; text is read apart.
@@ -101,6 +101,8 @@ class TokenizerBundle:
 
         `with_pictures=False` leaves the networks of codecs of pictures unread, as if they were not there.
         """
+        if not os.path.isfile(os.path.join(directory, VOCAB)):
+            _explain_missing(directory)
         missing = [name for name in (VOCAB, TEXT) if not os.path.isfile(os.path.join(directory, name))]
         vocab_config = None if VOCAB in missing else _read_vocab(os.path.join(directory, VOCAB))
         codecs = {}
@@ -202,9 +204,22 @@ def codec_folders(vocab: VocabConfig, directory: str | os.PathLike) -> Iterator[
             kinds.add(row.codec)
 
 
+def _explain_missing(directory: str | os.PathLike) -> None:
+    """Raise TokenizerError where it is plain what is meant: no folder at all, or one that has a bundle in it."""
+    if not os.path.isdir(directory):
+        what = "is a file" if os.path.exists(directory) else "does not exist"
+        raise TokenizerError(
+            f"the tokenizer bundle {directory} {what}: give the workdir of  python -m experiments.train_tokenizer"
+        )
+    if os.path.isfile(os.path.join(directory, TOKENIZER, VOCAB)):
+        raise TokenizerError(f"{directory} is no tokenizer bundle: give {os.path.join(directory, TOKENIZER)}")
+
+
 def _read_vocab(path: str) -> VocabConfig:
     try:
         with open(path, encoding="utf-8") as file:
             return VocabConfig.from_dict(json.load(file))
     except (OSError, ValueError, AttributeError, TypeError, ConfigError) as error:
-        raise TokenizerError(f"{path} is damaged or not a VocabConfig: {error}") from error
+        raise TokenizerError(
+            f"{path} is damaged or not a VocabConfig ({error}): copy the tokenizer again, or train it anew"
+        ) from error

@@ -164,7 +164,9 @@ class PictureCodec:
             with open(path, encoding="utf-8") as file:
                 config = ImageConfig.from_dict(json.load(file))
         except (OSError, ValueError, AttributeError, TypeError, ConfigError) as error:
-            raise TokenizerError(f"{path} is damaged or not an ImageConfig: {error}") from error
+            raise TokenizerError(
+                f"{path} is damaged or not an ImageConfig ({error}): copy the tokenizer again, or train it anew"
+            ) from error
         return cls(config=config, vqgan=None)
 
     def _codec(self, action: str) -> vqgan.Codec:

@@ -18,7 +18,7 @@ from chameleon_jax.configs import (
 )
 from chameleon_jax.data.loader import Loader
 from chameleon_jax.data.pipeline import tokenize
-from chameleon_jax.errors import CheckpointError, WorkdirError
+from chameleon_jax.errors import CheckpointError
 from chameleon_jax.generation.api import Generator
 from chameleon_jax.generation.loading import load_parts, load_run
 from chameleon_jax.training.pretraining import StoreData
@@ -74,7 +74,7 @@ def test_a_generator_prompts_so(tmp_path):
 
 def test_what_is_no_run_is_told_so(tmp_path):
     make_run().bundle.save(tmp_path)
-    with pytest.raises(WorkdirError, match="not a training run"):
+    with pytest.raises(CheckpointError, match="not the workdir of a run"):
         load_parts(tmp_path)
-    with pytest.raises(CheckpointError, match="no checkpoint"):
+    with pytest.raises(CheckpointError, match="there is no such folder"):
         load_parts(tmp_path / "nothing")

@@ -332,7 +332,7 @@ def test_a_token_has_the_flops_of_the_tied_model():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"untied": ("embed",)}, "expected tuple"),
+        ({"untied": ("embed",)}, "expected a list"),
         ({"untied": ("mlp", "mlp")}, "names a part twice"),
         ({"untied": ("mlp",), "modalities": 0}, "modalities must be at least 1"),
     ],
