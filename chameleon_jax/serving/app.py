@@ -27,6 +27,7 @@ from chameleon_jax.serving.replies import (
     completion_delta,
     event,
 )
+from chameleon_jax.serving.responses import ResponsesRequest, ResponseWriter, response_events
 from chameleon_jax.serving.service import PreparedRequest, Service
 from chameleon_jax.serving.settings import can_write, default_sampling, token_limit
 from chameleon_jax.serving.streams import EventStream, until_gone
@@ -80,6 +81,7 @@ def _add_generation(app: FastAPI, service: Service) -> None:
         "/v1/chat/completions": (schema.ChatRequest, _answer_text("chat.completion")),
         "/v1/completions": (schema.CompletionRequest, _answer_text("text_completion")),
         "/v1/images/generations": (schema.ImagesRequest, _answer_images),
+        "/v1/responses": (ResponsesRequest, _answer_response),
     }
     for path, (kind, answer) in routes.items():
         app.add_route(path, _generating(service, kind, answer), methods=["POST"])
@@ -126,7 +128,17 @@ def _answer_text(kind: str) -> Callable:
     return answer
 
 
-async def _collect(updates: AsyncIterator[Update], choices: list[Choice]) -> None:
+async def _answer_response(
+    service: Service, request: ResponsesRequest, prepared: PreparedRequest, updates: AsyncIterator[Update]
+) -> ASGIApp:
+    writer = ResponseWriter(request=request, model=service.model_name, seed=prepared.config.seed, usage=prepared.usage)
+    if request.stream:
+        return EventStream(response_events(writer, updates))
+    await _collect(updates, [writer])
+    return JSONResponse(writer.response())
+
+
+async def _collect(updates: AsyncIterator[Update], choices: list[Choice] | list[ResponseWriter]) -> None:
     try:
         async for update in updates:
             choices[update.choice].add(update)

@@ -101,7 +101,21 @@ class CodesPart(_Streamed):
 
 
 MediaPart = ImagePart | AudioPart | InputAudioPart | CodesPart
-_PART_TYPES = ("text", "image_url", "audio_url", "input_audio", "codes")
+# Names of union members, which pydantic puts into the places of errors: of parts, and of /v1/responses.
+_TAGS = frozenset(
+    [
+        "text",
+        "image_url",
+        "audio_url",
+        "input_audio",
+        "codes",
+        "message",
+        "image_generation_call",
+        "input_text",
+        "output_text",
+        "input_image",
+    ]
+)
 Part = Annotated[TextPart | ImagePart | AudioPart | InputAudioPart | CodesPart, Field(discriminator="type")]
 
 
@@ -323,11 +337,10 @@ def _no_constant(name: str) -> None:
 
 def _explain(kind: type[Strict], error: ValidationError) -> ApiError:
     first = error.errors(include_url=False, include_input=False)[0]
-    tags = set(_PART_TYPES)
     path: list[str] = []
     for i, step in enumerate(first["loc"]):
         # Without pydantic's name of the chosen union member.
-        if not (step in tags and i and isinstance(first["loc"][i - 1], int)):
+        if not (step in _TAGS and i and isinstance(first["loc"][i - 1], int)):
             path.append(str(step))
     param = ".".join(path) or None
     message, code = first["msg"].removeprefix("Value error, "), "invalid_value"
@@ -339,7 +352,7 @@ def _explain(kind: type[Strict], error: ValidationError) -> ApiError:
     if first["type"] == "missing":
         message, code = "is missing", "missing_required_parameter"
     elif first["type"] == "union_tag_invalid":
-        message = f"type must be one of {', '.join(_PART_TYPES)}"
+        message = "type must be one of " + first["ctx"]["expected_tags"].replace("'", "")
     elif first["type"] == "string_pattern_mismatch":
         message = "must be a width and a height in pixels like '512x512'"
     elif path and path[0] in _NOT_OFFERED:
