@@ -45,6 +45,14 @@ SAMPLING_PRESETS = {
 }
 
 
+def parse_size(text: str) -> tuple[int, int]:
+    """Width and height in pixels of `768x512`. Raises ValueError."""
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise ValueError("no width and height in pixels like 768x512")
+    return int(width), int(height)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GuidanceConfig(Config):
     """Classifier-free guidance of spans with markers: fp32 logits of several contexts are mixed, before the grammar's mask.

@@ -1,17 +1,40 @@
-"""What a command line asks for: settings over those of a config, and a prompt of words with files in their places."""
+"""What a command line, or a line of a file of requests, asks for: settings over those of a config, and a prompt with files."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
-from typing import Protocol
+from types import SimpleNamespace
+from typing import Protocol, get_args
 
 from chameleon_jax.configs import SAMPLING_PRESETS, GenerationConfig, GuidanceConfig
-from chameleon_jax.errors import DataError, GenerationError
+from chameleon_jax.configs.generation import parse_size
+from chameleon_jax.errors import DataError, GenerationError, did_you_mean
 from chameleon_jax.generation.output_files import read_file
-from chameleon_jax.generation.prompt import Part, place
+from chameleon_jax.generation.prompt import Format, Part, place
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.documents import Segment
+
+_WORDS, _NUMBER, _LIST = (str,), (int, float), (list, str)
+LINE_FIELDS: dict[str, tuple[type, ...]] = {
+    "prompt": _WORDS,
+    "image": _LIST,
+    "media": _LIST,
+    "format": _WORDS,
+    "image_size": _WORDS,
+    "count": (int,),
+    "mode": _WORDS,
+    "max_images": (int,),
+    "max_tokens": (int,),
+    "seed": (int,),
+    "sampling": _WORDS,
+    "guidance": _WORDS,
+    "temperature": _NUMBER,
+    "top_p": _NUMBER,
+    "top_k": (int,),
+}
+_CHOICES = {"format": get_args(Format), "sampling": tuple(SAMPLING_PRESETS), "guidance": ("meta", "lumina")}
 
 
 class Flags(Protocol):
@@ -100,3 +123,43 @@ def _pictures(bundle: TokenizerBundle, *, taken_in: bool = False) -> str:
     if not name:
         raise GenerationError(f"this model has no pictures; it has {', '.join(bundle.vocab.names)}")
     return name
+
+
+def lines_of(file: str, flags: SimpleNamespace) -> list[tuple[int, str, SimpleNamespace]]:
+    """Number (from 0), place in words and flags of every line: those of the command, with the line's fields in their place.
+
+    Raises GenerationError, with file and line, for one that is no JSON object of `LINE_FIELDS`; blank lines are none.
+    """
+    lines = read_file(file).decode("utf-8-sig", "replace").splitlines()
+    found = []
+    for number, line in ((n, line) for n, line in enumerate(lines) if line.strip()):
+        where = f"{file} line {number + 1}"
+        try:
+            fields = json.loads(line)
+        except ValueError as error:
+            raise GenerationError(f"{where} is not JSON: {error}") from None
+        if not isinstance(fields, dict):
+            raise GenerationError(f'{where} is no object like {{"prompt": "a red heart"}}')
+        for name, value in fields.items():
+            if name not in LINE_FIELDS:
+                raise GenerationError(f"{where}: unknown field '{name}'{did_you_mean(name, LINE_FIELDS)}")
+            wanted = LINE_FIELDS[name]
+            if not isinstance(value, wanted) or isinstance(value, bool):
+                kinds = " or a ".join(
+                    {str: "text", int: "whole number", float: "number", list: "list"}[k] for k in wanted
+                )
+                raise GenerationError(f"{where}: '{name}' must be a {kinds}, got {value!r}")
+        fields |= {name: [fields[name]] for name in ("image", "media") if isinstance(fields.get(name), str)}
+        for name, known in _CHOICES.items():
+            if name in fields and fields[name] not in known:
+                near = did_you_mean(fields[name], known)
+                raise GenerationError(f"{where}: {name} '{fields[name]}' is none of {', '.join(known)}{near}")
+        if "image_size" in fields:
+            try:
+                fields["image_size"] = parse_size(fields["image_size"])
+            except ValueError as error:
+                raise GenerationError(f"{where}: image_size '{fields['image_size']}': {error}") from None
+        found.append((number, where, SimpleNamespace(**(vars(flags) | fields))))
+    if not found:
+        raise GenerationError(f"{file} has no lines: write one request a line, as " + '{"prompt": "a red heart"}')
+    return found
