@@ -55,13 +55,12 @@ def measure() -> Machine:
 
 
 def _rate(width: int, dtype: jnp.dtype) -> float:
-    """FLOP/s of the best of several products, two in a row, as a layer has them."""
+    """FLOP/s of products, two in a row, as a layer has them; the mean, for other work on the machine slows a run too."""
     rows, inner = jnp.ones((_ROWS, width), dtype), jnp.full((width, width), 1 / width, dtype)
     product = jax.jit(lambda x, w: (x @ w) @ w)
     jax.block_until_ready(product(rows, inner))
-    end, best = time.perf_counter() + _SECONDS, math.inf
-    while time.perf_counter() < end:
-        begin = time.perf_counter()
+    begin, count = time.perf_counter(), 0
+    while time.perf_counter() < begin + _SECONDS:
         jax.block_until_ready(product(rows, inner))
-        best = min(best, time.perf_counter() - begin)
-    return 4 * _ROWS * width**2 / best
+        count += 1
+    return 4 * _ROWS * width**2 * count / (time.perf_counter() - begin)

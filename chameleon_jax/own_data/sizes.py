@@ -50,7 +50,7 @@ _CODEC_TIME, _MODEL_TIME = 0.35, 0.6  # shares of the time that is left after st
 
 # Seconds of a command before its first step, and what of the rate of products alone a whole step reaches, fitted to the runs of the
 # digits and the emoji on one core (benchmarks/own_data.py compares).
-STARTING = {"train_tokenizer": 16.0, "tokenize": 9.0, "pretrain": 28.0}
+STARTING = {"train_tokenizer": 20.0, "tokenize": 9.0, "pretrain": 28.0}
 _CODEC_SHARE, _MODEL_SHARE = 0.5, 0.45
 _STEP_SECONDS = 0.0025
 _BPE_CHARACTERS_PER_SECOND = 2e6
