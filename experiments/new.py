@@ -8,8 +8,9 @@ Examples:
 
 The data are a folder of pictures (with a text file beside each, in a folder for each class, or alone), a manifest, a table
 (CSV, TSV), lines of JSON, parquet files, WebDataset tars, or what Hugging Face datasets saved to disk. They are read and not
-changed. Writes records.html (the first records, and those that cannot be used), tokenizer.gin, data.gin and run.gin into the
-workdir, and prints the commands that use them, each with the time that it will take here. docs/own_data.md goes the whole way.
+changed. Writes records.html (the first records, and those that cannot be used), run_tokenizer.gin, run_tokenize.gin and run.gin
+into the workdir, and prints the commands that use them, each with the time that it will take here. docs/own_data.md goes the
+whole way.
 """
 
 import dataclasses

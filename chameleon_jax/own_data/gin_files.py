@@ -12,7 +12,9 @@ from chameleon_jax.own_data.sizes import LOSS_CHUNK, RESERVED, Sizes
 from chameleon_jax.own_data.survey import Survey
 from chameleon_jax.progress import format_seconds
 
-TOKENIZER, DATA, RUN = "tokenizer.gin", "data.gin", "run.gin"
+# Siblings as those in gin_configs/runs, so that each command can tell the next one (`summary.following`).
+TOKENIZER, DATA, RUN = "run_tokenizer.gin", "run_tokenize.gin", "run.gin"
+STORE = "store/train"
 
 
 def write(folder: Path, files: dict[str, str], *, overwrite: bool) -> None:
@@ -44,14 +46,14 @@ def commands(found: Survey, folder: Path) -> list[tuple[str, str]]:
     """(name, what is typed) of every command from the data to a server."""
     base = "python -m experiments."
     where = {
-        part: shlex.quote(str(folder / part)) for part in (TOKENIZER, DATA, RUN, "tokenizer", "store", "model", "out")
+        part: shlex.quote(str(folder / part)) for part in (TOKENIZER, DATA, RUN, "tokenizer", STORE, "model", "out")
     }
     prompt = shlex.quote(" ".join(found.caption.split())[:80] or "a picture")
     mode = "image" if found.pictures else "text"
     format = " --format=chat" if found.has_turns else " --format=completion"
     return [
         ("train_tokenizer", f"{base}train_tokenizer --gin_file={where[TOKENIZER]} --workdir={where['tokenizer']}"),
-        ("tokenize", f"{base}tokenize --gin_file={where[DATA]} --workdir={where['store']}"),
+        ("tokenize", f"{base}tokenize --gin_file={where[DATA]} --workdir={where[STORE]}"),
         ("pretrain", f"{base}pretrain --gin_file={where[RUN]} --workdir={where['model']}"),
         (
             "generate",
@@ -169,7 +171,7 @@ PretrainConfig.loss = @LossConfig()
 PretrainConfig.checkpoint = @CheckpointConfig()
 
 DataConfig.stores = [@StoreConfig()]
-StoreConfig.path = {str(folder / "store")!r}
+StoreConfig.path = {str(folder / STORE)!r}
 DataConfig.seq_len = {sizes.seq_len}  # a row: the longest document, or three of the usual length
 
 # The largest that {found.all_documents:,} documents and {sizes.minutes:g} minutes can teach. vocab_size follows the token store.
