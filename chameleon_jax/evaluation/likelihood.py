@@ -14,9 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from chameleon_jax.configs import TransformerConfig
+from chameleon_jax.configs import GenerationConfig, TransformerConfig
 from chameleon_jax.errors import GenerationError
+from chameleon_jax.generation.api import Given, as_part
 from chameleon_jax.generation.checks import check_pictures
+from chameleon_jax.generation.loading import Run
+from chameleon_jax.generation.prompt import build_request
 from chameleon_jax.models import perception, transformer
 from chameleon_jax.models.perception import stack_pictures
 from chameleon_jax.models.transformer import Params
@@ -63,6 +66,22 @@ def score(
             check_pictures(f"sequence {i}", sequence, seen, vocab, model_config)
     with using(mesh_of(weights)):
         return _score(weights, model_config, sequences, starts, pictures, batch_size, vocab)
+
+
+def score_answer(run: Run, prompt: Sequence[Given], answer: Sequence[Given]) -> float:
+    """log p(answer | prompt) in nats, of lists of strings, PIL pictures and segments as `generation.api.Generator` takes them.
+
+    Raises GenerationError as `score` does, and where the words of both grow together into one piece.
+    """
+    given, whole = (
+        build_request([as_part(part, run.bundle) for part in parts], run.bundle, GenerationConfig(mode="unrestricted"))
+        for parts in (prompt, [*prompt, *answer])
+    )
+    start = len(given.prompt)
+    if not np.array_equal(whole.prompt[:start], given.prompt):
+        raise GenerationError("the end of the prompt and the begin of the answer are one piece: part them at a space")
+    found = score(run.params, run.model, [whole.prompt], [start], vocab=run.bundle.vocab, pictures=[whole.pictures])
+    return float(found[0])
 
 
 def _score(

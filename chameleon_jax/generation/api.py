@@ -21,6 +21,7 @@ from chameleon_jax.generation.loading import Run
 from chameleon_jax.generation.prompt import Part, SpanOutput, TextOutput, build_request, read_output
 from chameleon_jax.generation.reader import OutputReader, Pieces, SpanPiece
 from chameleon_jax.generation.requests import Generated, QueueFull, Request
+from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.documents import Segment
 from chameleon_jax.tokenizers.images import to_image
 
@@ -135,15 +136,7 @@ class Generator:
         if isinstance(prompt, str):
             raise GenerationError("a prompt is a list of strings and pictures: write [text]")
         form = {"format": self._format} | form
-        return build_request([self._part(given) for given in prompt], self.bundle, config, **form)
-
-    def _part(self, given: Given) -> Part:
-        if not isinstance(given, Image.Image):
-            return given
-        name, codec = self.bundle.image_input
-        if codec is None:
-            raise GenerationError("this model has no pictures")
-        return Segment(name, codec.prepare(given))
+        return build_request([as_part(given, self.bundle) for given in prompt], self.bundle, config, **form)
 
     def _answers(self, output: Generated) -> Answers:
         parts = read_output(output.ids, self.bundle)
@@ -162,6 +155,16 @@ class Generator:
         item = codec.decode(codes[None])[0] if codec else None
         data = SpanOutput(modality=piece.modality, codes=codes, item=item)
         return StreamedSpan(data=_picture(data), done=piece.done, of=piece.of)
+
+
+def as_part(given: Given, bundle: TokenizerBundle) -> Part:
+    """A part of a prompt as `build_request` takes it. Raises GenerationError for a picture where the model has none."""
+    if not isinstance(given, Image.Image):
+        return given
+    name, codec = bundle.image_input
+    if codec is None:
+        raise GenerationError("this model has no pictures")
+    return Segment(name, codec.prepare(given))
 
 
 def _picture(output: SpanOutput) -> Image.Image | SpanOutput:
