@@ -1,8 +1,8 @@
 """Show what a run, a token store, a tokenizer, a checkpoint or a file of raw data holds.
 
 Examples:
-  python -m experiments.inspect --gin_file=gin_configs/runs/emoji.gin      # resolved config and parameter table
-  python -m experiments.inspect --gin_file=gin_configs/runs/emoji.gin --gin.TransformerConfig.n_layers=12
+  python -m experiments.inspect --gin_file=gin_configs/runs/smoke.gin      # resolved config and parameter table
+  python -m experiments.inspect --gin_file=gin_configs/runs/smoke.gin --gin.TransformerConfig.n_layers=12
   python -m experiments.inspect runs/emoji/data/google                     # raw data: records as tokenising reads them, and rejects
   python -m experiments.inspect runs/emoji/store/train                     # a token store: counts
   python -m experiments.inspect runs/emoji/store/train --show=8            # 8 of its documents: pictures, words, ids, rejects

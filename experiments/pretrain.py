@@ -3,7 +3,8 @@
 Examples:
   python -m experiments.digits --stores --workdir=runs/smoke/data       # data of the next command: a run of half a minute
   python -m experiments.pretrain --gin_file=gin_configs/runs/smoke.gin --workdir=runs/smoke/model
-  python -m experiments.pretrain --gin_file=gin_configs/runs/emoji.gin --workdir=runs/emoji/model --gin.TrainConfig.steps=200
+  python -m experiments.pretrain --gin_file=gin_configs/runs/emoji.gin --gin.TRAIN=runs/emoji/store/train \\
+      --gin.TrainConfig.steps=200 --workdir=runs/emoji/model
   python -m experiments.pretrain --gin_file=... --workdir=... --rollback_to=12000 --skip_batches=200
   python -m experiments.pretrain --gin_file=... --workdir=... --distributed      on every host of a TPU pod or Slurm job
   python -m experiments.pretrain --gin_file=... --workdir=... --coordinator=HOST:PORT --num_processes=2 --process_id=0    and 1

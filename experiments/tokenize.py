@@ -3,7 +3,8 @@
 Stop it at any time and run the same command again: it goes on at the first unfinished shard and ends with the same bytes.
 
 Examples:
-  python -m experiments.tokenize --gin_file=gin_configs/runs/emoji_tokenize.gin --workdir=runs/emoji/store
+  python -m experiments.tokenize --gin_file=gin_configs/runs/emoji_tokenize.gin --gin.DATA=runs/emoji/data \\
+      --gin.TOKENIZER=runs/emoji/tokenizer --workdir=runs/emoji/store/train
   python -m experiments.tokenize --gin_file=my_data.gin --gin.TokenizeConfig.max_reject_fraction=0.05 --workdir=runs/mine/store
 """
 
