@@ -10,6 +10,7 @@ does not know go to absl's global ones, which are absl's and, as --jax_*, JAX's.
 from __future__ import annotations
 
 import difflib
+import errno
 import functools
 import logging as standard_logging
 import os
@@ -30,6 +31,18 @@ from chameleon_jax.errors import ChameleonError, ConfigError, did_you_mean
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_PIPE_CLOSED = 141
+# Of a folder or a disk that a user has chosen. A file that is missing may be our own mistake, and keeps its traceback.
+_PLACES = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+)
 
 _OURS = (f"{Path(__file__).resolve().parent}{os.sep}", f"{EXPERIMENTS}{os.sep}")
 
@@ -79,6 +92,17 @@ def run(
         )
     except ChameleonError as error:
         print(f"error: {as_called(str(error))}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    except BrokenPipeError:  # who read our output, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_PIPE_CLOSED)
+    except OSError as error:
+        if error.errno not in _PLACES or not error.filename:
+            raise
+        print(
+            f"error: {error.filename} cannot be used ({error.strerror}): choose another place, or mend it",
+            file=sys.stderr,
+        )
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

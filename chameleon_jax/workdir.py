@@ -182,6 +182,10 @@ def check_resume(saved: dict[str, Any], config: RunConfig) -> None:
     run may be longer where nothing in its past depended on its length. Raises CheckpointError naming each other changed field
     with both values.
     """
+    if not saved.keys() - {"model"}:
+        raise CheckpointError(
+            "this workdir holds a converted model and no run: train in a new --workdir that starts from it (InitConfig.workdir)"
+        )
     # A field that is newer than the checkpoint counts as its default.
     with contextlib.suppress(ConfigError, KeyError, TypeError):
         saved = type(config).from_dict(saved).to_dict()
@@ -200,10 +204,6 @@ def check_resume(saved: dict[str, Any], config: RunConfig) -> None:
                 "a new --workdir; --gin.InitConfig.workdir=... starts it from these weights"
             )
     if changed:
-        if not saved.keys() - {"model"}:
-            raise CheckpointError(
-                "this workdir holds a converted model and no run: train in a new --workdir that starts from it (InitConfig.workdir)"
-            )
         changes = ", ".join(f"{f} was {then!r} and is {now!r}" for f, (now, then) in list(changed.items())[:_CHANGES])
         changes += f" and {len(changed) - _CHANGES} more" if len(changed) > _CHANGES else ""
         raise CheckpointError(

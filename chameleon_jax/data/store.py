@@ -26,7 +26,7 @@ from chameleon_jax.errors import ConfigError, StoreError
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.documents import Span
 from chameleon_jax.vocab import Vocab
-from chameleon_jax.workdir import TOKENIZER, VOCAB
+from chameleon_jax.workdir import PLAN, TOKENIZER, VOCAB
 
 Block = tuple[str, int, int]  # a chunk: name of the array, shard, number of the chunk
 DEFAULT_CACHE_BYTES = 256 << 20
@@ -369,6 +369,8 @@ def read_vocab(path: str | os.PathLike) -> VocabConfig:
 def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
     if not path.is_dir():
         raise StoreError(f"{path}: no such token store: give the directory that experiments.tokenize wrote")
+    if not (path / PLAN).exists():
+        raise StoreError(f"{path} is no token store: give the directory that experiments.tokenize wrote")
     return layout.read_json(path / layout.MANIFEST, "run experiments.tokenize on this directory to finish the store")
 
 

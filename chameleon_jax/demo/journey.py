@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from chameleon_jax import commands, summary
-from chameleon_jax.errors import ChameleonError, ConfigError
+from chameleon_jax.errors import ChameleonError, ConfigError, WorkdirError
 from chameleon_jax.files import atomic_write
 
 _STOPPED = (75, 130)  # exit codes of a run that was told to stop, and of Ctrl-C
@@ -78,12 +78,20 @@ def claim(root: Path, *, chosen: Mapping[str, int | str], **counts: int | None) 
         if value is not None and value < least:
             raise ConfigError(f"--{name} must be at least {least}, got {value}")
     file = root / "flags.json"
-    before = json.loads(file.read_text()) if file.exists() else dict(chosen)
+    try:
+        before = json.loads(file.read_text()) if file.exists() else dict(chosen)
+        if not isinstance(before, dict):
+            raise ValueError
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} is damaged: delete it, or choose another --workdir") from error
     for name, value in chosen.items():
         if before.get(name) != value:
             raise ConfigError(f"{root} was made with --{name}={before.get(name)}: use it, or another --workdir")
-    root.mkdir(parents=True, exist_ok=True)
-    atomic_write(file, json.dumps(chosen) + "\n")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        atomic_write(file, json.dumps(chosen) + "\n")
+    except OSError as error:
+        raise WorkdirError(f"{root} cannot be made or written ({error.strerror}): choose another --workdir") from error
 
 
 def follow(steps: Sequence[Command], last: str) -> None:
