@@ -48,8 +48,10 @@ def commands(found: Survey, folder: Path) -> list[tuple[str, str]]:
     where = {
         part: shlex.quote(str(folder / part)) for part in (TOKENIZER, DATA, RUN, "tokenizer", STORE, "model", "out")
     }
-    prompt = shlex.quote(" ".join(found.caption.split())[:80] or "a picture")
-    mode = "image" if found.pictures else "text"
+    words = found.caption.split()
+    # A text is to be continued, so its beginning is the prompt; a picture is drawn of a whole caption.
+    prompt = shlex.quote(" ".join(words[:12] if found.pictures else words[: max(1, min(12, len(words) // 3))]))
+    mode = "image --max_images=1" if found.pictures else "text"
     format = " --format=chat" if found.has_turns else " --format=completion"
     return [
         ("train_tokenizer", f"{base}train_tokenizer --gin_file={where[TOKENIZER]} --workdir={where['tokenizer']}"),
