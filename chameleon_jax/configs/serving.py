@@ -19,6 +19,8 @@ class ServeConfig(Config):
     # Of requests that do not name theirs; auto = what the model was trained on, an empty mode = text.
     format: Literal["auto", "completion", "chat", "lumina"] = "auto"
     mode: str = ""
+    # Of a chat's `message.content`: words alone, with the data beside it; all in order; or pictures as markdown among the words.
+    content_format: Literal["text", "parts", "markdown"] = "text"
     generation: GenerationConfig = dataclasses.field(default_factory=GenerationConfig)
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     partial_every: int = 0  # codes between two previews of a streamed span; 0 = an eighth of the longest

@@ -32,7 +32,6 @@ from chameleon_jax.serving.service import PreparedRequest, Service
 from chameleon_jax.serving.settings import can_write, default_sampling, token_limit
 from chameleon_jax.serving.streams import EventStream, until_gone
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
-from chameleon_jax.tokenizers.images import grid_sizes
 from chameleon_jax.tokenizers.pictures import PictureCodec
 
 PAGE = Path(__file__).parent / "page"
@@ -122,8 +121,9 @@ def _answer_text(kind: str) -> Callable:
             return EventStream(_events(envelope, request, prepared, updates, prompt_ids))
         choices = [Choice(i) for i in range(len(prepared.prompts) * prepared.choices)]
         await _collect(updates, choices)
-        written = [choice.chat(with_ids) if is_chat else choice.completion(with_ids) for choice in choices]
-        return JSONResponse(envelope.whole(written, prepared.usage) | prompt_ids)
+        form = prepared.content_format
+        written = [choice.chat(with_ids, form) if is_chat else choice.completion(with_ids) for choice in choices]
+        return JSONResponse(envelope.whole(written, prepared.usage) | prompt_ids | _notes(request))
 
     return answer
 
@@ -164,13 +164,20 @@ async def _events(
             yield event(envelope.chunk(choices) | prompt_ids)
             prompt_ids = {}
         async for update in updates:
-            choice = chat_delta(update, with_ids) if is_chat else completion_delta(update, with_ids)
-            yield event(envelope.chunk([choice]) | prompt_ids)
+            form = prepared.content_format
+            choice = chat_delta(update, with_ids, form) if is_chat else completion_delta(update, with_ids)
+            notes = _notes(request) if update.finish_reason else {}
+            yield event(envelope.chunk([choice]) | prompt_ids | notes)
             prompt_ids = {}
         if options and options.include_usage:
-            yield event(envelope.chunk([]) | {"usage": prepared.usage.to_dict()})
+            yield event(envelope.chunk([]) | {"usage": prepared.usage.to_dict()} | _notes(request))
     finally:
         await updates.aclose()
+
+
+def _notes(request: schema.RequestFields) -> dict:
+    """What was done otherwise than asked."""
+    return {"notes": request.notes} if request.notes else {}
 
 
 async def _answer_images(
@@ -188,7 +195,7 @@ async def _answer_images(
         for picture in drawn
     ]
     reply = {"created": envelope.created, "data": data, "output_format": "png", "seed": envelope.seed}
-    return JSONResponse(reply | {"usage": _image_usage(prepared)})
+    return JSONResponse(reply | {"usage": _image_usage(prepared)} | _notes(request))
 
 
 async def _image_events(
@@ -210,6 +217,7 @@ async def _image_events(
                 previews[update.choice] += 1
             else:
                 kind, content["usage"] = "image_generation.completed", _image_usage(prepared)
+                content |= _notes(request)
             yield event({"type": kind, **common, **content}, kind)
     finally:
         await updates.aclose()
@@ -283,7 +291,11 @@ def _describe_model(service: Service) -> dict[str, object]:
         },
     }
     common = {"id": service.model_name, "object": "model", "created": service.created, "owned_by": "chameleon_jax"}
-    return common | {"defaults": _defaults(service), "image_sizes": _image_sizes(service), "chameleon": capabilities}
+    return common | {
+        "defaults": _defaults(service),
+        "image_sizes": [f"{width}x{height}" for width, height in service.image_sizes],
+        "chameleon": capabilities,
+    }
 
 
 def _defaults(service: Service) -> dict[str, object]:
@@ -320,23 +332,6 @@ def _modes(bundle: TokenizerBundle) -> list[str]:
     outputs = [modality.name for modality in bundle.vocab.modalities if modality.output]
     writes = [name for name in outputs if can_write(bundle, name)]
     return [*writes, "interleaved", "unrestricted"] if len(writes) == len(outputs) else writes
-
-
-def _image_sizes(service: Service) -> list[str]:
-    """Sizes that a picture may be asked for; of a grid those in which pictures go in, which are not all."""
-    name, codec = service.bundle.image_output
-    if codec is None:
-        return []
-    grammar, images = service.bundle.vocab.modalities[service.bundle.vocab.row(name)].grammar, codec.config
-    if not codec.is_grid:
-        return [f"{images.resolution}x{images.resolution}"]
-    sizes, pixels = grid_sizes(images.resolution // images.grid_pixels, images.grid_pixels), images.grid_pixels
-    fits = [
-        (width, height)
-        for width, height in sizes
-        if not grammar.problem(height // pixels * grammar.unit, width // pixels * grammar.unit)
-    ]
-    return [f"{width}x{height}" for width, height in fits]
 
 
 def _add_page(app: FastAPI) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -17,8 +17,11 @@ from chameleon_jax.errors import ChameleonError, DataError, did_you_mean
 from chameleon_jax.generation.prompt import Format, Part, encode_turns
 from chameleon_jax.serving.errors import ApiError, bad_request
 from chameleon_jax.serving.schema import CodesPart, ImagePart, InputAudioPart, MediaPart, Message, TextPart
+from chameleon_jax.serving.tolerance import first_that_fits
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.documents import Segment
+
+CONTEXT_EXCEEDED = "context_length_exceeded"
 
 # By kind of data: how people call it, and what may stand in a data: URL.
 _NOUNS = {"image": "picture", "audio": "sound"}
@@ -154,5 +157,30 @@ def build_ids(
     return encode_turns(turns, bundle, format=format, image_size=image_size)
 
 
+def shortened(
+    turns: list[list[Part]], has_system: bool, fit: Callable[[list[list[Part]]], bool], notes: list[str]
+) -> list[list[Part]]:
+    """The turns from as early as they fit, with the words of the system, which are the first part of the first turn, kept."""
+    system = turns[0][:1] if has_system else []
+
+    def kept(first: int) -> list[list[Part]]:
+        return [[*system, *turns[first]], *turns[first + 1 :]] if first else turns
+
+    first = first_that_fits(len(turns), lambda first: fit(kept(first)))
+    if first:
+        notes.append(f"the first {first} of {len(turns)} messages are left out: the chat is longer than the context")
+    return kept(first)
+
+
+def fits(encode: Callable[[list[list[Part]]], Int[np.ndarray, "n"]], turns: list[list[Part]], most: int) -> bool:
+    """Whether the ids of the turns are no more than `most`."""
+    try:
+        return len(encode(turns)) <= most
+    except ApiError as error:
+        if error.code != CONTEXT_EXCEEDED:
+            raise
+        return False
+
+
 def context_exceeded(message: str) -> ApiError:
-    return bad_request(message, code="context_length_exceeded")
+    return bad_request(message, code=CONTEXT_EXCEEDED)

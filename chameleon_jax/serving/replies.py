@@ -9,6 +9,7 @@ import uuid
 from typing import Any
 
 from chameleon_jax.serving.logprobs import TokenLogprob, chat_logprobs, completion_logprobs
+from chameleon_jax.serving.tolerance import as_markdown
 
 END = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": waiting\n\n"  # a comment, which clients skip
@@ -82,6 +83,11 @@ class Usage:
         }
 
 
+def is_shown(part: str | EncodedSpan) -> bool:
+    """Whether markdown can show it."""
+    return isinstance(part, str) or (part.media == "image" and not part.partial)
+
+
 class Choice:
     """Collects the updates of one choice into what a reply that is not streamed holds."""
 
@@ -126,9 +132,24 @@ class Choice:
         pictures = [span for span in self.spans if span.media == "image"]
         return {"images": [picture.part() | {"index": picture.index} for picture in pictures]} if pictures else {}
 
-    def chat(self, with_ids: bool) -> dict[str, Any]:
-        content = self._content() if self.spans else self.text
-        message = {"role": "assistant", "content": content, "refusal": None, **self._images()}
+    def _media(self) -> dict[str, Any]:
+        """Data of other kinds than pictures, the same way."""
+        others = [span for span in self.spans if span.media != "image"]
+        return {"media": [span.part() | {"index": span.index} for span in others]} if others else {}
+
+    def _markdown(self) -> str:
+        parts = (part if isinstance(part, str) else as_markdown(part.url) for part in self._parts if is_shown(part))
+        return "".join(parts)
+
+    def chat(self, with_ids: bool, content_format: str) -> dict[str, Any]:
+        """`text` is words with the data beside them, `parts` all in order, `markdown` words with the pictures among them."""
+        if content_format == "markdown":
+            content = {"content": self._markdown(), **self._media()}
+        elif content_format == "parts" and self.spans:
+            content = {"content": self._content(), **self._images()}
+        else:
+            content = {"content": self.text, **self._images(), **self._media()}
+        message = {"role": "assistant", "refusal": None, **content}
         return self._frame({"message": message}, chat_logprobs(self._logprobs), with_ids)
 
     def completion(self, with_ids: bool) -> dict[str, Any]:
@@ -162,8 +183,11 @@ class Envelope:
         return common | {"choices": choices, "seed": self.seed}
 
 
-def chat_delta(update: Update, with_ids: bool) -> dict[str, Any]:
-    """The choice of a `chat.completion.chunk`."""
+def chat_delta(update: Update, with_ids: bool, content_format: str) -> dict[str, Any]:
+    """The choice of a `chat.completion.chunk`. In markdown pictures come whole, as text."""
+    if content_format == "markdown" and update.span and update.span.media == "image":
+        words = as_markdown(update.span.url) if is_shown(update.span) else ""
+        update = dataclasses.replace(update, text=update.text + words, span=None)
     delta, logprobs = _changes(update, with_ids, "content"), chat_logprobs(update.logprobs)
     return {"index": update.choice, "delta": delta, "finish_reason": update.finish_reason, "logprobs": logprobs}
 

@@ -1,7 +1,8 @@
 """What a request may hold, field by field; anything else is refused with the field's name.
 
 Types are strict and unknown fields are errors, because a setting that is silently dropped is worse than one that is
-refused. Fields of OpenAI's that this server does not have are known by name and accepted at the value that asks for nothing.
+refused. Of OpenAI's fields that this server does not have, `tolerance` passes over those that are harmless; the others are known
+by name and accepted at the value that asks for nothing.
 """
 
 from __future__ import annotations
@@ -10,17 +11,26 @@ import json
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from chameleon_jax.errors import did_you_mean
 from chameleon_jax.generation.logprobs import MOST_TOP
 from chameleon_jax.serving.errors import ApiError, bad_request
+from chameleon_jax.serving.tolerance import loosen
 from chameleon_jax.tokenizers.documents import valid_text
 
 # Fields of OpenAI's that are taken only at the value that asks for nothing.
 _NOT_OFFERED = (
-    "frequency_penalty", "presence_penalty", "logit_bias", "response_format", "store", "tools",
-    "tool_choice", "best_of", "echo", "suffix", "style", "quality", "background", "output_format",
+    "logit_bias", "response_format", "tools", "tool_choice", "functions", "function_call", "best_of", "echo", "suffix",
 )  # fmt: skip
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -136,12 +146,6 @@ class Message(Strict):
     images: list[ImagePart] | None = None
     media: list[Annotated[AudioPart | CodesPart, Field(discriminator="type")]] | None = None
     token_ids: list[int] | None = None
-    name: str | None = None
-    refusal: None = None
-    audio: None = None
-    function_call: None = None
-    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
 
     _content = field_validator("content", mode="before")(_parts)
 
@@ -154,7 +158,7 @@ class Message(Strict):
 
 class StreamOptions(Strict):
     include_usage: bool | None = None
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: bool | None = None  # chunks are padded nowhere
 
 
 class ResponseFormat(Strict):
@@ -183,17 +187,12 @@ class RequestFields(Strict):
     model: str | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     stop: list[Annotated[str, Field(min_length=1, max_length=200)]] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, lt=2**63)] | None = None
     temperature: Annotated[Finite, Field(ge=0, le=100)] | None = None
     top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = None
-    metadata: dict[str, str] | None = None
-    safety_identifier: str | None = None
-    frequency_penalty: Annotated[Finite, Field(ge=0, le=0)] | None = None
-    presence_penalty: Annotated[Finite, Field(ge=0, le=0)] | None = None
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
 
     format: Literal["completion", "chat", "lumina"] | None = None
@@ -213,6 +212,14 @@ class RequestFields(Strict):
     partial_every: Annotated[int, Field(ge=1)] | None = None
     return_token_ids: bool | None = None
     keep: Keep | None = None
+    content_format: Literal["text", "parts", "markdown"] | None = None
+
+    _notes: list[str] = PrivateAttr(default_factory=list)
+
+    @property
+    def notes(self) -> list[str]:
+        """What is done otherwise than asked, in words for people; whoever does it adds to the list."""
+        return self._notes
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -224,15 +231,16 @@ class ChatRequest(RequestFields):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**63)] | None = None
     modalities: Annotated[list[Annotated[str, Field(max_length=100)]], Field(min_length=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_TOP)] | None = None
     response_format: ResponseFormat | None = None
-    store: Literal[False] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    parallel_tool_calls: bool | None = None
+    # Still there where a call is required.
+    tools: None = None
+    tool_choice: None = None
+    functions: None = None
+    function_call: None = None
 
     @model_validator(mode="after")
     def _agrees(self) -> ChatRequest:
@@ -266,12 +274,7 @@ class ImagesRequest(RequestFields):
     prompt: Text
     size: str | None = None
     response_format: Literal["b64_json", "url"] | None = None
-    output_format: Literal["png"] | None = None
     partial_images: Annotated[int, Field(ge=0, le=3)] | None = None
-    background: Literal["auto", "opaque"] | None = None
-    moderation: Literal["auto", "low"] | None = None
-    quality: Literal["auto", "standard"] | None = None
-    style: None = None
     # Settings of other requests that would say nothing here.
     mode: None = None
     max_images: None = None
@@ -325,8 +328,12 @@ def parse(kind: type[R], body: bytes) -> R:
         raise bad_request(f"the body is not JSON: {error}", code="invalid_json") from None
     if not isinstance(content, dict):
         raise bad_request("the body must be a JSON object", code="invalid_json")
+    content, notes = loosen(content)
     try:
-        return kind.model_validate(content)
+        request = kind.model_validate(content)
+        if isinstance(request, RequestFields):
+            request.notes.extend(notes)
+        return request
     except ValidationError as error:
         raise _explain(kind, error) from None
 

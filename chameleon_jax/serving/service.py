@@ -19,22 +19,24 @@ import numpy as np
 from jaxtyping import Int
 
 from chameleon_jax.configs import GenerationConfig, ServeConfig, TransformerConfig
-from chameleon_jax.errors import ChameleonError, did_you_mean
+from chameleon_jax.errors import ChameleonError, GenerationError, did_you_mean
 from chameleon_jax.generation.checks import check_names
 from chameleon_jax.generation.engine import Engine
+from chameleon_jax.generation.grammar import written_rows
 from chameleon_jax.generation.keep import Keep
-from chameleon_jax.generation.prompt import Format, check_decoders, perceived_pictures
+from chameleon_jax.generation.prompt import Format, Part, check_decoders, image_grid, perceived_pictures
 from chameleon_jax.generation.reader import OutputReader, Pieces, SpanPiece, TextPiece
 from chameleon_jax.generation.requests import EngineStats, Generated, Request
 from chameleon_jax.serving.errors import ApiError, bad_request, too_many
 from chameleon_jax.serving.jobs import Jobs, NewIds
 from chameleon_jax.serving.keep import kept_codes
 from chameleon_jax.serving.logprobs import LogprobWriter, asked_logprobs
-from chameleon_jax.serving.messages import build_ids, context_exceeded, read_turns
+from chameleon_jax.serving.messages import build_ids, context_exceeded, fits, read_turns, shortened
 from chameleon_jax.serving.metrics import Metrics
 from chameleon_jax.serving.replies import EncodedSpan, Update, Usage
 from chameleon_jax.serving.schema import ChatRequest, CompletionRequest, ImagesRequest, RequestFields
-from chameleon_jax.serving.settings import choose_format, generation_config, parse_size
+from chameleon_jax.serving.settings import choose_format, generation_config, image_sizes, parse_size
+from chameleon_jax.serving.tolerance import nearest_size
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.codec import Codec
 from chameleon_jax.tokenizers.perceived import PatchCodec
@@ -57,6 +59,7 @@ class PreparedRequest:
     choices: int
     stop: list[str]
     partial_every: int  # 0 = no previews
+    content_format: Literal["text", "parts", "markdown"]
     logprobs: int | None  # alternatives of each id; None: no log-probabilities
     keep: Keep | None
     with_codes: bool  # beside the files of pictures and sounds
@@ -96,6 +99,7 @@ class Service:
         self.pieces, self.metrics = Pieces(bundle), Metrics(self.stats)
         longest = max((row.length for row in bundle.vocab_config.modalities), default=0)
         self.partial_every = config.partial_every or max(1, longest // 8)
+        self.image_sizes = image_sizes(bundle)
         self._workers, self._painters = (ThreadPoolExecutor(_THREADS, name) for name in ("prompts", "pictures"))
         self._previews = 0
         self._open: set[Jobs] = set()
@@ -196,7 +200,7 @@ class Service:
         count, choices = len(request.prompt) if isinstance(request, CompletionRequest) else 1, request.n or 1
         if count * choices > self.config.max_choices:
             raise bad_request(f"prompt: {count} prompts of {choices} choices, {self.config.max_choices} are the most")
-        prompts, pictures = self._prompts(request, size)
+        prompts, pictures = self._prompts(request, size, config)
         for prompt in prompts:
             if len(prompt) >= self.context:
                 raise context_exceeded(f"the prompt has {len(prompt)} ids, the context {self.context}")
@@ -214,6 +218,7 @@ class Service:
             choices=choices,
             stop=request.stop or [],
             partial_every=every,
+            content_format=request.content_format or self.config.content_format,
             logprobs=asked_logprobs(request),
             keep=kept_codes(request, config, self.bundle.vocab),
             with_codes=bool(request.return_token_ids),
@@ -224,10 +229,16 @@ class Service:
         asked = request.image_size
         if isinstance(request, ImagesRequest) and request.size != "auto":
             asked = request.size or asked
-        return parse_size(asked) if asked else None
+        if not asked:
+            return None
+        try:
+            image_grid(parse_size(asked), self.bundle)
+        except GenerationError:  # of a model of one size for any
+            return nearest_size(parse_size(asked), self.image_sizes, request.notes)
+        return parse_size(asked)
 
     def _prompts(
-        self, request: RequestFields, size: tuple[int, int] | None
+        self, request: RequestFields, size: tuple[int, int] | None, config: GenerationConfig
     ) -> tuple[list[Int[np.ndarray, "n"]], list[tuple[np.ndarray, ...]]]:
         """The ids of each prompt, and the pictures that it perceives."""
         format = choose_format(request, self.config)
@@ -238,8 +249,22 @@ class Service:
         else:
             conversations = [[[request.prompt]]]
         longest = self.pieces.longest * self.context
-        prompts = [build_ids(c, format, self.bundle, longest=longest, image_size=size) for c in conversations]
+
+        def ids(turns: list[list[Part]]) -> Int[np.ndarray, "n"]:
+            return build_ids(turns, format, self.bundle, longest=longest, image_size=size)
+
+        if len(conversations[0]) > 1:
+            has_system = request.messages[0].role in ("system", "developer")
+            most = self.context - self._room(config)
+            conversations = [shortened(conversations[0], has_system, lambda t: fits(ids, t, most), request.notes)]
+        prompts = [ids(turns) for turns in conversations]
         return prompts, [perceived_pictures(c, self.bundle) for c in conversations]
+
+    def _room(self, config: GenerationConfig) -> int:
+        """Ids that a chat leaves for its answer: what was asked for, but a quarter of the context at most, and a whole span."""
+        vocab, table = self.bundle.vocab, self.bundle.vocab_config.modalities
+        spans = [table[row].length + 2 for row in written_rows(vocab, config.mode) if row in vocab.marked]
+        return max(min(config.max_tokens, self.context // 4), *spans, 1)
 
     async def on_worker(self, function: Callable[..., T], *args: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._workers, function, *args)

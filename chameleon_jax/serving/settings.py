@@ -14,7 +14,9 @@ from chameleon_jax.generation.grammar import written_rows
 from chameleon_jax.generation.prompt import check_decoders, image_grid
 from chameleon_jax.serving.errors import bad_request
 from chameleon_jax.serving.schema import ChatRequest, CompletionRequest, ImagesRequest, RequestFields
+from chameleon_jax.serving.tolerance import at_most
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
+from chameleon_jax.tokenizers.images import grid_sizes
 
 _SEEDS = 2**31  # an engine takes seeds below it
 
@@ -62,6 +64,22 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
+def image_sizes(bundle: TokenizerBundle) -> list[tuple[int, int]]:
+    """(width, height) that a picture may be asked for; of a grid those in which pictures go in, which are not all."""
+    name, codec = bundle.image_output
+    if codec is None:
+        return []
+    grammar, images = bundle.vocab.modalities[bundle.vocab.row(name)].grammar, codec.config
+    if not codec.is_grid:
+        return [(images.resolution, images.resolution)]
+    sizes, pixels = grid_sizes(images.resolution // images.grid_pixels, images.grid_pixels), images.grid_pixels
+    return [
+        (width, height)
+        for width, height in sizes
+        if not grammar.problem(height // pixels * grammar.unit, width // pixels * grammar.unit)
+    ]
+
+
 def token_limit(serve: ServeConfig, context: int) -> int:
     """Most ids that a client may ask for."""
     return min(serve.max_tokens or context, context)
@@ -76,8 +94,7 @@ def generation_config(
     """
     mode, format = choose_mode(request, bundle, serve.mode), choose_format(request, serve)
     most = token_limit(serve, context)
-    if request.max_tokens is not None and request.max_tokens > most:
-        raise bad_request(f"max_tokens: {request.max_tokens} is more than {most}, the most", "max_tokens")
+    max_tokens = at_most(request.max_tokens, most, "max_tokens", request.notes)
     if (request.n or 1) > serve.max_choices:
         raise bad_request(f"n: {request.n} is more than the {serve.max_choices} that this server gives", "n")
     if len(request.stop or []) > serve.max_stop:
@@ -101,7 +118,7 @@ def generation_config(
     try:
         changes = {
             "mode": mode,
-            "max_tokens": request.max_tokens or min(base.max_tokens, most),
+            "max_tokens": max_tokens or min(base.max_tokens, most),
             "max_spans": max_spans,
             "stop_at_turn_end": format != "completion" or base.stop_at_turn_end,
             "seed": secrets.randbelow(_SEEDS) if request.seed is None else request.seed % _SEEDS,

@@ -30,6 +30,7 @@ SERVE = ServeConfig(
     ),
     engine=EngineConfig(slots=4, max_queued=8, block=4),
     partial_every=4,
+    content_format="parts",
 )
 
 

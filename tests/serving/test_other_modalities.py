@@ -31,7 +31,7 @@ def run():
 
 @pytest.fixture(scope="module")
 def client(run):
-    config = ServeConfig(port=0, engine=EngineConfig(slots=4, max_queued=8, block=4))
+    config = ServeConfig(port=0, content_format="parts", engine=EngineConfig(slots=4, max_queued=8, block=4))
     engine = Engine(run.params, run.model, run.bundle.vocab, config.engine)
     service = Service(engine=engine, bundle=run.bundle, config=config, model_name="other")
     with running(service) as url, httpx.Client(base_url=url, timeout=60) as client:
