@@ -15,7 +15,8 @@ class ServeConfig(Config):
 
     host: str = "127.0.0.1"
     port: int = 8000  # 0 = any free one, which the log names
-    model_name: str = ""  # what clients call the model; empty = the name of the workdir
+    model_name: str = ""  # what clients call the model, where there is one; empty = the name of the workdir
+    cors_origin: tuple[str, ...] = ()  # scheme, host and port of web pages that may use the API; * = all
     # Of requests that do not name theirs; auto = what the model was trained on, an empty mode = text.
     format: Literal["auto", "completion", "chat", "lumina"] = "auto"
     mode: str = ""
@@ -38,6 +39,11 @@ class ServeConfig(Config):
 
     def validate(self):
         self.require(0 <= self.port <= 65535, f"port must be in 0..65535, got {self.port}")
+        for origin in self.cors_origin:
+            self.require(
+                origin == "*" or (origin.startswith(("http://", "https://")) and origin.count("/") == 2),
+                f"cors_origin must be like https://chat.example.org, without a path, got {origin!r}",
+            )
         for name in ("max_body_bytes", "max_pixels", "max_choices"):
             self.require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("partial_every", "max_media", "max_tokens", "max_stop"):

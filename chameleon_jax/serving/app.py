@@ -19,6 +19,7 @@ from chameleon_jax.errors import ChameleonError, did_you_mean
 from chameleon_jax.serving import schema
 from chameleon_jax.serving.errors import ApiError, bad_request
 from chameleon_jax.serving.limits import OPEN_PATHS, Guard, is_loopback, read_body
+from chameleon_jax.serving.models import Models
 from chameleon_jax.serving.replies import (
     Choice,
     Envelope,
@@ -47,26 +48,31 @@ _PAGE_HEADERS = {
 }
 
 
-def create_app(service: Service, *, api_key: str | None = None, insecure: bool = False) -> ASGIApp:
-    """The ASGI application. With `insecure` any host name is answered without a key."""
+def create_app(*services: Service, api_key: str | None = None, insecure: bool = False) -> ASGIApp:
+    """The ASGI application of one model or several, whose configs are alike.
+
+    With `insecure` any host name is answered without a key. Raises ConfigError for two models of one name.
+    """
+    models = Models(services)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(service.close)
+        for service in services:
+            await asyncio.to_thread(service.close)
 
     app = FastAPI(title="chameleon_jax", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    _add_generation(app, service)
-    _add_information(app, service)
+    _add_generation(app, models)
+    _add_information(app, models)
     page_files = _add_page(app)
     _add_errors(app)
     paths = frozenset(route.path for route in app.routes)
-    check_host = api_key is None and not insecure and is_loopback(service.config.host)
+    check_host = api_key is None and not insecure and is_loopback(models.first.config.host)
     public = frozenset({*OPEN_PATHS, *page_files})
     app.add_middleware(
         Guard,
-        config=service.config,
-        metrics=service.metrics,
+        config=models.first.config,
+        metrics=models.first.metrics,
         api_key=api_key,
         check_host=check_host,
         public=public,
@@ -75,7 +81,7 @@ def create_app(service: Service, *, api_key: str | None = None, insecure: bool =
     return app
 
 
-def _add_generation(app: FastAPI, service: Service) -> None:
+def _add_generation(app: FastAPI, models: Models) -> None:
     routes = {
         "/v1/chat/completions": (schema.ChatRequest, _answer_text("chat.completion")),
         "/v1/completions": (schema.CompletionRequest, _answer_text("text_completion")),
@@ -83,23 +89,27 @@ def _add_generation(app: FastAPI, service: Service) -> None:
         "/v1/responses": (ResponsesRequest, _answer_response),
     }
     for path, (kind, answer) in routes.items():
-        app.add_route(path, _generating(service, kind, answer), methods=["POST"])
+        app.add_route(path, _generating(models, kind, answer), methods=["POST"])
 
 
-def _generating(service: Service, kind: type[schema.RequestFields], answer: Callable) -> ASGIApp:
+def _generating(models: Models, kind: type[schema.RequestFields], answer: Callable) -> ASGIApp:
     """A route that holds a place from before the body is read until the answer is out."""
 
     class Route:
         async def __call__(self, scope, receive, send):
-            with service.admit():
-                body = await read_body(Request(scope, receive), service.config)
-                request = await service.on_worker(schema.parse, kind, body)
+            with models.admit() as place:
+                body = await read_body(Request(scope, receive), models.first.config)
+                request = await models.first.on_worker(schema.parse, kind, body)
                 del body
+                service = models.find(request.model)
+                place.move(service)
                 with contextlib.ExitStack() as held:
-                    response = await until_gone(receive, self._respond(request, held))
+                    response = await until_gone(receive, self._respond(service, request, held))
                     await response(scope, receive, send)
 
-        async def _respond(self, request: schema.RequestFields, held: contextlib.ExitStack) -> ASGIApp:
+        async def _respond(
+            self, service: Service, request: schema.RequestFields, held: contextlib.ExitStack
+        ) -> ASGIApp:
             prepared = await service.prepare(request)
             jobs = service.start(prepared)
             held.callback(jobs.cancel)  # whatever happens: a generator that nobody began would not
@@ -232,37 +242,38 @@ def _image_usage(prepared: PreparedRequest) -> dict:
     }
 
 
-def _add_information(app: FastAPI, service: Service) -> None:
+def _add_information(app: FastAPI, models: Models) -> None:
     @app.get("/v1/models")
-    async def models() -> Response:
-        return JSONResponse({"object": "list", "data": [_describe_model(service)]})
+    async def list_models() -> Response:
+        return JSONResponse({"object": "list", "data": [_describe_model(service) for service in models]})
 
     @app.get("/v1/models/{name}")
     async def model(name: str) -> Response:
-        service.check_model(name)
-        return JSONResponse(_describe_model(service))
+        return JSONResponse(_describe_model(models.find(name)))
 
     @app.post("/v1/tokens")
     async def tokens(request: Request) -> Response:
-        with service.admit():
-            body = await read_body(request, service.config)
-            return await service.on_worker(_tokens, service, body)
+        with models.admit():
+            body = await read_body(request, models.first.config)
+            return await models.first.on_worker(_tokens, models, body)
 
     @app.get("/health")
     async def health() -> Response:
-        stats, status = service.stats(), service.status
         names = ("running", "queued", "tokens_per_second", "slots", "requests", "tokens", "cache_bytes")
-        found = {"status": status, "model": service.model_name} | {name: getattr(stats, name) for name in names}
-        return JSONResponse(found, status_code=200 if status in ("ok", "draining") else 503)
+        own = {service.model_name: (service.status, service.stats()) for service in models}
+        found = {"status": models.status, "model": models.first.model_name}
+        found |= {name: sum(getattr(stats, name) for _, stats in own.values()) for name in names}
+        found["models"] = {model: {"status": status} for model, (status, _) in own.items()}
+        return JSONResponse(found, status_code=200 if models.status in ("ok", "draining") else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+        return Response(models.first.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
-def _tokens(service: Service, body: bytes) -> Response:
+def _tokens(models: Models, body: bytes) -> Response:
     request = schema.parse(schema.TokensRequest, body)
-    service.check_model(request.model)
+    service = models.find(request.model)
     ids = request.ids
     if ids is None:
         ids = service.bundle.text.encode(request.text).tolist()
@@ -302,6 +313,7 @@ def _defaults(service: Service) -> dict[str, object]:
     """What a request gets that leaves a field out, by the names of a request's fields; without a seed each has its own."""
     config, base = service.config, service.config.generation
     values = {"format": config.format, "partial_every": service.partial_every, "n": 1}
+    values |= {"content_format": config.content_format} | ({"mode": config.mode} if config.mode else {})
     sampling = default_sampling(base, service.bundle)
     text, (pictures, _) = sampling[service.bundle.vocab.text.name], service.bundle.image_output
     values |= {name: getattr(text, name) for name in ("temperature", "top_p", "top_k", "repetition_penalty")}
@@ -313,7 +325,7 @@ def _defaults(service: Service) -> dict[str, object]:
         values |= {"guidance_text": base.guidance.text, "guidance_image": base.guidance.image}
     most = token_limit(config, service.context)
     values["max_tokens"] = min(base.max_tokens, most)
-    return values if "interleaved" in _modes(service.bundle) else values | {"mode": service.bundle.vocab.text.name}
+    return values if "interleaved" in _modes(service.bundle) else {"mode": service.bundle.vocab.text.name} | values
 
 
 def _describe_modality(row: ModalityConfig, bundle: TokenizerBundle) -> dict[str, object]:

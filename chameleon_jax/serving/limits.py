@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from absl import logging
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chameleon_jax.configs import ServeConfig
@@ -88,12 +89,13 @@ class Guard:
             await self._app(scope, receive, send)
             return
         started, status = time.monotonic(), 0
+        cors = self._cors_headers(Request(scope))
 
         async def timed_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", []), (b"x-content-type-options", b"nosniff")]
+                message["headers"] = [*message.get("headers", []), (b"x-content-type-options", b"nosniff"), *cors]
             try:
                 async with asyncio.timeout(self._config.idle_seconds):
                     await send(message)
@@ -102,7 +104,10 @@ class Guard:
 
         try:
             self._check(Request(scope))
-            await self._app(scope, receive, timed_send)
+            if cors and scope["method"] == "OPTIONS":
+                await Response(status_code=204, headers=_preflight(Request(scope)))(scope, receive, timed_send)
+            else:
+                await self._app(scope, receive, timed_send)
         except ApiError as error:
             await error.response()(scope, receive, timed_send)
         except ClientGone:
@@ -123,13 +128,30 @@ class Guard:
             self._metrics.seconds.labels(path).observe(seconds)
             logging.info("%s %s %d %.2f s", scope["method"], path, status, seconds)
 
+    def _is_allowed(self, origin: str | None) -> bool:
+        return origin is not None and not {origin, "*"}.isdisjoint(self._config.cors_origin)
+
+    def _cors_headers(self, request: Request) -> list[tuple[bytes, bytes]]:
+        """By which a browser lets a page of an allowed origin read the answer."""
+        origin = request.headers.get("origin")
+        if not self._is_allowed(origin):
+            return []
+        allowed = {
+            "access-control-allow-origin": origin,
+            "access-control-expose-headers": "retry-after",
+            "vary": "origin",
+        }
+        return [(name.encode(), value.encode("latin-1", "replace")) for name, value in allowed.items()]
+
     def _check(self, request: Request) -> None:
         host = request.headers.get("host", "")
         if self._check_host and not is_loopback(_host_name(host)):
             raise ApiError(403, "this server answers to localhost only; start it with a key to reach it by name")
         origin = request.headers.get("origin")
-        if origin is not None and origin.partition("://")[2] != host:
+        if origin is not None and origin.partition("://")[2] != host and not self._is_allowed(origin):
             raise ApiError(403, "requests of pages of other sites are not answered", code="origin")
+        if request.method == "OPTIONS" and self._is_allowed(origin):  # a browser asks before it sends the key
+            return
         if self._key is None or request.scope["path"] in self._public:
             return
         given = request.headers.get("authorization", "")
@@ -138,6 +160,16 @@ class Guard:
         if not (hmac.compare_digest(key.strip().encode("utf-8", "replace"), self._key) and scheme.lower() == "bearer"):
             message = "the API key is wrong" if given else "send the API key: Authorization: Bearer KEY"
             raise ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+
+def _preflight(request: Request) -> dict[str, str]:
+    """All headers that a client wants to send may come: no cookie is ever read."""
+    wanted = request.headers.get("access-control-request-headers", "authorization, content-type")
+    return {
+        "access-control-allow-methods": "GET, POST",
+        "access-control-allow-headers": wanted,
+        "access-control-max-age": "600",
+    }
 
 
 def _host_name(host: str) -> str:

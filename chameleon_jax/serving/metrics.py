@@ -15,7 +15,7 @@ _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 class Metrics:
     """One registry a server, so that two servers of one process do not share numbers."""
 
-    def __init__(self, stats: Callable[[], EngineStats]):
+    def __init__(self):
         self.registry = CollectorRegistry()
         self.responses = Counter(
             "chameleon_responses", "Answers by path and status.", ["path", "status"], registry=self.registry
@@ -41,18 +41,23 @@ class Metrics:
             registry=self.registry,
         )
         self.open = Gauge("chameleon_open_requests", "Generating requests in hand.", registry=self.registry)
-        self.registry.register(_EngineCollector(stats))
+        self._engines = _EngineCollector()
+        self.registry.register(self._engines)
+
+    def watch(self, model: str, stats: Callable[[], EngineStats]) -> None:
+        """Tell the numbers of this model's engine too."""
+        self._engines.stats[model] = stats
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
 
 
 class _EngineCollector:
-    def __init__(self, stats: Callable[[], EngineStats]):
-        self._stats = stats
+    def __init__(self):
+        self.stats: dict[str, Callable[[], EngineStats]] = {}
 
     def collect(self) -> Iterator[Metric]:
-        stats = self._stats()
+        found = {model: stats() for model, stats in self.stats.items()}
         gauges = {
             "slots": "Requests that can run at one time.",
             "running": "Requests that run.",
@@ -60,7 +65,16 @@ class _EngineCollector:
             "tokens_per_second": "Ids a second over the last few seconds.",
             "cache_bytes": "Size of the key-value cache.",
         }
-        for name, text in gauges.items():
-            yield GaugeMetricFamily(f"chameleon_{name}", text, value=getattr(stats, name))
-        yield CounterMetricFamily("chameleon_engine_requests", "Requests taken by the engine.", value=stats.requests)
-        yield CounterMetricFamily("chameleon_tokens", "Ids generated.", value=stats.tokens)
+        counters = {
+            "requests": ("engine_requests", "Requests taken by the engine."),
+            "tokens": ("tokens", "Ids generated."),
+        }
+        families = {
+            name: GaugeMetricFamily(f"chameleon_{name}", text, labels=["model"]) for name, text in gauges.items()
+        }
+        for name, (told, text) in counters.items():
+            families[name] = CounterMetricFamily(f"chameleon_{told}", text, labels=["model"])
+        for name, family in families.items():
+            for model, stats in found.items():
+                family.add_metric([model], getattr(stats, name))
+            yield family

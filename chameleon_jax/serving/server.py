@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
 from absl import logging
@@ -35,6 +35,10 @@ def check_access(config: ServeConfig, api_key: str | None, insecure: bool) -> No
     """Raise ConfigError for a server that everybody on the network could use."""
     if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key == api_key.strip() != ""):
         raise ConfigError("the API key is empty or has characters that a header cannot hold")
+    if "*" in config.cors_origin and api_key is None:
+        raise ConfigError(
+            "cors_origin=* lets every web page use this server: set CHAMELEON_API_KEY (or --api_key), or name the pages"
+        )
     if not is_loopback(config.host) and api_key is None and not insecure:
         raise ConfigError(
             f"host {config.host} can be reached from other machines: set CHAMELEON_API_KEY (or --api_key), or say --insecure"
@@ -42,12 +46,13 @@ def check_access(config: ServeConfig, api_key: str | None, insecure: bool) -> No
 
 
 def bind(config: ServeConfig) -> socket.socket:
-    """A socket that does not listen yet. Raises ConfigError when the address cannot be had."""
+    """A socket that listens: from now on clients wait and are not refused. Raises ConfigError when the address cannot be had."""
     try:
         family, *_, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
+        sock.listen()
     except OSError as error:
         raise ConfigError(f"cannot listen on {config.host}:{config.port}: {error.strerror or error}") from error
     return sock
@@ -99,8 +104,8 @@ class Protocol(H11Protocol):
 class Server(uvicorn.Server):
     """uvicorn's, which after a signal drains and returns instead of dying of the signal."""
 
-    def __init__(self, service: Service, app: ASGIApp):
-        config = service.config
+    def __init__(self, services: Sequence[Service], app: ASGIApp):
+        config = services[0].config
         super().__init__(
             uvicorn.Config(
                 app,
@@ -114,7 +119,7 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=int(config.drain_seconds + _GRACE_SECONDS),
             )
         )
-        self._service = service
+        self._services = services
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -132,36 +137,40 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        stats, is_open = self._service.stats(), self._service.engine is not None
-        seconds = self._service.config.drain_seconds if is_open else 0
-        logging.info("stopping: %d running and %d waiting have %g s to finish", stats.running, stats.queued, seconds)
-        self._service.draining = True
-        asyncio.get_running_loop().call_later(seconds, self._service.stop_streams)
+        stats = [service.stats() for service in self._services]
+        seconds = self._services[0].config.drain_seconds
+        running, queued = sum(own.running for own in stats), sum(own.queued for own in stats)
+        logging.info("stopping: %d running and %d waiting have %g s to finish", running, queued, seconds)
+        for service in self._services:
+            service.draining = True
+            # Where nothing is compiled yet, nothing can finish.
+            asyncio.get_running_loop().call_later(seconds if service.engine else 0, service.stop_streams)
         await super().shutdown(sockets)
 
 
-def serve(service: Service, app: ASGIApp, sock: socket.socket, start: Callable[[], None]) -> None:
-    """Until a signal comes and all is drained. `start` loads, compiles and opens the model, in a thread beside the server.
+def serve(services: Sequence[Service], app: ASGIApp, sock: socket.socket, start: Callable[[], None]) -> None:
+    """Until a signal comes and all is drained. `start` loads, compiles and opens the models, in a thread beside the server.
 
     Raises what `start` raises.
     """
     host, port = sock.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    server = Server(service, app)
+    server = Server(services, app)
+    names = ", ".join(service.model_name for service in services)
     failures: list[BaseException] = []
 
     def begin() -> None:
         try:
             start()
             if not server.should_exit:
-                logging.info("serving %s on %s", service.model_name, url)
+                logging.info("serving %s on %s", names, url)
         except BaseException as error:  # whatever it is, it ends the process
             failures.append(error)
             server.should_exit = True
 
     starting = threading.Thread(target=begin, name="start", daemon=True)
     starting.start()
-    logging.info("listening on %s; %s answers when it is loaded and compiled", url, service.model_name)
+    logging.info("listening on %s; %s will answer when loaded and compiled", url, names)
     server.run(sockets=[sock])
     if failures:
         raise failures[0]

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int
 
 from chameleon_jax.configs import GenerationConfig, ServeConfig, TransformerConfig
-from chameleon_jax.errors import ChameleonError, GenerationError, did_you_mean
+from chameleon_jax.errors import ChameleonError, GenerationError
 from chameleon_jax.generation.checks import check_names
 from chameleon_jax.generation.engine import Engine
 from chameleon_jax.generation.grammar import written_rows
@@ -78,11 +78,12 @@ class Service:
         model: TransformerConfig | None = None,
         engine: Engine | None = None,
         format: Format = "chat",
+        metrics: Metrics | None = None,
     ):
         """`model` is that of the engine that comes later; an `engine` given here is open at once.
 
-        `format` is what the config's `auto` stands for. Raises GenerationError for defaults for which every request would be
-        refused.
+        `format` is what the config's `auto` stands for, `metrics` those that several services share. Raises GenerationError for
+        defaults for which every request would be refused.
         """
         if config.format == "auto":
             config = dataclasses.replace(config, format=format)
@@ -96,14 +97,15 @@ class Service:
         self._engine.set_running_or_notify_cancel()  # a request that no longer waits does not cancel it for the others
         if engine is not None:
             self.open(engine)
-        self.pieces, self.metrics = Pieces(bundle), Metrics(self.stats)
+        self.pieces, self.metrics = Pieces(bundle), metrics or Metrics()
+        self.metrics.watch(model_name, self.stats)
         longest = max((row.length for row in bundle.vocab_config.modalities), default=0)
         self.partial_every = config.partial_every or max(1, longest // 8)
         self.image_sizes = image_sizes(bundle)
         self._workers, self._painters = (ThreadPoolExecutor(_THREADS, name) for name in ("prompts", "pictures"))
         self._previews = 0
         self._open: set[Jobs] = set()
-        self._in_hand = 0
+        self._in_hand, self._places = 0, config.engine.slots + config.engine.max_queued
         self._seconds = 1.0  # that a request takes, about
         self.draining = False
 
@@ -135,25 +137,29 @@ class Service:
 
     # Requests in hand.
 
+    @property
+    def places_left(self) -> int:
+        """Requests that may come before one is refused."""
+        return self._places - self._in_hand
+
     @contextlib.contextmanager
     def admit(self) -> Iterator[None]:
         """A place for a request, before its body is read: so many bodies and pictures are in memory at most.
 
         Raises ApiError 429 when there is none.
         """
-        slots = self.config.engine.slots
-        places = slots + self.config.engine.max_queued
-        if self._in_hand >= places:
+        slots, places = self.config.engine.slots, self._places
+        if self.places_left <= 0:
             retry = self._seconds * (self._in_hand - slots + 1) / slots
             raise too_many(f"{places} requests are in hand, which is all that fit; try again", min(retry, 60))
         self._in_hand += 1
-        self.metrics.open.set(self._in_hand)
+        self.metrics.open.inc()
         started = time.monotonic()
         try:
             yield
         finally:
             self._in_hand -= 1
-            self.metrics.open.set(self._in_hand)
+            self.metrics.open.dec()
             self._seconds += 0.1 * (time.monotonic() - started - self._seconds)
 
     def stop_streams(self) -> None:
@@ -174,14 +180,8 @@ class Service:
 
     # From the fields of a request to a prepared one.
 
-    def check_model(self, name: str | None) -> None:
-        if name is not None and name != self.model_name:
-            hint = did_you_mean(name, [self.model_name]) or f": this server has '{self.model_name}'"
-            raise ApiError(404, f"the model '{name[:100]}' does not exist{hint}", param="model", code="model_not_found")
-
     async def prepare(self, request: RequestFields) -> PreparedRequest:
         """Waits for the engine, once the request is known to be good. Raises ApiError for what cannot be served."""
-        self.check_model(request.model)
         try:
             prepared = await self.on_worker(self._prepare, request)
         except ChameleonError as error:

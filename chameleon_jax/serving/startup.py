@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from chameleon_jax.configs import GenerationConfig
+from chameleon_jax.errors import ConfigError
 from chameleon_jax.generation.engine import Engine
 from chameleon_jax.generation.loading import load_weights
 from chameleon_jax.generation.prompt import encode_turns, perceived_pictures
@@ -30,6 +31,20 @@ from chameleon_jax.tokenizers.perceived import PatchCodec
 from chameleon_jax.tokenizers.pictures import PictureCodec
 
 LONGEST = 2048  # ids of a prompt for which programs are made ahead; longer ones are rare and compile when they come
+
+
+def name_models(given: list[str], name: str) -> dict[str, str]:
+    """Names by workdir: of NAME=FOLDER the name; runs/emoji/model is emoji, by the last part that says something."""
+    named = {}
+    for text in given:
+        own, equals, folder = text.partition("=")
+        is_named = bool(own and equals and "/" not in own)
+        workdir = folder if is_named else text
+        parts = [part for part in Path(workdir).resolve().parts if part not in ("model", "/")]
+        if workdir in named:
+            raise ConfigError(f"--workdir={workdir} is given twice")
+        named[workdir] = own if is_named else name if name and len(given) == 1 else (parts or ["chameleon"])[-1]
+    return named
 
 
 def start_engine(service: Service, workdir: str | Path, mesh: Mesh | None) -> None:

@@ -77,7 +77,13 @@ def make_service(tiny, engine):
 def running(service, **access):
     """The base URL of a real server in a thread."""
     sock = bind(service.config)
-    server = Server(service, create_app(service, **access))
+    with running_in_thread(Server([service], create_app(service, **access)), sock) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def running_in_thread(server, sock):
+    """The base URL of this server while it runs."""
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[sock])), daemon=True)
     thread.start()
     deadline = time.monotonic() + 30

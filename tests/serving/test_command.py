@@ -5,6 +5,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import pytest
 from chameleon_jax import cli
 from chameleon_jax.checkpoints.checkpointer import Checkpointer
 from chameleon_jax.configs import CheckpointConfig, ServeConfig
+from chameleon_jax.serving import startup
 from experiments import serve
 from tests.tiny_run import make_run
 
@@ -73,6 +75,9 @@ def url_of(process):
         (["--workdir=/nowhere"], "no checkpoint in /nowhere"),
         (["--format=caht"], "did you mean 'chat'?"),
         (["--mode=imgae"], "did you mean 'image'?"),
+        (["--workdir=lizard=/nowhere"], "no checkpoint in /nowhere"),
+        (["--cors_origin=*"], "set CHAMELEON_API_KEY"),
+        (["--cors_origin=example.org"], "cors_origin must be like"),
         (["--max_tokens=-1"], "max_tokens must be at least 0"),
     ],
 )
@@ -80,7 +85,7 @@ def test_a_server_that_should_not_start_does_not(workdir, monkeypatch, capsys, f
     monkeypatch.delenv("CHAMELEON_API_KEY", raising=False)
     with pytest.raises(SystemExit) as stop:
         argv = [f"--workdir={workdir}", *([] if "port" in flags[0] else ["--port=0"]), *flags]
-        cli.run(serve.main, ServeConfig, serve.__doc__, add_flags=serve._flags, argv=argv)
+        cli.run(serve.main, ServeConfig, serve.__doc__, add_flags=serve._flags, workdir=False, argv=argv)
     (line,) = capsys.readouterr().err.splitlines()
     assert stop.value.code == 2 and line.startswith("error: ") and told in line
 
@@ -90,6 +95,26 @@ def compiled(tmp_path_factory):
     """Flags by which a process after the first one need not compile all again."""
     folder = tmp_path_factory.mktemp("compiled")
     return ["--slots=2", f"--jax_compilation_cache_dir={folder}", "--jax_persistent_cache_min_compile_time_secs=0"]
+
+
+def test_what_cannot_be_served_is_told_before_it_is_loaded(workdir, tmp_path, capsys):
+    def told(*flags):
+        with pytest.raises(SystemExit) as stop:
+            cli.run(serve.main, ServeConfig, serve.__doc__, add_flags=serve._flags, workdir=False, argv=flags)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert stop.value.code == 2
+        return line
+
+    twin = tmp_path / "lizard" / "model"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"cannot listen on 127.0.0.1:{port}" in told(f"--workdir={workdir}", f"--port={port}")
+    assert "a tokenizer" in told(f"--workdir={workdir / 'tokenizer'}", "--port=0")
+    shutil.copytree(workdir.parent, tmp_path / "lizard")
+    name = workdir.parent.name
+    line = told(f"--workdir={workdir}", f"--workdir={name}={twin}", "--port=0")
+    assert "two models are called the same" in line
+    assert "given twice" in told(f"--workdir={workdir}", f"--workdir={workdir}", "--port=0")
 
 
 def test_it_listens_compiles_answers_and_drains(workdir, compiled):
@@ -159,8 +184,7 @@ def test_streams_that_do_not_end_in_time_are_told(workdir, compiled):
         assert process.wait(30) == 0
 
 
-def test_a_name_is_the_last_part_of_the_folder_that_says_something():
-    assert (
-        serve.default_name(Path("/runs/emoji/model")) == "emoji"
-        and serve.default_name(Path("/runs/chameleon")) == "chameleon"
-    )
+def test_models_are_named_by_their_folder_or_as_told():
+    given = ["/runs/emoji/model", "/runs/chameleon", "small=runs/a/model", "/runs/b=c/model"]
+    assert list(startup.name_models(given, "").values()) == ["emoji", "chameleon", "small", "b=c"]
+    assert startup.name_models(["/runs/emoji/model"], "told") == {"/runs/emoji/model": "told"}

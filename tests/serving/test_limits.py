@@ -347,7 +347,7 @@ def test_numbers_for_an_operator(server, scripted):
     text = httpx.get(url + "/metrics").text
     assert 'chameleon_responses_total{path="/v1/chat/completions",status="200"} 1.0' in text
     assert 'chameleon_responses_total{path="other",status="404"} 1.0' in text
-    assert 'chameleon_spans_total{modality="image"} 1.0' in text and "chameleon_slots 4.0" in text
+    assert 'chameleon_spans_total{modality="image"} 1.0' in text and 'chameleon_slots{model="tiny"} 4.0' in text
     health = httpx.get(url + "/health").json()
     assert {"status", "running", "queued", "tokens_per_second", "slots"} <= set(health)
 
