@@ -217,7 +217,7 @@ def main() -> int:
 def wait_for_url(log: Path, process: subprocess.Popen) -> str:
     for _ in range(600):
         for line in log.read_text().splitlines():
-            if line.startswith("serving "):
+            if " serving " in line:
                 return line.split()[-1]
         if process.poll() is not None:
             break

@@ -109,6 +109,11 @@ def run(
         sys.exit(EXIT_INTERRUPTED)
 
 
+def log_times() -> None:
+    """Begin each line of the log with the time, for commands that run until they are stopped."""
+    logging.get_absl_handler().setFormatter(standard_logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+
+
 def define_mesh(values: flags.FlagValues, help: str = "devices over which the weights are divided") -> None:
     """--mesh=tensor=8 or --mesh=data=2,fsdp=1,tensor=-1, as a MeshConfig in `args.mesh`; None without it: one device."""
     text = f"{help}, as in tensor=8 or data=2,tensor=4; -1 takes all"

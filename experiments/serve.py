@@ -48,6 +48,7 @@ def _flags(values):
 
 
 def main(config: ServeConfig, args) -> None:
+    cli.log_times()
     engine = {name: getattr(args, name) for name in ("slots", "weights") if getattr(args, name) is not None}
     if args.cors_origin:
         args.cors_origin = tuple(args.cors_origin)

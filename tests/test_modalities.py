@@ -186,7 +186,7 @@ def test_the_server_takes_and_gives_every_modality(run):
     from chameleon_jax.serving.app import create_app
     from chameleon_jax.serving.service import Service
 
-    serve = ServeConfig(engine=EngineConfig(slots=2, block=4))
+    serve = ServeConfig(content_format="parts", engine=EngineConfig(slots=2, block=4))
     with Engine(run.params, run.model, run.bundle.vocab, serve.engine) as engine:
         service = Service(engine=engine, bundle=run.bundle, config=serve, model_name="other")
         client = testclient.TestClient(create_app(service), base_url="http://127.0.0.1")

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -53,10 +54,15 @@ def command(workdir, *flags, **environment):
         process.stderr.close()
 
 
+def listening_url(process):
+    """The address that the first line names, when nothing is loaded yet."""
+    return re.search(r"listening on (http://[^;]+);", process.stderr.readline())[1]
+
+
 def url_of(process):
     """The address that the log names."""
     for line in process.stderr:
-        if "serving " in line:
+        if re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d serving ", line):
             return line.split()[-1]
     raise AssertionError("the server did not start")
 
@@ -120,7 +126,7 @@ def test_what_cannot_be_served_is_told_before_it_is_loaded(workdir, tmp_path, ca
 def test_it_listens_compiles_answers_and_drains(workdir, compiled):
     body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 500, "stream": True, "mode": "image"}
     with command(workdir, "--port=0", *compiled, CHAMELEON_API_KEY="secret") as process:
-        url = process.stderr.readline().split()[2].rstrip(";")
+        url = listening_url(process)
         client = httpx.Client(base_url=url, headers={"authorization": "Bearer secret"}, timeout=60)
         health = client.get("/health")
         assert health.status_code == 503 and health.json()["status"] == "compiling"
@@ -147,7 +153,7 @@ def test_it_listens_compiles_answers_and_drains(workdir, compiled):
 
 def test_a_signal_ends_it_while_it_compiles(workdir):
     with command(workdir, "--port=0") as process:
-        url = process.stderr.readline().split()[2].rstrip(";")
+        url = listening_url(process)
         with concurrent.futures.ThreadPoolExecutor() as pool:
             body = {"prompt": "hi", "max_tokens": 3}
             waiting = pool.submit(httpx.post, url + "/v1/completions", json=body, timeout=60)
