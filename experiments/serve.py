@@ -5,6 +5,7 @@ Examples:
   python -m experiments.serve --workdir=runs/emoji/model --port=9000 --slots=16
   python -m experiments.serve --workdir=runs/emoji/model --workdir=digits=runs/three/model
   python -m experiments.serve --workdir=runs/chameleon-34b --mesh=tensor=8 --weights=bfloat16
+  python -m experiments.serve --workdir=runs/emoji/model --content_format=markdown --mode=interleaved
   CHAMELEON_API_KEY=... python -m experiments.serve --workdir=runs/chameleon --host=0.0.0.0
 
 Then open http://127.0.0.1:8000, or point a client at http://127.0.0.1:8000/v1. The workdir is that of `experiments.pretrain` or
@@ -35,6 +36,8 @@ def _flags(values):
     flags.DEFINE_enum("format", None, formats, text, flag_values=values)
     text = "what requests get that do not say: a modality, several joined by +, or interleaved; same as --gin.ServeConfig.mode"
     flags.DEFINE_string("mode", None, text, flag_values=values)
+    text = "of message.content: words alone, all in order, or pictures as markdown; same as --gin.ServeConfig.content_format"
+    flags.DEFINE_enum("content_format", None, ["text", "parts", "markdown"], text, flag_values=values)
     text = "most ids of an answer; same as --gin.ServeConfig.max_tokens"
     flags.DEFINE_integer("max_tokens", None, text, flag_values=values)
     weights = "'compute', 'bfloat16' or 'int8'; same as --gin.EngineConfig.weights"
@@ -52,7 +55,7 @@ def main(config: ServeConfig, args) -> None:
     engine = {name: getattr(args, name) for name in ("slots", "weights") if getattr(args, name) is not None}
     if args.cors_origin:
         args.cors_origin = tuple(args.cors_origin)
-    own = ("host", "port", "format", "mode", "max_tokens", "cors_origin")
+    own = ("host", "port", "format", "mode", "max_tokens", "content_format", "cors_origin")
     flags = {name: getattr(args, name) for name in own if getattr(args, name) is not None}
     config = dataclasses.replace(config, engine=dataclasses.replace(config.engine, **engine), **flags)
     try:
