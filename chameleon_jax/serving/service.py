@@ -36,7 +36,7 @@ from chameleon_jax.serving.metrics import Metrics
 from chameleon_jax.serving.replies import EncodedSpan, Update, Usage
 from chameleon_jax.serving.schema import ChatRequest, CompletionRequest, ImagesRequest, RequestFields
 from chameleon_jax.serving.settings import choose_format, generation_config, image_sizes, parse_size
-from chameleon_jax.serving.tolerance import nearest_size
+from chameleon_jax.serving.tolerance import last_alone, nearest_size
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.codec import Codec
 from chameleon_jax.tokenizers.perceived import PatchCodec
@@ -243,7 +243,10 @@ class Service:
         """The ids of each prompt, and the pictures that it perceives."""
         format = choose_format(request, self.config)
         if isinstance(request, ChatRequest):
-            conversations = [read_turns(request.messages, format, self.bundle, self.config.max_media)]
+            messages = request.messages
+            if format == "completion" and request.format is None:
+                messages = last_alone(messages, request.notes)
+            conversations = [read_turns(messages, format, self.bundle, self.config.max_media)]
         elif isinstance(request, CompletionRequest):
             conversations = [[[text]] for text in request.prompt]
         else:

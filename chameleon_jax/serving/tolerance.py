@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 # Of OpenAI's and of other servers': nothing here could make use of them, whatever they hold.
 _NO_MEANING = (
@@ -30,6 +30,13 @@ _NOT_DONE = {
 # Where these are said, the answer must be of their form, so the request is refused.
 _MUST_CALL = ("required", "any")
 
+
+class HasRole(Protocol):
+    role: str
+
+
+M = TypeVar("M", bound=HasRole)
+
 _PICTURE = re.compile(r"!\[[^\]\n]{0,100}\]\((data:image/[a-z]+;base64,[A-Za-z0-9+/=]+)\)")
 
 
@@ -39,12 +46,15 @@ def loosen(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     for field in _NO_MEANING:
         content.pop(field, None)
     choice = content.get("tool_choice", content.get("function_call"))
-    if not (isinstance(choice, dict) or choice in _MUST_CALL):
+    must_call = isinstance(choice, dict) or choice in _MUST_CALL
+    if not must_call:
         content.pop("tool_choice", None)
         content.pop("function_call", None)
-        for field, reason in _NOT_DONE.items():
-            if content.pop(field, None) not in (None, 0, 0.0, [], {}, "", "auto", "opaque", "standard", "png"):
-                notes.append(f"{field} is not used: {reason}")
+    for field, reason in _NOT_DONE.items():
+        if must_call and field in ("tools", "functions"):
+            continue
+        if content.pop(field, None) not in (None, 0, 0.0, [], {}, "", "auto", "opaque", "standard", "png"):
+            notes.append(f"{field} is not used: {reason}")
     for message in content["messages"] if isinstance(content.get("messages"), list) else ():
         if isinstance(message, dict):
             _loosen_message(message)
@@ -102,6 +112,15 @@ def nearest_size(size: tuple[int, int], sizes: Sequence[tuple[int, int]], notes:
     found = min(sizes, key=distance)
     notes.append(f"pictures are {found[0]}x{found[1]}, the nearest to {size[0]}x{size[1]}")
     return found
+
+
+def last_alone(messages: list[M], notes: list[str]) -> list[M]:
+    """The system's messages and the last one: a model of plain documents knows no turns, and continues what is said last."""
+    system = [message for message in messages if message.role in ("system", "developer")]
+    if len(messages) - len(system) < 2 or messages[-1] in system:
+        return messages
+    notes.append("only the last message is continued: the model was trained on documents, not on chats")
+    return [*system, messages[-1]]
 
 
 def first_that_fits(count: int, fits: Callable[[int], bool]) -> int:

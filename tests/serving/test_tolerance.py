@@ -89,7 +89,7 @@ def test_pictures_of_another_size_or_kind_are_told(client):
 @pytest.mark.parametrize(
     "settings, param",
     [
-        ({"tools": [{}], "tool_choice": "required"}, "tools"),
+        ({"tools": [{}], "tool_choice": "required", "frequency_penalty": 1}, "tools"),
         ({"tools": [{}], "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format.type"),
         ({"logit_bias": {"17": -100}}, "logit_bias"),
@@ -118,6 +118,21 @@ def test_a_long_chat_goes_on_without_its_oldest_messages(client, tiny):
 
     assert reply["prompt_token_ids"] == prompt(left_out) and left_out > 0
     assert len(prompt(left_out)) <= CONTEXT - 8 < len(prompt(left_out - 2))
+
+
+def test_a_model_of_documents_continues_the_last_message(make_service):
+    body = {"messages": [{"role": role, "content": text} for role, text in (("system", "a"), *TURNS)]}
+    service = make_service(format="completion")
+    request = schema.parse(schema.ChatRequest, json.dumps(body).encode())
+    (ids,) = service._prepare(request).prompts
+    assert ids.tolist() == encode_turns([["a\nsome words"]], service.bundle).tolist()
+    assert request.notes == ["only the last message is continued: the model was trained on documents, not on chats"]
+    asked = schema.parse(schema.ChatRequest, json.dumps(body | {"format": "completion"}).encode())
+    with pytest.raises(ApiError, match="continues one user message, not 3"):
+        service._prepare(asked)
+
+
+TURNS = (("user", "a red heart"), ("assistant", "heart"), ("user", "some words"))
 
 
 def test_what_fits_in_no_way_is_refused(client):
