@@ -124,7 +124,13 @@ def test_what_cannot_be_served_is_told_before_it_is_loaded(workdir, tmp_path, ca
 
 
 def test_it_listens_compiles_answers_and_drains(workdir, compiled):
-    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 500, "stream": True, "mode": "image"}
+    body = {
+        "messages": [{"role": "user", "content": "hi"}],
+        "max_tokens": 500,
+        "stream": True,
+        "mode": "image",
+        "max_images": 20,
+    }
     with command(workdir, "--port=0", *compiled, CHAMELEON_API_KEY="secret") as process:
         url = listening_url(process)
         client = httpx.Client(base_url=url, headers={"authorization": "Bearer secret"}, timeout=60)
@@ -146,9 +152,9 @@ def test_it_listens_compiles_answers_and_drains(workdir, compiled):
             process.send_signal(signal.SIGTERM)
             rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]" and not any('"error"' in line for line in rest)
+        assert process.wait(30) == 0
         with pytest.raises(httpx.ConnectError):
             httpx.get(url + "/health")
-        assert process.wait(30) == 0
 
 
 def test_a_signal_ends_it_while_it_compiles(workdir):
