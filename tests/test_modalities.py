@@ -255,6 +255,7 @@ NAMED = {
     "serving/settings.py": "kinds of media in OpenAI's `modalities`",
     "serving/app.py": "kinds of media for clients",
     "serving/tolerance.py": "types of parts in OpenAI's messages",
+    "serving/responses.py": "kinds of media in OpenAI's responses",
     "configs/serving.py": "forms of `message.content`",
     "commands.py": "the name of a command",
     "own_data/gin_files.py": "rows of the table that it writes",

@@ -117,6 +117,7 @@ class ResponsesRequest(ChatRequest):
     text: TextFormat | None = None
     tools: Annotated[list[ImageTool], Field(max_length=1)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    metadata: dict[str, str] | None = None  # comes back
     store: bool | None = None  # nothing is stored, whatever it says
     truncation: Literal["disabled"] | None = None
     background: Literal[False] | None = None

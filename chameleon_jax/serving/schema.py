@@ -328,7 +328,8 @@ def parse(kind: type[R], body: bytes) -> R:
         raise bad_request(f"the body is not JSON: {error}", code="invalid_json") from None
     if not isinstance(content, dict):
         raise bad_request("the body must be a JSON object", code="invalid_json")
-    content, notes = loosen(content)
+    read = {name for name, field in kind.model_fields.items() if field.annotation is not type(None)}
+    content, notes = loosen(content, read)
     try:
         request = kind.model_validate(content)
         if isinstance(request, RequestFields):

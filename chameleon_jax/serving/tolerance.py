@@ -7,7 +7,7 @@ done as near as can be, with a note in the reply (`notes`); what would silently 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, Protocol, TypeVar
 
 # Of OpenAI's and of other servers': nothing here could make use of them, whatever they hold.
@@ -40,18 +40,22 @@ M = TypeVar("M", bound=HasRole)
 _PICTURE = re.compile(r"!\[[^\]\n]{0,100}\]\((data:image/[a-z]+;base64,[A-Za-z0-9+/=]+)\)")
 
 
-def loosen(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """A request without the fields that are passed over, and notes on those that asked for something."""
+def loosen(content: dict[str, Any], read: Container[str]) -> tuple[dict[str, Any], list[str]]:
+    """A request without the fields that are passed over, and notes on those that asked for something.
+
+    Fields of `read` have a meaning for this kind of request and stay.
+    """
     content, notes = dict(content), []
     for field in _NO_MEANING:
-        content.pop(field, None)
+        if field not in read:
+            content.pop(field, None)
     choice = content.get("tool_choice", content.get("function_call"))
     must_call = isinstance(choice, dict) or choice in _MUST_CALL
-    if not must_call:
-        content.pop("tool_choice", None)
-        content.pop("function_call", None)
+    for field in ("tool_choice", "function_call"):
+        if not must_call and field not in read:
+            content.pop(field, None)
     for field, reason in _NOT_DONE.items():
-        if must_call and field in ("tools", "functions"):
+        if field in read or (must_call and field in ("tools", "functions")):
             continue
         if content.pop(field, None) not in (None, 0, 0.0, [], {}, "", "auto", "opaque", "standard", "png"):
             notes.append(f"{field} is not used: {reason}")
