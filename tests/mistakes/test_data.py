@@ -325,7 +325,7 @@ INSPECTING = [
     Mistake(
         "an empty folder", "inspect {here}/e", ("e is an empty folder",), lambda here, places: (here / "e").mkdir()
     ),
-    Mistake("a folder of nothing known", "inspect {release}", ("is no token store, tokenizer, run",)),
+    Mistake("a folder of nothing known", "inspect {release}", ("{release} holds no data that can be read",)),
     Mistake("a path and a gin file", "inspect {model} --gin_file={gin}/smoke.gin", ("not both",)),
     Mistake("a mesh of a tokenizer", "inspect {tokenizer} --mesh=tensor=2", ("{tokenizer} has no checkpoints/",)),
     Mistake("a mesh that does not divide", "inspect {model} --mesh=tensor=3", ("n_heads = 2 is not a multiple",)),
