@@ -78,10 +78,10 @@ def url_of(process):
         (["--slots=0"], "slots must be at least 1"),
         (["--weights=fp4"], "EngineConfig.weights"),
         (["--gin.ServeConfig.prot=1"], "did you mean 'port'?"),
-        (["--workdir=/nowhere"], "no checkpoint in /nowhere"),
+        (["--workdir=/nowhere"], "/nowhere is not the workdir of a run"),
         (["--format=caht"], "did you mean 'chat'?"),
         (["--mode=imgae"], "did you mean 'image'?"),
-        (["--workdir=lizard=/nowhere"], "no checkpoint in /nowhere"),
+        (["--workdir=lizard=/nowhere"], "/nowhere is not the workdir of a run"),
         (["--cors_origin=*"], "set CHAMELEON_API_KEY"),
         (["--cors_origin=example.org"], "cors_origin must be like"),
         (["--max_tokens=-1"], "max_tokens must be at least 0"),
@@ -115,7 +115,7 @@ def test_what_cannot_be_served_is_told_before_it_is_loaded(workdir, tmp_path, ca
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"cannot listen on 127.0.0.1:{port}" in told(f"--workdir={workdir}", f"--port={port}")
-    assert "a tokenizer" in told(f"--workdir={workdir / 'tokenizer'}", "--port=0")
+    assert "is not the workdir of a run" in told(f"--workdir={workdir / 'tokenizer'}", "--port=0")
     shutil.copytree(workdir.parent, tmp_path / "lizard")
     name = workdir.parent.name
     line = told(f"--workdir={workdir}", f"--workdir={name}={twin}", "--port=0")
