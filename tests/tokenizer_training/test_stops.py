@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chameleon_jax.demo.journey import RUNS
 from chameleon_jax.training.signals import EXIT_STOPPED
 from chameleon_jax.workdir import LOCK
 
@@ -43,7 +42,7 @@ def data(tmp_path_factory):
 
 def _start(data: Path, workdir: Path) -> subprocess.Popen:
     flags = (
-        f"--gin_file={RUNS / 'three_modalities_tokenizer.gin'}",
+        "--gin_file=gin_configs/runs/three_modalities_tokenizer.gin",
         f"--gin.DATA={data}",
         f"--gin.VQTrainConfig.steps={STEPS}",
         f"--gin.SoundTrainConfig.steps={STEPS}",
