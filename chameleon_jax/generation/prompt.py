@@ -40,12 +40,14 @@ def encode_turns(
     *,
     format: Format = "completion",
     image_size: tuple[int, int] | None = None,
+    queue: CodeQueue | None = None,
 ) -> Int[np.ndarray, "n"]:
     """The prompt of these turns, each a list of words and data in order: the one builder of prompts.
 
     `completion` is one turn to continue: `[bos] turn`. `chat` goes from user to user: `[bos] user [eot] assistant [eot] ...
     user [eot]`; the answer ends with `GenerationConfig.stop_at_turn_end`. `lumina` is a chat, where with `image_size` (width,
     height in pixels) the words of the last turn describe the picture to draw.
+    A `queue` that several calls share encodes data that come again once.
 
     Raises GenerationError for another number of turns, and as `CodeQueue.prepare` does.
     """
@@ -56,12 +58,14 @@ def encode_turns(
     turns = [_joined(parts) for parts in turns]
     if format == "lumina" and image_size:
         turns[-1] = _asking_for_size(turns[-1], image_size)
-    vocab, queue = bundle.vocab, CodeQueue(bundle, batch=1)  # few items of perhaps many shapes
+    vocab, queue = bundle.vocab, queue or CodeQueue(bundle, batch=1)  # few items of perhaps many shapes
     segments = [Segment(vocab.text.name, p) if isinstance(p, str) else p for parts in turns for p in parts]
     for segment in segments:
         vocab.row(segment.modality, GenerationError)
         queue.add(segment.modality, [queue.prepare(segment.modality, segment.data)])
-    spans = (vocab.modalities[vocab.row(s.modality)].span(c) for s, c in zip(segments, queue.finish(), strict=True))
+    codes = queue.finish()  # those of earlier calls first
+    own = zip(segments, codes[len(codes) - len(segments) :], strict=True)
+    spans = (vocab.modalities[vocab.row(s.modality)].span(c) for s, c in own)
     closing = [] if format == "completion" else [vocab.end_of_turn]
     ids = [[vocab.bos]]
     for parts in turns:

@@ -264,7 +264,8 @@ def _add_information(app: FastAPI, models: Models) -> None:
         found = {"status": models.status, "model": models.first.model_name}
         found |= {name: sum(getattr(stats, name) for _, stats in own.values()) for name in names}
         found["models"] = {model: {"status": status} for model, (status, _) in own.items()}
-        return JSONResponse(found, status_code=200 if models.status in ("ok", "draining") else 503)
+        is_well = found["status"] in ("ok", "draining") and all(service.engine for service in models)
+        return JSONResponse(found, status_code=200 if is_well else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:

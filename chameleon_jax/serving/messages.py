@@ -19,6 +19,7 @@ from chameleon_jax.serving.errors import ApiError, bad_request
 from chameleon_jax.serving.schema import CodesPart, ImagePart, InputAudioPart, MediaPart, Message, TextPart
 from chameleon_jax.serving.tolerance import first_that_fits
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
+from chameleon_jax.tokenizers.code_queue import CodeQueue
 from chameleon_jax.tokenizers.documents import Segment
 
 CONTEXT_EXCEEDED = "context_length_exceeded"
@@ -144,6 +145,7 @@ def build_ids(
     *,
     longest: int,
     image_size: tuple[int, int] | None = None,
+    queue: CodeQueue | None = None,
 ) -> Int[np.ndarray, "n"]:
     """The prompt of these turns (`encode_turns`), if it can fit.
 
@@ -154,7 +156,7 @@ def build_ids(
     length = sum(len(part) for parts in turns for part in parts if isinstance(part, str))
     if length > longest:
         raise context_exceeded(f"a prompt of {length} characters cannot fit the context of this model")
-    return encode_turns(turns, bundle, format=format, image_size=image_size)
+    return encode_turns(turns, bundle, format=format, image_size=image_size, queue=queue)
 
 
 def shortened(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 
 from chameleon_jax.errors import ConfigError, did_you_mean
@@ -44,7 +45,11 @@ class Models:
         with contextlib.ExitStack() as held:
             service = max(self, key=lambda service: service.places_left)
             held.enter_context(service.admit())
-            yield Place(held, service)
+            place = Place(held, service)
+            try:
+                yield place
+            finally:
+                place.end()
 
     @property
     def status(self) -> str:
@@ -57,6 +62,7 @@ class Place:
 
     def __init__(self, held: contextlib.ExitStack, service: Service):
         self._held, self._service = held, service
+        self._started, self._is_asked = time.monotonic(), False
 
     def move(self, service: Service) -> None:
         """To the model that was asked for. Raises ApiError 429 where that has no place."""
@@ -64,3 +70,9 @@ class Place:
             self._held.close()
             self._held.enter_context(service.admit())
             self._service = service
+        self._is_asked = True
+
+    def end(self) -> None:
+        """Tell the model that was asked for, and no other, how long its request took."""
+        if self._is_asked:
+            self._service.took(time.monotonic() - self._started)

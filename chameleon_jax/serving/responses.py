@@ -185,7 +185,8 @@ class ResponseWriter:
     def response(self) -> dict[str, Any]:
         """The whole object, as far as it has come."""
         request, is_done = self.request, self._status != "in_progress"
-        return {
+        notes = {"notes": request.notes} if is_done and request.notes else {}
+        return notes | {
             "id": self._id,
             "object": "response",
             "created_at": self._created,

@@ -38,6 +38,7 @@ from chameleon_jax.serving.schema import ChatRequest, CompletionRequest, ImagesR
 from chameleon_jax.serving.settings import choose_format, generation_config, image_sizes, parse_size
 from chameleon_jax.serving.tolerance import last_alone, nearest_size
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
+from chameleon_jax.tokenizers.code_queue import CodeQueue
 from chameleon_jax.tokenizers.codec import Codec
 from chameleon_jax.tokenizers.perceived import PatchCodec
 from chameleon_jax.tokenizers.pictures import PictureCodec
@@ -94,6 +95,7 @@ class Service:
         model = model or engine.model
         self.context = min(config.engine.context or model.max_seq_len, model.max_seq_len)
         self._engine: Future[Engine] = Future()
+        self._before = (0, 0)  # requests and tokens of the engine that were nobody's, as those that compile it
         self._engine.set_running_or_notify_cancel()  # a request that no longer waits does not cancel it for the others
         if engine is not None:
             self.open(engine)
@@ -118,13 +120,16 @@ class Service:
 
     def open(self, engine: Engine) -> None:
         """Let requests, also those that wait, have this engine. From any thread."""
+        stats = engine.stats()
+        self._before = (stats.requests, stats.tokens)
         with contextlib.suppress(InvalidStateError):  # the server has stopped meanwhile
             self._engine.set_result(engine)
 
     def stats(self) -> EngineStats:
-        """The engine's, or those of one in which nothing has happened yet."""
+        """The engine's since it is open, or those of one in which nothing has happened yet."""
         if self.engine is not None:
-            return self.engine.stats()
+            stats, (requests, tokens) = self.engine.stats(), self._before
+            return dataclasses.replace(stats, requests=stats.requests - requests, tokens=stats.tokens - tokens)
         nothing = dict.fromkeys(("running", "queued", "requests", "tokens", "cache_bytes"), 0)
         return EngineStats(slots=self.config.engine.slots, tokens_per_second=0.0, **nothing)
 
@@ -154,13 +159,15 @@ class Service:
             raise too_many(f"{places} requests are in hand, which is all that fit; try again", min(retry, 60))
         self._in_hand += 1
         self.metrics.open.inc()
-        started = time.monotonic()
         try:
             yield
         finally:
             self._in_hand -= 1
             self.metrics.open.dec()
-            self._seconds += 0.1 * (time.monotonic() - started - self._seconds)
+
+    def took(self, seconds: float) -> None:
+        """Tell how long a request was in hand: `Retry-After` is a guess from the last ones."""
+        self._seconds += 0.1 * (seconds - self._seconds)
 
     def stop_streams(self) -> None:
         """Tell those whose answer is not complete that it will not be."""
@@ -252,9 +259,10 @@ class Service:
         else:
             conversations = [[[request.prompt]]]
         longest = self.pieces.longest * self.context
+        queue = CodeQueue(self.bundle, batch=1)  # one for all tries: a picture is encoded once
 
         def ids(turns: list[list[Part]]) -> Int[np.ndarray, "n"]:
-            return build_ids(turns, format, self.bundle, longest=longest, image_size=size)
+            return build_ids(turns, format, self.bundle, longest=longest, image_size=size, queue=queue)
 
         if len(conversations[0]) > 1:
             has_system = request.messages[0].role in ("system", "developer")

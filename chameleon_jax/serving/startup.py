@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
+from jaxtyping import Int
 from PIL import Image
 
-from chameleon_jax.configs import GenerationConfig
+from chameleon_jax.configs import GenerationConfig, SamplingConfig
 from chameleon_jax.errors import ConfigError
 from chameleon_jax.generation.engine import Engine
 from chameleon_jax.generation.loading import load_weights
@@ -34,11 +35,14 @@ LONGEST = 2048  # ids of a prompt for which programs are made ahead; longer ones
 
 
 def name_models(given: list[str], name: str) -> dict[str, str]:
-    """Names by workdir: of NAME=FOLDER the name; runs/emoji/model is emoji, by the last part that says something."""
+    """Names by workdir: of NAME=FOLDER the name; runs/emoji/model is emoji, by the last part that says something.
+
+    What is a folder as it stands is not NAME=FOLDER: sweeps call folders `lr=3`.
+    """
     named = {}
     for text in given:
         own, equals, folder = text.partition("=")
-        is_named = bool(own and equals and "/" not in own)
+        is_named = bool(own and equals and "/" not in own) and not Path(text).exists()
         workdir = folder if is_named else text
         parts = [part for part in Path(workdir).resolve().parts if part not in ("model", "/")]
         if workdir in named:
@@ -70,8 +74,7 @@ def warm_up(engine: Engine, bundle: TokenizerBundle, context: int, name: str) ->
         for request in requests:
             engine.stream(request).result()
             bar.advance()
-        stream = engine.stream(requests[0])
-        stream.cancel()  # stopping is a program too
+        _stop_one(engine, bundle, requests[0].prompt)
         for row, codec in codecs:
             _run_codec(bundle, row, codec)
             bar.advance()
@@ -83,11 +86,25 @@ def _prompts(bundle: TokenizerBundle, context: int) -> Iterator[Request]:
     lengths = [SMALLEST_BUCKET]
     while lengths[-1] < most:
         lengths.append(2 * lengths[-1])
-    # The first twice: a state that has not been through a block yet has a program of its own.
-    for length in [lengths[0], *lengths]:
-        prompt = np.full(min(length, context - 1), vocab.text.start, np.int32)
+    config = GenerationConfig(mode=vocab.text.name, max_tokens=1)
+    prompts = [np.full(min(length, context - 1), vocab.text.start, np.int32) for length in lengths]
+    for prompt in prompts:
         prompt[0] = vocab.bos
-        yield Request(prompt=prompt, config=GenerationConfig(mode=vocab.text.name, max_tokens=1))
+    # The first twice: a state that has not been through a block yet has a program of its own. And once with
+    # log-probabilities, which the page asks for; of longer ones they are rarely asked.
+    yield Request(prompt=prompts[0], config=config)
+    yield Request(prompt=prompts[0], config=config, logprobs=0)
+    yield from (Request(prompt=prompt, config=config) for prompt in prompts)
+
+
+def _stop_one(engine: Engine, bundle: TokenizerBundle, prompt: Int[np.ndarray, "n"]) -> None:
+    """Stop a request that runs, which is a program too. Drawn almost evenly, its ids end it hardly ever before."""
+    even = {bundle.vocab.text.name: SamplingConfig(temperature=100.0, top_p=1.0)}
+    config = GenerationConfig(mode=bundle.vocab.text.name, max_tokens=LONGEST, sampling=even)
+    stream = engine.stream(Request(prompt=prompt, config=config))
+    next(iter(stream), None)
+    stream.cancel()
+    stream.result()
 
 
 def _perceived(bundle: TokenizerBundle, context: int) -> Iterator[Request]:

@@ -200,3 +200,9 @@ def test_models_are_named_by_their_folder_or_as_told():
     given = ["/runs/emoji/model", "/runs/chameleon", "small=runs/a/model", "/runs/b=c/model"]
     assert list(startup.name_models(given, "").values()) == ["emoji", "chameleon", "small", "b=c"]
     assert startup.name_models(["/runs/emoji/model"], "told") == {"/runs/emoji/model": "told"}
+
+
+def test_a_folder_that_looks_like_a_name_and_a_folder_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=3").mkdir()
+    assert startup.name_models(["lr=3", "wd=3"], "") == {"lr=3": "lr=3", "3": "wd"}

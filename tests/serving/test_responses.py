@@ -109,6 +109,14 @@ def test_a_stream_is_the_response_in_typed_events(client, settings):
         assert {e.item_id for e in events if hasattr(e, "item_id")} == {last.output[0].id}
 
 
+def test_what_is_done_otherwise_is_told(client):
+    settings = {"input": "a", "extra": {"frequency_penalty": 0.5, "mode": "text"}}
+    (note,) = ask(client, **settings).notes
+    assert note.startswith("frequency_penalty is not used: ")
+    first, *_, last = ask(client, stream=True, **settings)
+    assert last.response.notes == [note] and not hasattr(first.response, "notes")
+
+
 def test_the_clients_own_reader_of_streams_takes_it(client):
     with client.responses.stream(
         model="tiny", input="a red heart", max_output_tokens=30, extra_body={"seed": 3}

@@ -5,6 +5,7 @@ import dataclasses
 import json
 
 import httpx
+import numpy as np
 import openai
 import pytest
 
@@ -118,6 +119,23 @@ def test_a_long_chat_goes_on_without_its_oldest_messages(client, tiny):
 
     assert reply["prompt_token_ids"] == prompt(left_out) and left_out > 0
     assert len(prompt(left_out)) <= CONTEXT - 8 < len(prompt(left_out - 2))
+
+
+@pytest.mark.parametrize("count", [3, 21])
+def test_a_chat_encodes_each_picture_once(make_service, monkeypatch, count):
+    service, encoded = make_service(), []
+    _, codec = service.bundle.image_input
+    encode = type(codec).encode
+    monkeypatch.setattr(type(codec), "encode", lambda self, items: encoded.append(len(items)) or encode(self, items))
+    seen = [{"type": "image_url", "image_url": {"url": data_url(color=color)}} for color in ("red", "blue")]
+    seen.append({"type": "text", "text": "a red heart " * 6})
+    said = [{"role": ("user", "assistant")[i % 2], "content": "some words " * 6} for i in range(count - 1)]
+    messages = [*said, {"role": "user", "content": seen}]
+    request = schema.parse(schema.ChatRequest, json.dumps({"messages": messages, "max_tokens": 8}).encode())
+    (ids,) = service._prepare(request).prompts
+    assert encoded == [1, 1] and bool(request.notes) == (count > 3)
+    kept = len(messages) - (int(request.notes[0].split()[2]) if request.notes else 0)
+    assert np.count_nonzero(ids == service.bundle.vocab.end_of_turn) == kept
 
 
 def test_a_model_of_documents_continues_the_last_message(make_service):
