@@ -78,16 +78,15 @@ def main(args) -> None:
         "tensors": f"{written.tensors} read, {len(written.dropped)} dropped, {rate:.0f} MB/s",
     }
     usable = args.to == "jax" and opened.bundle is not None
-    then = _next(args.output, written.flavour, opened.bundle) if usable else []
+    then = _next(args.output, opened.bundle) if usable else []
     summary.show(written.seconds, {args.output: f"layout {args.to}; convert.json lists every tensor"}, figures, then)
 
 
-def _next(output: str, flavour: str, bundle) -> list[summary.Next]:
-    """A prompt in the form of the release; words alone where there is nothing that could draw."""
-    form = {"chameleon_jax": [], "lumina": ["--format=lumina"]}.get(flavour, ["--format=chat"])
+def _next(output: str, bundle) -> list[summary.Next]:
+    """Words alone where there is nothing that could draw."""
     draws = bundle.pictures is not None and bundle.pictures.can_decode
     mode = [] if draws else [f"--mode={bundle.vocab.text.name}"]
-    generate = [f"--workdir={output}", *form, *mode, "--prompt=What is a chameleon?", "--out=out"]
+    generate = [f"--workdir={output}", *mode, "--prompt=What is a chameleon?", "--out=out"]
     return [("generate", generate), ("serve", [f"--workdir={output}"])]
 
 

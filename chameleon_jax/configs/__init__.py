@@ -13,7 +13,6 @@ from chameleon_jax.configs.data import (
     TrainTokenizerConfig,
 )
 from chameleon_jax.configs.generation import (
-    MAX_SPANS,
     MAX_STOP_IDS,
     SAMPLING_PRESETS,
     CaptionEvalConfig,
@@ -47,7 +46,6 @@ from chameleon_jax.configs.training import (
 from chameleon_jax.configs.vocab import ModalityConfig, SamplingConfig, VocabConfig, text_and_image
 
 __all__ = [
-    "MAX_SPANS",
     "MAX_STOP_IDS",
     "SAMPLING_PRESETS",
     "CaptionEvalConfig",

@@ -80,7 +80,7 @@ class GuidanceConfig(Config):
             self.require(scale >= 0 and math.isfinite(scale), f"{name} must be finite and >= 0, got {scale}")
 
 
-MAX_SPANS = 4  # of a modality for which a request does not say
+MAX_SPANS = 4  # of a modality for which a request does not say, and that is not all that it asks for
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,9 @@ class GenerationConfig(Config):
 
     mode: str = "interleaved"
     max_tokens: int = 4096  # the model's context is the other limit
-    max_spans: dict[str, int] = dataclasses.field(default_factory=dict)  # with markers; MAX_SPANS of one not named
+    max_spans: dict[str, int] = dataclasses.field(
+        default_factory=dict
+    )  # with markers; of one not named as `most_spans` says
     # Height and width in codes of every span of a grid modality; the model's choice for one not named.
     grids: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     stop_at_turn_end: bool = False  # the end-of-turn id may come, and ends the output as end of sequence does
@@ -103,6 +105,10 @@ class GenerationConfig(Config):
     sampling: dict[str, SamplingConfig] = dataclasses.field(default_factory=dict)  # of one not named, the vocabulary's
     guidance: GuidanceConfig | None = None
     seed: int = 0
+
+    def most_spans(self, modality: str) -> int:
+        """Spans with markers that the output may have: who asks for pictures alone, and not how many, means one."""
+        return self.max_spans.get(modality, 1 if self.mode == modality else MAX_SPANS)
 
     def validate(self):
         counts = {"max_tokens": self.max_tokens} | {f"max_spans of '{name}'": n for name, n in self.max_spans.items()}

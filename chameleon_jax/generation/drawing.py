@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from chameleon_jax.configs import MAX_SPANS, EngineConfig, GenerationConfig
+from chameleon_jax.configs import EngineConfig, GenerationConfig
 from chameleon_jax.errors import ChameleonError, GenerationError
 from chameleon_jax.generation.asked import config_with, lines_of, parts_of
 from chameleon_jax.generation.engine import BLOCK, SLOT_STEP, Engine
@@ -169,7 +169,7 @@ def _expected(request: Request, remaining: int, run: Run) -> int:
     if any(row not in vocab.marked for row in rows):
         return remaining
     most = sum(
-        config.max_spans.get(name, MAX_SPANS) * span_tokens(vocab.modalities[row], config.grids.get(name, (0, 0)))
+        config.most_spans(name) * span_tokens(vocab.modalities[row], config.grids.get(name, (0, 0)))
         for row, name in ((row, vocab.names[row]) for row in rows)
     )
     return min(remaining, most)

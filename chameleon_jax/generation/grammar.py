@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from chameleon_jax.configs import MAX_SPANS, MAX_STOP_IDS, GenerationConfig
+from chameleon_jax.configs import MAX_STOP_IDS, GenerationConfig
 from chameleon_jax.errors import GenerationError, did_you_mean
 from chameleon_jax.vocab import TEXT, FreeSpan, GridSpan, Modality, Vocab
 
@@ -146,7 +146,7 @@ def start(
             wanted[row, vocab.row(name, GenerationError)] = grid_wanted
         for modality in written_rows(vocab, config.mode):
             if modality in marked:
-                most = config.max_spans.get(vocab.names[modality], MAX_SPANS)
+                most = config.most_spans(vocab.names[modality])
                 begins_left[row, modality] = most - (opened[row] == modality)
             else:
                 writes[row, modality] = True

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from chameleon_jax.configs import MAX_SPANS, GenerationConfig
+from chameleon_jax.configs import GenerationConfig
 from chameleon_jax.errors import GenerationError
 from chameleon_jax.generation import grammar, lanes
 from chameleon_jax.generation.checks import Checked, check_logprobs, check_names, check_pictures, check_prompt
@@ -230,7 +230,7 @@ def lanes_needed(config: GenerationConfig, vocab: Vocab, has_spans: bool) -> int
     written = [row for row in grammar.written_rows(vocab, config.mode) if row in vocab.marked]
     if config.guidance is None or not written:
         return 1
-    most = sum(config.max_spans.get(vocab.names[row], MAX_SPANS) for row in written)
+    most = sum(config.most_spans(vocab.names[row]) for row in written)
     return 3 if config.guidance.scheme == "meta" and (has_spans or most > 1) else 2
 
 

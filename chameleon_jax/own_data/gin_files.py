@@ -51,17 +51,16 @@ def commands(found: Survey, folder: Path) -> list[tuple[str, str]]:
     words = found.caption.split()
     # A text is to be continued, so its beginning is the prompt; a picture is drawn of a whole caption.
     prompt = shlex.quote(" ".join(words[:12] if found.pictures else words[: max(1, min(12, len(words) // 3))]))
-    mode = "image --max_images=1" if found.pictures else "text"
-    format = " --format=chat" if found.has_turns else " --format=completion"
+    mode = "image" if found.pictures else "text"
     return [
         ("train_tokenizer", f"{base}train_tokenizer --gin_file={where[TOKENIZER]} --workdir={where['tokenizer']}"),
         ("tokenize", f"{base}tokenize --gin_file={where[DATA]} --workdir={where[STORE]}"),
         ("pretrain", f"{base}pretrain --gin_file={where[RUN]} --workdir={where['model']}"),
         (
             "generate",
-            f"{base}generate --workdir={where['model']}{format} --prompt={prompt} --mode={mode} --out={where['out']}",
+            f"{base}generate --workdir={where['model']} --prompt={prompt} --mode={mode} --out={where['out']}",
         ),
-        ("serve", f"{base}serve --workdir={where['model']} --gin.ServeConfig.{format.strip(' -')}"),
+        ("serve", f"{base}serve --workdir={where['model']}"),
     ]
 
 

@@ -40,7 +40,6 @@ class Survey:
     words: tuple[int, ...]  # of the texts of each document with any
     characters: int
     vocabulary: int  # different words
-    has_turns: bool
     caption: str  # the text of the first document that has one
 
     @property
@@ -96,7 +95,6 @@ def survey(source: SourceConfig) -> Survey:
         counts["documents"] += 1
         counts["texts"] += bool(texts)
         counts["captioned"] += bool(texts and found)
-        counts["turns"] += any(segment.ends_turn for segment in record.segments)
         counts["most"] = max(counts["most"], len(found))
     if not counts["documents"]:
         first = f", the first: {rejects[0].record}: {rejects[0].reason}" if rejects else ""
@@ -117,7 +115,6 @@ def survey(source: SourceConfig) -> Survey:
         words=tuple(words),
         characters=counts["characters"],
         vocabulary=len(vocabulary),
-        has_turns=counts["turns"] > 0,
         caption=caption,
     )
 

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import ASGIApp
 
-from chameleon_jax.configs import MAX_SPANS, ModalityConfig
+from chameleon_jax.configs import ModalityConfig
 from chameleon_jax.errors import ChameleonError, did_you_mean
 from chameleon_jax.serving import schema
 from chameleon_jax.serving.errors import ApiError, bad_request
@@ -321,7 +321,7 @@ def _defaults(service: Service) -> dict[str, object]:
     values["sampling"] = {name: settings.to_dict() for name, settings in sampling.items()}
     if pictures:
         values |= {f"image_{name}": getattr(sampling[pictures], name) for name in ("temperature", "top_p", "top_k")}
-        values["max_images"] = base.max_spans.get(pictures, MAX_SPANS)
+        values["max_images"] = base.most_spans(pictures)
     if base.guidance is not None:
         values |= {"guidance_text": base.guidance.text, "guidance_image": base.guidance.image}
     most = token_limit(config, service.context)

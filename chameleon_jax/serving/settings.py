@@ -106,8 +106,6 @@ def generation_config(
     max_spans = base.max_spans | (request.max_spans or {})
     if isinstance(request, ImagesRequest) or request.max_images:
         max_spans |= {pictures: request.max_images or 1}
-    elif pictures and mode == pictures:  # who asks for a picture means one
-        max_spans = {pictures: 1} | max_spans
     with _blaming("mode"):
         check_decoders(bundle, mode)
         written = written_rows(vocab, mode)

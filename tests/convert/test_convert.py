@@ -75,10 +75,10 @@ def test_a_release_of_meta_becomes_a_workdir_that_computes_and_generates(
     line = next(line for line in done.stdout.splitlines() if line.startswith("  next"))
     monkeypatch.chdir(tmp_path)
     python, _, module, *flags = shlex.split(line.removeprefix("  next"))
-    assert (python, module) == ("python", "experiments.generate") and "--format=chat" in flags
+    assert (python, module) == ("python", "experiments.generate")
     with pytest.raises(SystemExit) as ended:  # the command that is told, as it is told
         cli.run(generate_command.main, GenerationConfig, "", add_flags=generate_command._flags, argv=flags)
-    assert ended.value.code == 0 and (tmp_path / "out" / "00.txt").exists()
+    assert ended.value.code == 0 and json.loads((tmp_path / "out" / "00.json").read_text())["format"] == "chat"
 
     report = json.loads((tmp_path / "run" / "convert.json").read_text())
     listed = sum(len(keys) for keys in report["used"].values()) + len(report["dropped"])

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import io
-import json
 import subprocess
 import sys
 
@@ -50,7 +49,7 @@ def test_each_form_is_recognised_read_whole_and_becomes_configs(form, given, tmp
     path = make(tmp_path / "data", given)
     found = looked_at(path)
     assert (found.source.kind, found.pictures, found.documents, found.captioned) == (kind, 200, 200, 200)
-    assert found.rejects == () and found.side == 16 and found.has_turns is False
+    assert found.rejects == () and found.side == 16
     assert set(found.words) == ({8} if form == "csv" else {6})
     assert estimate_records(found.source) in (200, None)
     (tokenizer, data, run), chosen = configs(found, tmp_path / "run")
@@ -87,13 +86,6 @@ def test_pictures_alone_get_the_words_that_they_are_told(given, tmp_path):
     assert looked_at(tmp_path, caption="a bar").caption == "a bar"
     with pytest.raises(DataError, match="--caption is for pictures without words"):
         proposal.source_of_flags(str(write_pairs(tmp_path / "pairs", given[:3])), "", "a bar")
-
-
-def test_a_conversation_is_continued_as_one(tmp_path):
-    turns = [{"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "Yes."}]
-    (tmp_path / "t.jsonl").write_text(json.dumps({"conversations": turns}) + "\n")
-    found = looked_at(tmp_path / "t.jsonl")
-    assert found.has_turns and "--format=chat" in dict(gin_files.commands(found, tmp_path))["generate"]
 
 
 def test_records_that_cannot_be_used_are_counted_with_their_reasons(given, tmp_path):
