@@ -198,6 +198,8 @@ def _parse(
         raise ConfigError(f"unknown argument '{found[bool(positional)]}' (see --help)")
     _set_jax_flags()
     args = SimpleNamespace(**values.flag_values_dict())
+    if getattr(args, "workdir", None):
+        args.workdir = os.path.expanduser(args.workdir)
     if config is not None:
         args.gin_bindings = bindings
     if positional:

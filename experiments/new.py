@@ -14,6 +14,7 @@ whole way.
 """
 
 import dataclasses
+import math
 from pathlib import Path
 
 from absl import flags
@@ -33,18 +34,20 @@ def _flags(values):
 
 
 def main(args) -> None:
-    if args.minutes <= 0:
-        raise ConfigError(f"--minutes must be positive, got {args.minutes:g}")
+    if not 0 < args.minutes < math.inf:
+        raise ConfigError(f"--minutes must be a positive number, got {args.minutes:g}")
     from chameleon_jax.own_data import proposal
 
-    proposal.require_new(Path(args.workdir))
+    proposal.require_new(Path(args.workdir), args.data)
     source = proposal.source_of_flags(args.data, args.split, args.caption)
     found = proposal.look(source)
     folder = Path(args.workdir).resolve()
     proposed = proposal.propose(found, folder, args.minutes)
-    proposal.write(proposed, overwrite=args.overwrite, shown=SHOWN)
+    is_new = proposal.write(proposed, overwrite=args.overwrite, shown=SHOWN)
     for line in proposal.lines(dataclasses.replace(proposed, folder=Path(args.workdir))):
         print(line)
+    if not is_new:
+        print(f"kept: the gin files in {args.workdir}, which an earlier time wrote for the same data and time")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from chameleon_jax.errors import WorkdirError
 from chameleon_jax.files import atomic_write
+from chameleon_jax.own_data import earlier
 from chameleon_jax.own_data.sizes import LOSS_CHUNK, RESERVED, Sizes
 from chameleon_jax.own_data.survey import Survey
 from chameleon_jax.progress import format_seconds
@@ -17,20 +18,34 @@ TOKENIZER, DATA, RUN = "run_tokenizer.gin", "run_tokenize.gin", "run.gin"
 STORE = "store/train"
 
 
-def write(folder: Path, files: dict[str, str], *, overwrite: bool) -> None:
-    """Write the files. Raises WorkdirError, before any is written, where another one lies that may have been edited."""
-    for name, text in files.items():
-        if not overwrite and (folder / name).exists() and (folder / name).read_text(encoding="utf-8") != text:
-            raise WorkdirError(
-                f"{folder / name} is there and says something else: it may have been edited; choose another --workdir, or "
-                "--overwrite"
-            )
+def write(folder: Path, files: dict[str, str], *, overwrite: bool) -> bool:
+    """Write the files; False where all of them lie there as they are. A file that nobody has edited is replaced.
+
+    Raises WorkdirError, before any is written, where one was edited, or would change under what was trained with it.
+    """
+    there = {name: (folder / name).read_text(encoding="utf-8") for name in files if (folder / name).exists()}
+    changed = [name for name, text in there.items() if text != files[name]]
+    trained = [folder / part for part in ("tokenizer", "model") if any((folder / part).glob("*"))]
+    if changed and trained:
+        raise WorkdirError(
+            f"{folder / changed[0]} would change, and {trained[0]} holds what was trained before, which could not go on: choose "
+            "another --workdir"
+        )
+    edited = [name for name in changed if not earlier.is_untouched(folder, name, there[name])]
+    if edited and not overwrite:
+        raise WorkdirError(
+            f"{folder / edited[0]} is there and says something else: it may have been edited; choose another --workdir, or "
+            "--overwrite"
+        )
+    if there == files:
+        return False
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             atomic_write(folder / name, text)
     except OSError as error:
         raise WorkdirError(f"{folder} cannot be written ({error.strerror}): choose another --workdir") from error
+    return True
 
 
 def make(found: Survey, sizes: Sizes, folder: Path) -> dict[str, str]:

@@ -9,9 +9,9 @@ from pathlib import Path
 from chameleon_jax.commands import as_called
 from chameleon_jax.configs import SourceConfig
 from chameleon_jax.data.sources import described, source_of
-from chameleon_jax.errors import DataError
+from chameleon_jax.errors import DataError, WorkdirError
 from chameleon_jax.evaluation import record_page, records
-from chameleon_jax.own_data import gin_files, machine, sizes, survey
+from chameleon_jax.own_data import earlier, gin_files, machine, sizes, survey
 from chameleon_jax.own_data.machine import Machine
 from chameleon_jax.own_data.sizes import Sizes
 from chameleon_jax.own_data.survey import Survey
@@ -20,6 +20,7 @@ from chameleon_jax.progress import format_seconds
 from chameleon_jax.workdir import require_kind
 
 PAGE = "records.html"
+FEW = 10  # documents, below which nothing can be learned
 NO_WORDS = "a picture"  # what pictures without words are called, where nobody says otherwise
 
 
@@ -33,9 +34,14 @@ class Proposal:
     folder: Path
 
 
-def require_new(folder: Path) -> None:
-    """Raise WorkdirError where a run, a token store or a tokenizer lies in the folder itself."""
+def require_new(folder: Path, data: str) -> None:
+    """Raise WorkdirError where a run, a token store or a tokenizer lies in the folder, or the folder in that of the data."""
     require_kind(folder, "a folder of gin files")
+    source = Path(data).expanduser()
+    if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
+        raise WorkdirError(
+            f"--workdir={folder} lies in the folder of the data, {data}, where its files would be read as data: choose another"
+        )
 
 
 def source_of_flags(data: str, split: str, caption: str | None) -> SourceConfig:
@@ -65,24 +71,34 @@ def look(source: SourceConfig) -> Survey:
         raise DataError(
             f"{source.path} holds no words: a model is trained on words, or words and pictures; add a text to records"
         )
+    if found.all_documents < FEW:
+        print("  that is too few to learn from: the commands will run, what comes out means nothing", flush=True)
     if not found.pictures:
         print("  no pictures: the model will be one of text alone", flush=True)
     return found
 
 
 def propose(found: Survey, folder: Path, minutes: float) -> Proposal:
-    """Measure this machine and choose sizes."""
-    here = machine.measure()
+    """Measure this machine, unless that was done in this folder for the same data, and choose sizes."""
+    if kept := earlier.measured(folder, found):
+        here, found = kept[0], dataclasses.replace(found, seconds=kept[1])
+    else:
+        here = machine.measure()
     return Proposal(found=found, machine=here, sizes=sizes.choose(found, here, minutes), folder=folder)
 
 
-def write(proposal: Proposal, *, overwrite: bool, shown: int) -> None:
-    """The gin files and the page. Raises WorkdirError where edited files would be lost, or the folder cannot be written."""
+def write(proposal: Proposal, *, overwrite: bool, shown: int) -> bool:
+    """The gin files and the page; False where the gin files are those of an earlier time.
+
+    Raises WorkdirError where edited files would be lost, or the folder cannot be written.
+    """
     files = gin_files.make(proposal.found, proposal.sizes, proposal.folder)
-    gin_files.write(proposal.folder, files, overwrite=overwrite)
+    is_new = gin_files.write(proposal.folder, files, overwrite=overwrite)
+    earlier.keep(proposal.folder, proposal.found, proposal.machine, files)
     page = records.of_source(proposal.found.source, shown)
     title = f"Records of {_near(proposal.found.source.path)}"
     record_page.write(proposal.folder / PAGE, title, page.lead, page.sections)
+    return is_new
 
 
 def lines(proposal: Proposal) -> list[str]:
@@ -96,6 +112,8 @@ def lines(proposal: Proposal) -> list[str]:
             f"pictures:     {vq.resolution}x{vq.resolution} pixels as {vq.grid}x{vq.grid} = {vq.codes_per_image} codes of "
             f"{vq.codes:,}; codec trained {chosen.codec_steps:,} steps of {chosen.codec_batch}"
         )
+        if vq.resolution < (largest := sizes.resolutions(proposal.found)[-1]):
+            said.append(f"              (they would allow {largest}x{largest}; --minutes={chosen.minutes:g} does not)")
     said += [
         f"text:         at most {chosen.text_tokens:,} pieces",
         f"transformer:  {chosen.parameters / 1e6:.2g} M parameters, {chosen.model.n_layers} layers of width "
@@ -109,7 +127,14 @@ def lines(proposal: Proposal) -> list[str]:
     for name, command in gin_files.commands(proposal.found, folder):
         seconds = chosen.seconds.get(name)
         said += [as_called(command), f"    # about {format_seconds(seconds)}"] if seconds else [as_called(command)]
-    said.append(f"\nin all about {format_seconds(sum(chosen.seconds.values()))} before the first picture")
+    total = sum(chosen.seconds.values())
+    first = "picture" if chosen.vq else "text"
+    said.append(f"\nin all about {format_seconds(total)} before the first {first}")
+    if total > 60 * chosen.minutes + 1:
+        said.append(
+            f"that is more than --minutes={chosen.minutes:g}: starting and compiling alone take "
+            f"{format_seconds(sum(sizes.STARTING.values()))}"
+        )
     return said
 
 

@@ -148,7 +148,7 @@ def step_seconds(model: TransformerConfig, seq_len: int, batch: int, machine: Ma
 
 def _codec(found: Survey, machine: Machine, seconds: float) -> tuple[VQConfig, int, int]:
     """The largest resolution that the pictures have and the time can teach, with steps and batch size."""
-    fitting = [side for side in _GRIDS if side <= max(found.side, min(_GRIDS))] or [min(_GRIDS)]
+    fitting = resolutions(found)
     for side in reversed(fitting):
         vq = vq_config(side, found.all_pictures, machine)
         batch = 32 if side <= 16 else 16
@@ -158,6 +158,11 @@ def _codec(found: Survey, machine: Machine, seconds: float) -> tuple[VQConfig, i
             break
     steps = int(max(60, min(seen / batch, seconds / codec_step_seconds(vq, batch, machine))))
     return vq, steps, batch
+
+
+def resolutions(found: Survey) -> list[int]:
+    """Sides of the squares that the pictures fill, rising; the smallest there is for smaller ones."""
+    return [side for side in _GRIDS if side <= max(found.side, min(_GRIDS))]
 
 
 def vq_config(side: int, pictures: int, machine: Machine) -> VQConfig:

@@ -18,6 +18,7 @@ from chameleon_jax.tokenizers.documents import Document
 from chameleon_jax.tokenizers.images import load_pixels
 
 READING_SECONDS = 60.0  # after which the rest is not read, and counts are scaled to the number of records
+REASONS = 4  # why records cannot be used, that are told
 DECODED = 2000  # pictures that are decoded whole; of the others the header is read
 _FIRST_LOOKED_AT = ImageConfig(resolution=64)
 
@@ -123,7 +124,10 @@ def lines(found: Survey) -> list[str]:
     """What was found, for a person."""
     about = "" if found.scale == 1 else f" (of about {round(found.read * found.scale):,}; counts below are of these)"
     said = [f"{found.read:,} records{about}, {len(found.rejects):,} of them cannot be used"]
-    said += [f"  {count:,} x {reason}" for count, reason in found.reasons()[:4]]
+    reasons = found.reasons()
+    said += [f"  {count:,} x {reason}" for count, reason in reasons[:REASONS]]
+    if len(reasons) > REASONS:
+        said.append(f"  and {len(reasons) - REASONS} more reasons, see records.html")
     if found.sides:
         widths, heights = zip(*found.sides, strict=True)
         same = len(set(found.sides)) == 1

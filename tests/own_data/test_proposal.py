@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 
+import jax
 import pytest
 from PIL import Image
 
@@ -165,6 +166,54 @@ def test_edited_files_are_not_overwritten(given, tmp_path):
     assert (tmp_path / "run" / gin_files.RUN).read_text() == "# mine\n"
 
 
+def proposed(found, folder, minutes, machine=CPU):
+    return proposal.Proposal(found=found, machine=machine, sizes=sizes.choose(found, machine, minutes), folder=folder)
+
+
+def test_files_that_nobody_edited_are_replaced_until_something_was_trained_with_them(given, tmp_path):
+    found, folder = looked_at(write_pairs(tmp_path / "pairs", given[:10])), tmp_path / "run"
+    assert proposal.write(proposed(found, folder, 5.0), overwrite=False, shown=1)
+    slower = dataclasses.replace(CPU, devices=jax.local_device_count(), rates=(1e8,) * len(WIDTHS))
+    assert proposal.write(proposed(found, folder, 5.0, slower), overwrite=False, shown=1)
+    assert proposal.propose(dataclasses.replace(found, seconds=9.0), folder, 5.0) == proposed(
+        found, folder, 5.0, slower
+    )
+    assert not proposal.write(proposed(found, folder, 5.0, slower), overwrite=False, shown=1)
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "config.json").write_text("{}")
+    with pytest.raises(WorkdirError, match=r"would change, and .*tokenizer holds what was trained before"):
+        proposal.write(proposed(found, folder, 1.0), overwrite=True, shown=1)
+    assert not proposal.write(proposed(found, folder, 5.0, slower), overwrite=False, shown=1)
+
+
+def test_a_workdir_in_the_folder_of_the_data_is_refused(given, tmp_path):
+    folder = write_pairs(tmp_path / "pairs", given[:3])
+    for place in (folder, folder / "runs" / "one"):
+        with pytest.raises(WorkdirError, match="lies in the folder of the data"):
+            proposal.require_new(place, str(folder))
+    proposal.require_new(tmp_path / "pairs_run", str(folder))
+    proposal.require_new(folder / "run", str(folder / "t.jsonl"))
+
+
+def test_what_the_data_or_the_time_do_not_allow_is_said(given, tmp_path, capsys):
+    source = proposal.source_of_flags(str(write_pairs(tmp_path / "pairs", given[:3])), "", None)
+    found = proposal.look(source)
+    assert "too few to learn from" in capsys.readouterr().out
+    found = dataclasses.replace(found, sides=((48, 48),) * 3, scale=1e5)
+    said = "\n".join(proposal.lines(proposed(found, tmp_path, 1.0)))
+    assert "that is more than --minutes=1:" in said and "(they would allow 32x32; --minutes=1 does not)" in said
+    said = "\n".join(proposal.lines(proposed(found, tmp_path, 6000.0)))
+    assert "more than" not in said and "would allow" not in said
+
+
+def test_reasons_that_are_not_told_are_counted(given, tmp_path):
+    folder = write_pairs(tmp_path / "pairs", given[:10])
+    rows = ['{"text": 1}', "[]", "x", '{"a": 1}', '{"text": " "}', '{"texts": ["a"]}', '{"text": "a"}']
+    (folder / "t.jsonl").write_text("\n".join(rows) + "\n")
+    said = "\n".join(survey.lines(looked_at(folder / "t.jsonl")))
+    assert said.count(" x ") == 4 and "and 2 more reasons, see records.html" in said
+
+
 def command(*flags):
     done = subprocess.run(
         [sys.executable, "-m", "experiments.new", *flags], capture_output=True, text=True, check=False
@@ -180,6 +229,10 @@ def test_the_command_writes_a_page_and_says_what_to_type(given, tmp_path):
     assert "40 pictures, all 16x16 pixels" in said and said.count("python -m experiments.") == 5
     page = (tmp_path / "run" / proposal.PAGE).read_text()
     assert page.count("<img") == 24 and "a red bar on the left, somewhat noisy" in page and "http" not in page
+    texts = [(tmp_path / "run" / name).read_text() for name in CONFIGS]
+    again = command(f"--data={folder}", f"--workdir={tmp_path / 'run'}", "--minutes=2")
+    assert again[0] == 0 and "\nkept: the gin files in" in again[1] and again[1].startswith(said.rstrip())
+    assert texts == [(tmp_path / "run" / name).read_text() for name in CONFIGS]
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "vocab.json").write_text("{}")
     code, said = command(f"--data={folder}", f"--workdir={tmp_path / 'bundle'}")
@@ -187,7 +240,8 @@ def test_the_command_writes_a_page_and_says_what_to_type(given, tmp_path):
 
 
 @pytest.mark.parametrize("flags, told", [
-    (["--data=x", "--workdir=y", "--minutes=0"], "--minutes must be positive"),
+    (["--data=x", "--workdir=y", "--minutes=0"], "--minutes must be a positive number, got 0"),
+    (["--data=x", "--workdir=y", "--minutes=nan"], "--minutes must be a positive number"),
     (["--workdir=y"], "--data is required"),
     (["--data=/no/such", "--workdir=y"], "/no/such: there is no such file or folder"),
 ])  # fmt: skip
