@@ -33,16 +33,9 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_PIPE_CLOSED = 141
 # Of a folder or a disk that a user has chosen. A file that is missing may be our own mistake, and keeps its traceback.
-_PLACES = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.EISDIR,
-)
+_PLACES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
+# These may be our own mistakes too: they are the user's where the command line names the place, or a folder that it is in.
+_NAMED_PLACES = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 
 _OURS = (f"{Path(__file__).resolve().parent}{os.sep}", f"{EXPERIMENTS}{os.sep}")
 
@@ -74,7 +67,11 @@ def run(
     add_flags(values)
     flags.DEFINE_flag(_Help(doc, values, config), values)
 
+    argv = [sys.argv[0], *argv] if argv is not None else sys.argv
+    named = [arg.partition("=")[2] if arg.startswith("-") else arg for arg in argv[1:]]
+
     def call(args: SimpleNamespace) -> int:
+        named.extend(value for value in vars(args).values() if isinstance(value, str))  # defaults too
         if config is None:
             return main(args) or 0
         from chameleon_jax import gin_utils
@@ -87,7 +84,7 @@ def run(
     try:
         app.run(
             call,
-            sys.argv if argv is None else [sys.argv[0], *argv],
+            argv,
             flags_parser=functools.partial(_parse, values, config=config, positional=positional),
         )
     except ChameleonError as error:
@@ -97,7 +94,9 @@ def run(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_PIPE_CLOSED)
     except OSError as error:
-        if error.errno not in _PLACES or not error.filename:
+        if not error.filename or not (
+            error.errno in _PLACES or (error.errno in _NAMED_PLACES and _is_named(error.filename, named))
+        ):
             raise
         print(
             f"error: {error.filename} cannot be used ({error.strerror}): choose another place, or mend it",
@@ -138,6 +137,14 @@ def parse_mesh(text: str) -> MeshConfig:
         seen.add(name)
         axes[name] = int(size)
     return MeshConfig(**axes)
+
+
+def _is_named(path: str | bytes, named: Sequence[str]) -> bool:
+    """Whether a path is one of these, or lies below one."""
+    if not isinstance(path, str | bytes):  # as of a file that was opened by its number
+        return False
+    path = os.path.realpath(os.fsdecode(path))
+    return any(f"{path}{os.sep}".startswith(f"{os.path.realpath(name)}{os.sep}") for name in named if name)
 
 
 class _MeshParser(flags.ArgumentParser):

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Give the OSError of a disk that is full or fails while `path` is written its name: `write`, `flush` and `fsync` know none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno not in _OF_THE_DISK:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
@@ -15,7 +29,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        with open(temporary, "wb") as file:
+        with naming(path), open(temporary, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
@@ -31,7 +45,8 @@ def sync(path: str | os.PathLike[str]) -> None:
     """Flush one file, or the names in one directory, to disk: they survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -62,7 +77,8 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
         try:
-            yield unfinished
+            with naming(path):
+                yield unfinished
             sync_tree(unfinished)
             if path.exists():
                 path.rmdir()

@@ -1,6 +1,7 @@
 """Command lines: gin files become checked configs, and whatever is wrong becomes one line that names it."""
 
 import dataclasses
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from absl import flags
 from chameleon_jax import cli, config_help
 from chameleon_jax.configs import MeshConfig, NumericsConfig, PretrainConfig
 from chameleon_jax.errors import ConfigError
+from chameleon_jax.files import atomic_write, new_folder
 
 ROOT = Path(__file__).parents[1]
 
@@ -291,3 +293,44 @@ def test_a_mesh_is_told_by_its_axes_and_those_not_named_are_one():
 def test_a_mesh_that_cannot_be_is_refused(text, message):
     with pytest.raises(ConfigError, match=message):
         cli.parse_mesh(text)
+
+
+def ends(main, *flags):
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main, None, "Do it.", argv=flags)
+    return stop.value.code
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(tmp_path, capsys):
+    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(args):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, kept[1]))
+        try:
+            atomic_write(tmp_path / "large", b"x" * 2000)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, kept)
+
+    def full(args):
+        with new_folder(tmp_path / "new"), open("/dev/full", "wb", buffering=0) as file:
+            file.write(b"x")
+
+    assert ends(fill, f"--workdir={tmp_path}") == 2
+    assert f"error: {tmp_path / 'large'} cannot be used (File too large): " in capsys.readouterr().err
+    assert ends(full, f"--workdir={tmp_path}") == 2
+    assert f"error: {tmp_path / 'new'} cannot be used (No space left on device): " in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_in_the_place_of_a_folder_is_the_users_where_the_command_line_names_it(tmp_path, capsys):
+    taken = tmp_path / "taken"
+    taken.write_text("a file")
+
+    def make(args):
+        (taken / "below").mkdir()
+
+    for named in (taken, taken / "below"):
+        assert ends(make, f"--workdir={named}") == 2
+        assert "taken/below cannot be used (Not a directory): " in capsys.readouterr().err
+    with pytest.raises(NotADirectoryError):
+        cli.run(make, None, "Do it.", argv=[f"--workdir={tmp_path / 'another'}"])

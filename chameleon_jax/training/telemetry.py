@@ -22,7 +22,7 @@ from absl import logging
 from jax.sharding import Mesh
 from PIL import Image
 
-from chameleon_jax.files import atomic_write
+from chameleon_jax.files import atomic_write, naming
 from chameleon_jax.progress import format_seconds
 from chameleon_jax.training.losses import LossSums
 from chameleon_jax.training.samples import FOLDER as SAMPLES
@@ -144,8 +144,9 @@ class MetricWriter:
         """One line of metrics.jsonl, flushed, and the scalars to the others."""
         if not self._active:
             return
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
+        with naming(self._file.name):
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.flush()
         scalars = {k: v for k, v in metrics.items() if isinstance(v, (int, float))}
         for name, value in scalars.items():
             self._tensorboard.add_scalar(name, value, step)
