@@ -143,15 +143,15 @@ class _Run:
                     report.read_pending()
                     self._evaluate(due, train_state, step)
                     report.restart_clock(step)
-                if self._sampler and (step % config.train.sample_every == 0 or step == steps):
-                    report.read_pending()
-                    self._sample(train_state, step)
-                    report.restart_clock(step)
                 stopping = agreement.poll()
                 if step % config.checkpoint.every_steps == 0 or step == steps or stopping:
                     report.read_pending()  # a step that can be resumed from has its line in the log
                     with jax.transfer_guard("allow"):
                         self._checkpointer.save(step, train_state, self._metadata)
+                if self._sampler and (step % config.train.sample_every == 0 or step == steps):
+                    report.read_pending()
+                    self._sample(train_state, step)  # after the state is saved: what goes wrong here costs no step
+                    report.restart_clock(step)
                 if stopping:
                     break
             report.read_pending()
@@ -183,8 +183,9 @@ class _Run:
             with jax.transfer_guard("allow"):
                 path = self._writer.write_samples(step, self._sampler(held, step))
             logging.info("step %d  samples %s", step, path)
-        except (ChameleonError, OSError, RuntimeError) as error:  # as a device without room for a cache
-            logging.warning("step %d: no samples: %s", step, error)
+        except Exception as error:  # as a device without room for a cache
+            told = str(error) if isinstance(error, ChameleonError) else f"{type(error).__name__}: {error}"
+            logging.warning("step %d: no samples: %s", step, told)
 
 
 class _Report:

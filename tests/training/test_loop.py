@@ -139,6 +139,25 @@ def test_a_stopped_run_saves_exits_75_and_goes_on_to_the_same_bits_with_samples_
     jax.tree.map(np.testing.assert_array_equal, mine, theirs)
 
 
+def test_whatever_fails_while_samples_are_made_costs_the_page_alone_and_comes_after_the_save(
+    config, monkeypatch, tmp_path
+):
+    short = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=2, sample_every=1))
+    short = dataclasses.replace(short, checkpoint=CheckpointConfig(every_steps=1))
+    came, save = [], loop.Checkpointer.save
+    monkeypatch.setattr(
+        loop.Checkpointer, "save", lambda self, step, *rest: came.append(step) or save(self, step, *rest)
+    )
+
+    def fail(weights, step):
+        came.append(f"sample {step}")
+        raise KeyError("a mistake in the sampler")
+
+    assert pretrain(short, str(tmp_path), sampler=fail) == 0
+    assert came == [1, "sample 1", 2, "sample 2"]
+    assert restore_subtree(tmp_path / "checkpoints", "step").step == 2 and not (tmp_path / "samples").exists()
+
+
 def test_a_finished_run_has_nothing_to_do(config, whole_run):
     before = (whole_run / "metrics.jsonl").read_text()
     assert pretrain(config, str(whole_run)) == 0
