@@ -102,6 +102,7 @@ class VQTrainConfig(Config):
     eval_images: int = 512
     eval_every: int = 1000
     log_every: int = 50
+    memory_gb: float = 0.0  # of the device, 10^9 bytes; a run that needs far more does not start; 0 = as it says
     seed: int = 0
 
     def validate(self):

@@ -33,6 +33,7 @@ from chameleon_jax.workdir import BUNDLE, VOCAB, open_workdir, require_kind
 HOLD_OUT_EVERY = 16  # where no eval_sources are given
 GRID_IMAGES = 48
 GRID_SOUNDS = 20
+EVALUATION, SOUND_EVALUATION = "evaluation.json", "sound_evaluation.json"
 Stop = Callable[[], bool]
 
 
@@ -59,6 +60,8 @@ def _train_parts(config: TrainTokenizerConfig, workdir: Path, stop: Stop) -> Non
     vocab = config.vocab
     wanted = [vocab.names[vocab.row(name)] for name in config.parts] or [r.name for r in vocab.modalities if r.codec]
     _keep_others_codecs(config, workdir, wanted)
+    if any(row.codec == PictureCodec.kind and row.name in wanted for row in vocab.modalities):
+        memory.check(config.vq, config.vq_train)  # before everything is read
     prepare = {name: make for name, make in preparers(config).items() if name in wanted}
     corpus = read_corpus(config.sources, vocab, prepare, stop)
     for reject in corpus.rejects[:3]:
@@ -94,9 +97,11 @@ def _train_parts(config: TrainTokenizerConfig, workdir: Path, stop: Stop) -> Non
 def _keep_others_codecs(config: TrainTokenizerConfig, workdir: Path, wanted: list[str]) -> None:
     """Raise TokenizerError for a folder with a codec that no training in it made: one that was copied or converted."""
     for row, folder in codec_folders(config.vocab, workdir):
-        logs = workdir / row.name if row.codec == SoundCodec.kind else Path(folder)
+        is_sound = row.codec == SoundCodec.kind
+        logs = workdir / row.name if is_sound else Path(folder)
+        marks = (STATE_FILE, SOUND_EVALUATION if is_sound else EVALUATION)  # a state that was damaged may be deleted
         weights = Path(folder) / f"{row.codec}.safetensors"
-        if row.name in wanted and weights.exists() and not (logs / STATE_FILE).exists():
+        if row.name in wanted and weights.exists() and not any((logs / mark).exists() for mark in marks):
             raise TokenizerError(
                 f"{weights} was not trained in this folder and would be overwritten: choose another --workdir"
             )
@@ -149,7 +154,6 @@ def _load_text(config: TrainTokenizerConfig, workdir: Path) -> TextTokenizer | N
 def _train_pictures(
     images: np.ndarray, held_out: np.ndarray, config: TrainTokenizerConfig, folder: Path, stop: Stop
 ) -> vqgan.Codec:
-    memory.check(config.vq, config.vq_train, images)
     during = _evenly(held_out, config.vq_train.eval_images)
 
     def evaluate(codec: vqgan.Codec) -> dict[str, float]:
@@ -158,7 +162,7 @@ def _train_pictures(
     trained = picture_training.train_codec(images, config.vq, config.vq_train, folder, evaluate, stop)
     codec = picture_training.codec_of(trained.state, config.vq)
     report = dataclasses.asdict(reconstruction.evaluate(codec, held_out))
-    atomic_write(folder / "evaluation.json", json.dumps(report, indent=2) + "\n")
+    atomic_write(folder / EVALUATION, json.dumps(report, indent=2) + "\n")
     scale, picture = max(1, 64 // config.vq.resolution), folder / "reconstructions.png"
     reconstruction.picture_grid(codec, _evenly(held_out, GRID_IMAGES), scale=scale).save(picture)
     decibels = {"psnr": " dB", "psnr_of_set": " dB"}
@@ -173,7 +177,7 @@ def _train_sounds(
     trained = sound_training.train_sound(waveforms, config.sound, config.sound_train, folder, stop)
     codec = sound_training.codec_of(trained.state, config.sound)
     report = dataclasses.asdict(sound_measures.evaluate(codec, held_out))
-    atomic_write(folder / "sound_evaluation.json", json.dumps(report, indent=2) + "\n")
+    atomic_write(folder / SOUND_EVALUATION, json.dumps(report, indent=2) + "\n")
     picture = folder / "sound_reconstructions.png"
     sound_measures.spectrogram_grid(codec, _evenly(held_out, GRID_SOUNDS)).save(picture)
     decibels = {"log_spectral_distance": " dB", "distance_of_spectrum": " dB"}

@@ -27,7 +27,7 @@ from chameleon_jax.training.telemetry import MetricWriter
 
 STATE_FILE = "codec_state.safetensors"
 # Fields of a training config that may change between a run and its resumption: they decide no number of the codec.
-_RHYTHM = ("log_every", "eval_every", "eval_images", "save_every")
+_RHYTHM = ("log_every", "eval_every", "eval_images", "save_every", "memory_gb")
 State = TypeVar("State")
 
 

@@ -7,11 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from chameleon_jax.configs import VQConfig, VQTrainConfig
 from chameleon_jax.errors import ConfigError
-from chameleon_jax.parallel.device_memory import device_memory, in_words
+from chameleon_jax.parallel.device_memory import device_memory, host_memory, in_words
 from chameleon_jax.tokenizer_training import codec_step
 from chameleon_jax.tokenizers import vqgan
 from chameleon_jax.training.memory import REFUSED, saved_bytes
@@ -46,22 +45,27 @@ def step_bytes(config: VQConfig, train: VQTrainConfig) -> int:
     return int(held + update + max(_KEPT_SHARE * kept, _DISTANCE_COPIES * distances))
 
 
-def check(config: VQConfig, train: VQTrainConfig, images: np.ndarray) -> None:
-    """Raise ConfigError, naming the numbers and what to lower, where a step on these pictures cannot fit into this machine."""
+def check(config: VQConfig, train: VQTrainConfig) -> None:
+    """Raise ConfigError, naming the numbers and what to lower, where a step cannot fit into this machine.
+
+    The codec is trained on one device, which on a CPU may have all of the host's memory. `VQTrainConfig.memory_gb` is what the
+    device has, where it does not say so itself or there is more.
+    """
     device = jax.local_devices()[0]
-    limit = device_memory(device)
+    known = host_memory() if device.platform == "cpu" else device_memory(device)
+    limit = int(train.memory_gb * 1e9) if train.memory_gb else known
     if limit is None:
         return
-    held = images.nbytes if device.platform == "cpu" else 0  # the pictures lie in the host's memory
-    if _at_most(config, train) + held < limit:
+    if _at_most(config, train) < limit:
         return  # without a second's tracing
-    found = step_bytes(config, train) + held
+    found = step_bytes(config, train)
     if found > REFUSED * limit:
         where = "this machine has" if device.platform == "cpu" else "the device has"
         raise ConfigError(
             f"a step of the picture codec needs about {in_words(found)} of memory and {where} {in_words(limit)}: lower "
             f"VQTrainConfig.batch_size ({train.batch_size}), VQConfig.channels ({config.channels}) or the resolution "
-            f"({config.resolution}), or raise VQConfig.patch_size ({config.patch_size})"
+            f"({config.resolution}), or raise VQConfig.patch_size ({config.patch_size}); if there is more, "
+            "say so in VQTrainConfig.memory_gb"
         )
 
 

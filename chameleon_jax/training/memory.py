@@ -27,6 +27,7 @@ from chameleon_jax.training.task import Recipe
 
 # Estimates lie within this factor of what XLA plans (tests/training/test_memory.py), so nothing that fits is refused.
 REFUSED = 1.4
+_MORE = "; if there is more, say so in TrainConfig.memory_gb"
 # Copies of the trained parameters in float32 beside the state: gradient, updates, and the new values until the step is accepted.
 _UPDATE_COPIES = 3.1
 # Measured with XLA on the CPU: how often a block of attention scores exists in its backward pass, and a block of logits; and the
@@ -101,6 +102,7 @@ def _refusal(found: StepMemory, limit: int, config: PretrainConfig, platform: st
         return text + (
             f"lower TransformerConfig.d_model ({model.d_model}), n_layers ({model.n_layers}) or vocab_size ({model.vocab_size:,})"
             + ("" if platform == "cpu" else ", or divide it over more devices (MeshConfig.fsdp)")
+            + _MORE
         )
     remedies = [f"raise TrainConfig.microbatches ({config.train.microbatches})"]
     if config.train.batch_size == config.train.microbatches:
@@ -110,7 +112,7 @@ def _refusal(found: StepMemory, limit: int, config: PretrainConfig, platform: st
     if found.working > found.kept:
         remedies.append(f"lower LossConfig.chunk ({config.loss.chunk:,}) and TransformerConfig.attention_chunk")
     remedies.append(f"lower TrainConfig.batch_size ({config.train.batch_size})")
-    return text + ", or ".join(remedies)
+    return text + ", or ".join(remedies) + _MORE
 
 
 def _at_most(recipe: Recipe, mesh: Mesh) -> int:

@@ -8,9 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chameleon_jax.configs import VQConfig, VQTrainConfig
-from chameleon_jax.errors import CheckpointError, DataError
-from chameleon_jax.tokenizer_training import codec, codec_step, loop
+from chameleon_jax import gin_utils
+from chameleon_jax.configs import (
+    TrainTokenizerConfig,
+    VQConfig,
+    VQTrainConfig,
+)
+from chameleon_jax.errors import CheckpointError, DataError, TokenizerError
+from chameleon_jax.tokenizer_training import bundle, codec, codec_step, loop
 from chameleon_jax.tokenizers import quantizer, vqgan
 
 create = jax.jit(codec_step.create, static_argnums=(1, 2))
@@ -100,11 +105,26 @@ def test_a_foreign_or_damaged_state_is_refused(tmp_path):
         codec.train_codec(_images(), CONFIG, dataclasses.replace(TRAIN, steps=41), tmp_path)
     with pytest.raises(CheckpointError, match=r"the images changed since .*: use the same sources, or another workdir"):
         codec.train_codec(_images(41), CONFIG, TRAIN, tmp_path)
-    codec.train_codec(_images(), CONFIG, dataclasses.replace(TRAIN, log_every=7, eval_every=3), tmp_path)
+    codec.train_codec(_images(), CONFIG, dataclasses.replace(TRAIN, log_every=7, eval_every=3, memory_gb=8), tmp_path)
     state = tmp_path / loop.STATE_FILE
     state.write_bytes(state.read_bytes()[:500])
     with pytest.raises(CheckpointError, match="is damaged"):
         codec.train_codec(_images(), CONFIG, TRAIN, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("codec", "logs", "mark"), [("vqgan", ".", "evaluation.json"), ("sound", "sound", "sound_evaluation.json")]
+)
+def test_a_bundle_whose_state_was_deleted_was_still_trained_in_its_folder(tmp_path, codec, logs, mark):
+    file, data = "gin_configs/runs/three_modalities_tokenizer.gin", f"DATA='{tmp_path}/none'"
+    config = gin_utils.load(TrainTokenizerConfig, [file], [data]).config
+    (tmp_path / f"{codec}.safetensors").touch()
+    with pytest.raises(TokenizerError, match="was not trained in this folder"):
+        bundle.train_bundle(config, tmp_path)
+    (tmp_path / logs).mkdir(exist_ok=True)
+    (tmp_path / logs / mark).touch()
+    with pytest.raises(DataError, match="none"):  # goes on to the data
+        bundle.train_bundle(config, tmp_path)
 
 
 def test_pictures_of_another_size_are_refused(tmp_path):

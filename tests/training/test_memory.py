@@ -7,7 +7,6 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from chameleon_jax.configs import (
@@ -111,11 +110,21 @@ def test_the_estimate_of_a_codec_is_near_what_xla_plans():
 
 
 def test_a_codec_that_cannot_fit_is_refused_with_what_to_lower():
-    config, pictures = VQConfig(resolution=512), np.zeros((1, 512, 512, 3), np.uint8)
+    config = VQConfig(resolution=512)
     with pytest.raises(
         ConfigError, match=r"codec needs about .* TB of memory and this machine has .*batch_size \(20000\)"
     ):
-        codec_memory.check(config, VQTrainConfig(batch_size=20000), pictures)
+        codec_memory.check(config, VQTrainConfig(batch_size=20000))
+    codec_memory.check(config, VQTrainConfig(batch_size=20000, memory_gb=1e6))
+    with pytest.raises(ConfigError, match=r"has 1 MB: .*say so in VQTrainConfig\.memory_gb$"):
+        codec_memory.check(VQConfig(resolution=32), VQTrainConfig(memory_gb=1e-3))
+
+
+def test_a_codec_may_have_all_of_the_host_whatever_devices_share_it(monkeypatch):
+    assert jax.local_device_count() > 1
+    monkeypatch.setattr(codec_memory, "host_memory", lambda: int(8e9))
+    with pytest.raises(ConfigError, match="this machine has 8 GB"):
+        codec_memory.check(VQConfig(resolution=512), VQTrainConfig(batch_size=20000))
 
 
 def refusal(**settings):
@@ -134,7 +143,7 @@ def test_a_run_that_cannot_fit_is_refused_with_what_to_lower():
     )
     assert "lower DataConfig.seq_len (256)" in refusal(batch=4, microbatches=4, memory_gb=0.02)
     scores = refusal(batch=8, memory_gb=0.1, remat="full", vocab_size=8192, chunk=2048, n_layers=1)
-    assert "lower LossConfig.chunk (2,048)" in scores
+    assert "lower LossConfig.chunk (2,048)" in scores and scores.endswith("say so in TrainConfig.memory_gb")
 
 
 def test_a_run_that_fits_is_not_refused():
