@@ -54,6 +54,10 @@ class GenerationError(ChameleonError):
     """A prompt or a sampling setting cannot be served."""
 
 
+class PromptTooLong(GenerationError):
+    """The context leaves too little room after a prompt: a shorter one may be served."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for the nearest known name, or an empty string."""
     known = list(known)

@@ -39,7 +39,7 @@ def main(config: GenerationConfig, args) -> None:
     command_flags.check(args)
     from chameleon_jax.generation import chat, drawing
     from chameleon_jax.generation.loading import load_run
-    from chameleon_jax.generation.output_files import contact_sheet, make_folder
+    from chameleon_jax.generation.output_files import SHEET_MOST, contact_sheet, make_folder
     from chameleon_jax.parallel.mesh import make_mesh
 
     begin, folder = time.monotonic(), Path(args.out)
@@ -55,9 +55,10 @@ def main(config: GenerationConfig, args) -> None:
         told = f"({one.tokens} ids, stopped by {one.finish_reason})"
         print(f"{folder}/{one.name}.txt {told}: {one.words}", flush=True)
     files = [name for one in asked for name in drawing.files_of(one, folder)]
-    sheet = contact_sheet(folder, files)
+    sheet, pictures = contact_sheet(folder, files), sum(name.endswith(".png") for name in files)
+    shown = "all pictures" if pictures <= SHEET_MOST else f"the first {SHEET_MOST} of {pictures:,} pictures"
     wrote = {str(folder): f"{len(asked)} outputs with {len(files)} files"}
-    wrote |= {str(sheet): "all pictures: look at it"} if sheet else {}
+    wrote |= {str(sheet): f"{shown}: look at it"} if sheet else {}
     summary.show(time.monotonic() - begin, wrote, {}, [("serve", [f"--workdir={args.workdir}"])])
 
 

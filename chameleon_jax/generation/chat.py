@@ -7,6 +7,7 @@ documents has no turns: there each line is a prompt of its own.
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from chameleon_jax.configs import EngineConfig, GenerationConfig
-from chameleon_jax.errors import ChameleonError, GenerationError
+from chameleon_jax.errors import ChameleonError, PromptTooLong
 from chameleon_jax.generation.asked import config_with, parts_of
-from chameleon_jax.generation.engine import Engine
+from chameleon_jax.generation.engine import Engine, EngineStream
 from chameleon_jax.generation.loading import Run
 from chameleon_jax.generation.output_files import OutputFiles
 from chameleon_jax.generation.prompt import Format, SpanOutput, TextOutput, build_request
@@ -51,7 +52,7 @@ class Chat:
         self._pieces = Pieces(run.bundle)
         self._turns: list[_Turn] = []
         self._images: list[str] = []
-        self._count = 0
+        self._count, self._first = 0, _first_free(folder)
         engine = EngineConfig(slots=_CONTEXTS if config.guidance else 1, block=_BLOCK)
         self._engine = Engine(run.params, run.model, run.bundle.vocab, engine, donate=True)
 
@@ -87,8 +88,8 @@ class Chat:
         parts = parts_of(words, images, (), self._bundle)
         request = build_request(parts, self._bundle, self.config, format=self.format)
         user = _Turn(request.prompt[1:], request.pictures)
-        stream = self._stream(user, request.config)
-        name, self._count = f"{self._count:02d}", self._count + 1
+        stream, kept = self._stream(user, request.config)
+        name, self._count = f"{self._first + self._count:02d}", self._count + 1
         said = {"prompt": words, "image": images, "format": self.format}
         said |= {"seed": self.config.seed, "settings": request.config.to_dict()}
         files = OutputFiles(self._folder, name, self._bundle, {**self._record, **said, "row": self._count - 1})
@@ -100,7 +101,7 @@ class Chat:
             yield from self._shown(reader.finish(), files)
             stream.result()  # raises what went wrong
             if self.format != "completion":
-                self._turns += [user, _Turn(self._closed(np.concatenate(ids)))]
+                self._turns = [*kept, user, _Turn(self._closed(np.concatenate(ids)))]
         finally:
             stream.cancel()
             files.close()
@@ -108,24 +109,20 @@ class Chat:
     def close(self) -> None:
         self._engine.close(drain=False)
 
-    def _stream(self, user: _Turn, config: GenerationConfig):
-        """The oldest exchange is left out until the rest has room."""
+    def _stream(self, user: _Turn, config: GenerationConfig) -> tuple[EngineStream, list[_Turn]]:
+        """The answer to come, and the turns before it: the oldest exchange is left out until the rest has room."""
         kept = self._turns
         while True:
             turns = [*kept, user]
             prompt = np.concatenate([[self._bundle.vocab.bos], *(turn.ids for turn in turns)]).astype(np.int32)
             pictures = tuple(picture for turn in turns for picture in turn.pictures)
             try:
-                stream = self._engine.stream(
-                    Request(prompt=prompt, config=config, row_id=self._count, pictures=pictures)
-                )
-            except GenerationError:
+                request = Request(prompt=prompt, config=config, row_id=self._count, pictures=pictures)
+                return self._engine.stream(request), kept
+            except PromptTooLong:
                 if not kept:
                     raise
                 kept = kept[2:]
-            else:
-                self._turns = kept
-                return stream
 
     def _closed(self, ids: np.ndarray) -> np.ndarray:
         """An answer that ends its turn, whatever ended it."""
@@ -142,6 +139,12 @@ class Chat:
             item = codec.decode(piece.codes[None])[0] if codec else None
             shown = files.add(SpanOutput(modality=piece.modality, codes=piece.codes, item=item))
             yield f"[{self._folder / files.files[-1]}]" if item is not None else shown
+
+
+def _first_free(folder: Path) -> int:
+    """The number after the highest that the outputs in a folder have: an earlier chat's files stay."""
+    numbers = (re.match(r"(\d+)(-\d+)*\.\w+$", path.name) for path in folder.glob("*"))
+    return max((int(number[1]) + 1 for number in numbers if number), default=0)
 
 
 def open_chat(run: Run, config: GenerationConfig, flags: Any, folder: Path) -> Chat:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from chameleon_jax.configs import GenerationConfig, TransformerConfig
-from chameleon_jax.errors import GenerationError
+from chameleon_jax.errors import GenerationError, PromptTooLong
 from chameleon_jax.generation import grammar
 from chameleon_jax.generation.grammar import OUTSIDE, UNRESTRICTED, TokenSpan
 from chameleon_jax.generation.logprobs import MOST_TOP
@@ -95,7 +95,7 @@ def check_prompt(where: str, prompt: np.ndarray, vocab: Vocab, context: int, con
     if (prompt == vocab.pad).any():
         raise GenerationError(f"{where} holds the padding id {vocab.pad}; pass it without padding")
     if len(prompt) >= context:
-        raise GenerationError(f"{where} has {len(prompt)} ids; the context of {context} leaves no room to continue")
+        raise PromptTooLong(f"{where} has {len(prompt)} ids; the context of {context} leaves no room to continue")
     if config.mode == UNRESTRICTED and config.guidance is not None:
         raise GenerationError(f"{where} asks for guidance, which mode '{UNRESTRICTED}' has not: it knows no spans")
     opened = None if config.mode == UNRESTRICTED else _opened(where, prompt, vocab, config)
@@ -113,7 +113,8 @@ def check_prompt(where: str, prompt: np.ndarray, vocab: Vocab, context: int, con
             for m in map(vocab.modalities.__getitem__, rows)
         )
     if remaining < needed:
-        raise GenerationError(
+        kind = PromptTooLong if config.max_tokens >= needed else GenerationError
+        raise kind(
             f"{where} has {len(prompt)} ids and leaves room for {remaining} (max_tokens {config.max_tokens}, context "
             f"{context}); a span of '{name}' needs {needed}"
         )

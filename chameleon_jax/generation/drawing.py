@@ -7,6 +7,7 @@ again, so a run that was stopped goes on where it was.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import queue
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ from chameleon_jax.generation.engine import BLOCK, SLOT_STEP, Engine
 from chameleon_jax.generation.grammar import span_tokens, written_rows
 from chameleon_jax.generation.lanes import Shapes
 from chameleon_jax.generation.loading import Run
-from chameleon_jax.generation.output_files import OutputFiles
+from chameleon_jax.generation.output_files import OutputFiles, read_file
 from chameleon_jax.generation.prompt import build_request, read_output
 from chameleon_jax.generation.requests import Generated, Request
 from chameleon_jax.generation.scheduler import Scheduler
@@ -78,6 +79,7 @@ def _of_flags(run: Run, config: GenerationConfig, flags: SimpleNamespace, line: 
     Scheduler.job(
         Shapes(model=run.model, vocab=run.bundle.vocab), request, run.model.max_seq_len
     )  # or it raises why not
+    contents = _contents(run, flags)
     for row in range(flags.count):
         record = {
             "workdir": str(flags.workdir),
@@ -90,9 +92,19 @@ def _of_flags(run: Run, config: GenerationConfig, flags: SimpleNamespace, line: 
             "seed": request.config.seed,
             "row": row,  # of the outputs of this prompt: each draws with the seed and its row
             "settings": request.config.to_dict(),
+            **({"sha256": contents} if contents else {}),
         }
         name = "-".join([line] * bool(line) + [f"{row:02d}"] * (not line or flags.count > 1))
         yield Asked(name=name, request=dataclasses.replace(request, row_id=row), record=record)
+
+
+def _contents(run: Run, flags: SimpleNamespace) -> dict[str, str]:
+    """The beginning of the hash of every file that is given, by its name: one that was changed is another."""
+    vocab = run.bundle.vocab_config
+    given = [media.partition("=") for media in flags.media]
+    rows = {row.name: row for row in vocab.modalities}
+    files = [*flags.image, *(value for name, _, value in given if rows[name].codec)]
+    return {name: hashlib.sha256(read_file(name)).hexdigest()[:16] for name in files}
 
 
 def unfinished(asked: Sequence[Asked], folder: Path) -> list[Asked]:

@@ -23,6 +23,7 @@ from chameleon_jax.tokenizers.bundle import TokenizerBundle
 
 CHUNK = "parameters"  # of a PNG file
 SHEET = "sheet.png"
+SHEET_MOST = 256  # pictures on it
 _GAP, _LABEL, _LEAST = 8, 16, 96  # pixels of a contact sheet: between pictures, of a name, of a picture's side
 
 
@@ -101,25 +102,35 @@ def record_of(png: str | Path) -> dict[str, Any]:
 
 
 def contact_sheet(folder: Path, names: Sequence[str]) -> Path | None:
-    """All these pictures of the folder on one page, with their names; None where there are fewer than two."""
-    names = [name for name in names if name.endswith(".png")]
+    """The first `SHEET_MOST` of these pictures of the folder on one page, with their names; None where there are fewer than two.
+
+    Raises GenerationError where it cannot be written.
+    """
+    names = [name for name in names if name.endswith(".png")][:SHEET_MOST]
     if len(names) < 2:
         return None
-    pictures = [Image.open(folder / name).convert("RGB") for name in names]
-    sides = [max(picture.size[axis] for picture in pictures) for axis in (0, 1)]
+    sizes = []
+    for name in names:
+        with Image.open(folder / name) as picture:
+            sizes.append(picture.size)
+    sides = [max(size[axis] for size in sizes) for axis in (0, 1)]
     width, height = (side * math.ceil(_LEAST / max(sides)) for side in sides)
     columns = math.ceil(math.sqrt(len(names)))
     rows = -(-len(names) // columns)
     across, down = width + _GAP, height + _GAP + _LABEL
     sheet = Image.new("RGB", (columns * across + _GAP, rows * down + _GAP), "white")
     pen = ImageDraw.Draw(sheet)
-    for i, (name, picture) in enumerate(zip(names, pictures, strict=True)):
+    for i, name in enumerate(names):
+        with Image.open(folder / name) as opened:
+            picture = opened.convert("RGB")
         x, y = _GAP + i % columns * across, _GAP + i // columns * down
         scale = max(1, min(width // picture.width, height // picture.height))
         sheet.paste(picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST), (x, y))
         pen.text((x, y + height + 2), name.removesuffix(".png"), fill="#6e6e73")
+    out = io.BytesIO()
+    sheet.save(out, "PNG")
     try:
-        sheet.save(folder / SHEET)
+        atomic_write(folder / SHEET, out.getvalue())
     except OSError as error:
         raise GenerationError(f"{folder} cannot be written: {error.strerror}") from error
     return folder / SHEET

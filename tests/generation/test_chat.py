@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from chameleon_jax.configs import GenerationConfig, SamplingConfig
+from chameleon_jax.errors import GenerationError
 from chameleon_jax.generation.chat import Chat, talk
 from chameleon_jax.generation.output_files import record_of
 from tests.tiny_run import make_run
@@ -113,3 +114,29 @@ def test_a_message_that_cannot_be_served_costs_nothing(chat, tmp_path):
     assert "error: " in written.partition("there is no file")[0]
     assert "there is no file 'none.png'" in written and written.count("error: ") == 2
     assert len(one._turns) == 2
+
+
+def test_an_earlier_chat_keeps_its_files_and_a_later_one_says_the_same(chat, tmp_path):
+    for number in (0, 1):
+        follow(chat("completion", mode="image"), "a red heart")
+        assert (tmp_path / f"0{number}-0.png").is_file()
+    first, second = (json.loads((tmp_path / f"0{number}.json").read_text()) for number in (0, 1))
+    assert {**first, "words": "", "files": []} == {**second, "words": "", "files": []}
+    assert np.array_equal(*(np.asarray(Image.open(tmp_path / f"0{number}-0.png")) for number in (0, 1)))
+
+
+def test_only_a_message_that_is_too_long_costs_an_exchange_and_only_if_it_is_answered(chat, tmp_path):
+    one = chat(mode="text")
+    list(one.say("some words"))
+    before = one._turns
+    asked, stream = [], one._engine.stream
+    one._engine.stream = lambda request: asked.append(request) or stream(request)
+    one.config = dataclasses.replace(one.config, mode="image", max_tokens=2)  # too few for any picture
+    with pytest.raises(GenerationError, match="max_tokens 2"):
+        list(one.say("a red heart"))
+    assert len(asked) == 1 and one._turns is before
+    one.config = dataclasses.replace(one.config, mode="text", max_tokens=24)
+    answer = one.say("word " * 90)
+    next(answer)
+    answer.close()  # stopped: what was said before is not forgotten
+    assert len(asked) > 2 and one._turns is before

@@ -13,7 +13,7 @@ from PIL import Image
 from chameleon_jax import cli
 from chameleon_jax.configs import GenerationConfig
 from chameleon_jax.generation import drawing, loading
-from chameleon_jax.generation.output_files import OutputFiles, record_of
+from chameleon_jax.generation.output_files import OutputFiles, contact_sheet, record_of
 from chameleon_jax.generation.prompt import SpanOutput, TextOutput
 from experiments import generate
 from tests.tiny_run import make_run
@@ -105,6 +105,8 @@ def test_a_file_of_requests_is_drawn_and_goes_on_where_it_was(command, loaded, t
     (out / "0003.json").unlink()
     assert len(command(*flags)) == 2
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before  # the same pictures, bit for bit
+    Image.new("RGB", (16, 16), "blue").save(tmp_path / "red.png")
+    assert len(command(*flags)) == sum("IMAGE" in json.dumps(line) for line in LINES)  # of another picture
     assert len(command(*flags, "--seed=5")) == 2  # what another seed changes; the first line has its own
 
 
@@ -161,6 +163,14 @@ def test_a_folder_that_cannot_be_made_is_named(command, tmp_path, capsys):
     (tmp_path / "out").write_text("a file")
     command(code=2)
     assert "cannot be made: File exists" in capsys.readouterr().err
+
+
+def test_a_sheet_has_the_first_256_of_many_pictures(tmp_path):
+    Image.new("RGB", (2, 2), "red").save(tmp_path / "red.png")
+    Image.new("RGB", (200, 200), "blue").save(tmp_path / "blue.png")
+    assert contact_sheet(tmp_path, ["red.png", "red.txt"]) is None
+    sheet = Image.open(contact_sheet(tmp_path, ["red.png"] * 256 + ["blue.png"] * 10))
+    assert sheet.size == (16 * (96 + 8) + 8, 16 * (96 + 8 + 16) + 8) and sheet.getpixel((12, 12)) == (255, 0, 0)
 
 
 def test_a_broken_picture_is_left_out(loaded, tmp_path):
