@@ -49,6 +49,36 @@ def test_a_text_is_read_under_its_usual_names(name, folder):
     assert read({"file_name": "b.jpg", name: "two"}, folder) == [JPG, "two"]
 
 
+def test_a_prompt_a_title_and_a_label_are_words_of_a_picture(folder):
+    words = {"label": "3", "title": "two", "prompt": "one", "txt": "zero"}
+    for name in ("txt", "prompt", "title", "label"):
+        assert read({"file_name": "b.jpg"} | words, folder) == [JPG, words.pop(name)]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"sentence": "a fine film", "label": "1"},
+        {"prompt": "how?", "completion": "so"},
+        {"title": "t", "context": "c", "question": "q", "answer": "a"},
+        {"title": "alone"},
+    ],
+)
+def test_words_without_a_picture_are_not_chosen_among(record, folder):
+    named = ", ".join(record)
+    with pytest.raises(DataError, match=rf"which of its fields is the text is not known \('{named}'\): call it 'text'"):
+        read(record, folder)
+
+
+def test_the_class_of_a_sentence_is_not_its_text(folder):
+    features = {"sentence": {}, "label": {"_type": "ClassLabel", "names": ["bad", "good"]}}
+    rows = pa.table({"sentence": ["a fine film"], "label": [1]})
+    rows = rows.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pyarrow.parquet.write_table(rows, folder / "a.parquet")
+    (found,) = read_documents(SourceConfig(name="s", kind="parquet", path=str(folder / "a.parquet")))
+    assert isinstance(found, Reject) and "none of the known fields" in found.reason
+
+
 READ = {
     "an ImageFolder's metadata": ({"file_name": "a.png", "text": "one"}, [PNG, "one"]),
     "images and placeholders": ({"text": "<image> one", "images": ["a.png"]}, [PNG, " one"]),

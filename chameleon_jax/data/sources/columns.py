@@ -14,16 +14,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from chameleon_jax.configs import SourceConfig, VocabConfig
-from chameleon_jax.data.sources.fields import TEXT_NAMES, looks_like_media
+from chameleon_jax.data.sources.fields import TEXT_NAMES, holds_media, looks_like_media
 from chameleon_jax.data.sources.files import SourceFile, media_root
-from chameleon_jax.data.sources.records import Record, Reject
+from chameleon_jax.data.sources.records import Record, Reject, brief
 from chameleon_jax.data.sources.schemas import known_fields, record_segments
 from chameleon_jax.errors import DataError, did_you_mean
 from chameleon_jax.tokenizers.documents import Segment
 
 _BATCH_ROWS = 32
 # Columns that say in words what a picture shows, so that a class label is not asked.
-TEXTS = ("text", "caption", "captions", "texts", "text_list", "segments", "conversations", *TEXT_NAMES[:-1])
+_SCHEMAS = ("text", "caption", "captions", "texts", "text_list", "segments", "conversations")
+TEXTS = (*_SCHEMAS, *TEXT_NAMES, "prompt", "title")
 
 
 def parquet_records(config: SourceConfig, files: list[SourceFile], vocab: VocabConfig) -> Iterator[Record | Reject]:
@@ -92,29 +93,37 @@ class ClassLabels:
 
     column: str = ""
     names: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, features: Mapping[str, Any], vocab: VocabConfig) -> ClassLabels:
-        """The first class label of these features, unless one of them holds texts, or a modality is called so."""
+        """The first class label of these features, unless one of them holds texts, or a modality is called so.
+
+        Raises DataError where its names are no list.
+        """
         if any(name in TEXTS for name in features):
             return cls()
         for name, feature in features.items():
             if isinstance(feature, Mapping) and feature.get("_type") == "ClassLabel" and name not in vocab.names:
-                return cls(name, tuple(map(str, feature.get("names") or ())))
+                names = feature.get("names") or []
+                if not isinstance(names, list):
+                    raise DataError(f"class label '{name}' has no list of names in the metadata: {brief(names)}")
+                return cls(name, tuple(map(str, names)), vocab.names)
         return cls()
 
     @staticmethod
     def features_in(schema: Any) -> Mapping[str, Any]:
         """What an Arrow schema says of Hugging Face's features; nothing where it was written by something else."""
         try:
-            return json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"] or {}
-        except (KeyError, TypeError, ValueError):
+            found = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        except (KeyError, TypeError, ValueError, RecursionError):
             return {}
+        return found if isinstance(found, dict) else {}
 
     def named(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The row with the name of its class, as words, as its text."""
+        """The row with the name of its class, as words, as its text; a class of words alone is no text."""
         number = row.get(self.column)
-        if not self.column or type(number) is not int:
+        if not self.column or type(number) is not int or not holds_media(row, self.modalities):
             return row
         if not 0 <= number < len(self.names):  # -1 is "not told", as in a test split
             return {name: value for name, value in row.items() if name != self.column}
@@ -195,11 +204,13 @@ class TfdsSource:
         if base and base not in splits:
             raise DataError(f"{where} has no split '{base}'{did_you_mean(base, splits)}: it has {', '.join(splits)}")
         self._features = builder.info.features
-        text = next((f for f in ("caption", "text", "captions", "label") if f in self._features), None)
+        text = next((f for f in ("caption", "text", "captions") if f in self._features), None)
         image = "image" if "image" in self._features else None
+        if image and not text and "label" in self._features:
+            text = "label"
         if not text and not image:
             raise DataError(
-                f"{where} has no feature image, caption, text, captions or label: it has {', '.join(self._features)}"
+                f"{where} has no feature image, caption, text or captions: it has {', '.join(self._features)}"
             )
         self._image, self._text = image, text
         skip = {"image": tfds.decode.SkipDecoding()} if image else None

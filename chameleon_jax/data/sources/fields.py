@@ -31,7 +31,9 @@ IMAGE_NAMES = (
     "png",
     "webp",
 )
-TEXT_NAMES = ("description", "alt_text", "txt", "TEXT", "title", "prompt", "label")
+TEXT_NAMES = ("description", "alt_text", "txt", "TEXT")
+# Words of a picture; in a record of words alone they are a question or a class, whose answer or sentence would be lost.
+PICTURE_TEXT_NAMES = ("prompt", "title", "label")
 _PICTURE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|heic|avif)$", re.IGNORECASE)
 _SOUND = re.compile(r"\.(wav|flac|mp3|ogg|opus|m4a)$", re.IGNORECASE)
 _PICTURE_BYTES = re.compile(rb"\xff\xd8\xff|\x89PNG|GIF8|BM|II\*\0|MM\0\*|RIFF....WEBP", re.DOTALL)
@@ -56,12 +58,26 @@ def with_usual_names(record: Mapping[str, Any], own: Collection[str]) -> dict[st
         if names:
             renamed["image"] = found[names[0]]
     if not any(name in record for name in ("text", "caption", "captions", "texts", "segments")):
-        named = next(
-            (n for n in TEXT_NAMES if n in record and n not in own and isinstance(record[n], str | bytes)), None
-        )
+        names = (*TEXT_NAMES, *PICTURE_TEXT_NAMES) if holds_media(renamed, own) else TEXT_NAMES
+        named = next((n for n in names if n in record and n not in own and isinstance(record[n], str | bytes)), None)
         if named and "conversations" not in record:
             renamed["text"] = record[named]
     return renamed
+
+
+def holds_media(record: Mapping[str, Any], own: Collection[str]) -> bool:
+    """Whether there are more than words: a picture, a sound, or a field of a modality; `own` are their names."""
+    return any(name in record for name in ("image", "images", *own)) or any(map(looks_like_media, record.values()))
+
+
+def check_words_are_named(record: Mapping[str, Any]) -> None:
+    """Raise DataError, naming the fields with words, for a record of words alone that has a field of `PICTURE_TEXT_NAMES`."""
+    words = [str(name) for name, value in record.items() if isinstance(value, str) and name not in ("id", "split")]
+    if words and any(name in record for name in PICTURE_TEXT_NAMES):
+        raise DataError(
+            f"record has no picture, and which of its fields is the text is not known ({brief(', '.join(words), 120)}): call it "
+            "'text', with all words that are to be learned"
+        )
 
 
 def check_nothing_is_lost(record: Mapping[str, Any], read: Collection[str]) -> None:

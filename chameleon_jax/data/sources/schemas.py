@@ -71,7 +71,8 @@ def record_segments(
 
 def known_fields(vocab: VocabConfig) -> tuple[str, ...]:
     """Every top-level field that a schema or a reader looks at."""
-    return tuple(dict.fromkeys((*_FIELDS, *fields.IMAGE_NAMES, *fields.TEXT_NAMES, *vocab.names)))
+    usual = (*fields.IMAGE_NAMES, *fields.TEXT_NAMES, *fields.PICTURE_TEXT_NAMES)
+    return tuple(dict.fromkeys((*_FIELDS, *usual, *vocab.names)))
 
 
 def _segment(part: _Text | _Held, root: str, vocab: VocabConfig) -> Segment:
@@ -112,6 +113,7 @@ def _parse(record: dict[str, Any], vocab: VocabConfig) -> tuple[_Parts, Collecti
     halves += [f"'{b}' without '{a}'" for (a, b) in (("texts", "images"), ("text_list", "image_info")) if b in record]
     if halves:
         raise DataError(f"record has {halves[0]}")
+    fields.check_words_are_named(record)
     found = ", ".join(str(key) for key in list(record)[:12]) or "none"
     raise DataError(
         f"record has none of the known fields (text, caption, image, segments, texts, ...); found: {brief(found, 120)}"
