@@ -305,7 +305,8 @@ def _keep_plan(config: TokenizeConfig, fingerprint: str, output: pathlib.Path) -
     then = kept["config"]
     # A field that is newer than the store counts as its default.
     with contextlib.suppress(ConfigError, KeyError, TypeError):
-        then = TokenizeConfig.from_dict(config.to_dict() | then).to_dict()
+        free = {field: value for field, value in config.to_dict().items() if field in _FREE_FIELDS}
+        then = TokenizeConfig.from_dict(free | then).to_dict()
     changes = [
         f"{field} was {before!r}, is {now!r}"
         for field, (now, before) in config.diff(then).items()

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from chameleon_jax.configs import ImageConfig, SourceConfig, TokenizeConfig, VQConfig, text_and_image
+from chameleon_jax.data import store_format
 from chameleon_jax.data.pipeline import tokenize
 from chameleon_jax.data.store import TokenStore, verify
 from chameleon_jax.data.store_writer import document_hash
@@ -201,6 +202,18 @@ def test_another_plan_is_refused_with_the_difference(inputs, change):
     with pytest.raises(StoreError, match=rf"{field} was {getattr(config, field)}, is {value}"):
         tokenize(dataclasses.replace(config, **change), path)
     assert contents(path) == before
+
+
+def test_a_field_that_is_newer_than_the_store_had_its_default(inputs, tmp_path):
+    _, config, path, _ = inputs
+    store = shutil.copytree(path, tmp_path / "store")
+    plan = store_format.read_json(store / "plan.json", "")
+    del plan["config"]["later_first_probability"]
+    store_format.write_json(store / "plan.json", plan)
+    assert config.later_first_probability == TokenizeConfig.later_first_probability
+    tokenize(config, store)
+    with pytest.raises(StoreError, match=f"later_first_probability was {config.later_first_probability}, is 0.8"):
+        tokenize(dataclasses.replace(config, later_first_probability=0.8), store)
 
 
 def test_other_sources_and_another_tokenizer_are_refused(inputs, tmp_path):
