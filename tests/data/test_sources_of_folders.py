@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from chameleon_jax.configs import SourceConfig
-from chameleon_jax.data.sources import Reject, estimate_records, read_documents
+from chameleon_jax.data.sources import Reject, estimate_records, read_documents, source_of
 from chameleon_jax.errors import ConfigError, DataError
 from tests.own_data_forms import write_saved
 
@@ -111,8 +111,8 @@ def test_pictures_with_words_beside_them(folder):
     (folder / "readme.txt").write_text("words")
     assert read("pairs", folder) == [
         [PNG, "one"],
-        "b.txt is empty",
-        "no text beside the picture: c.txt is missing",
+        "'b.txt' is empty",
+        "no text beside the picture: 'c.txt' is missing",
         [JPG, "two"],
         "no picture beside this text",
     ]
@@ -141,6 +141,36 @@ def test_a_picture_behind_a_symlink_out_of_the_folder_is_not_read(folder, tmp_pa
     outside.write_bytes(PNG)
     (folder / "z.png").symlink_to(outside)
     assert read("pictures", folder)[-1] == "image path leaves media_dir by a symlink: 'z.png'"
+
+
+def test_two_texts_beside_a_picture_are_named(folder):
+    for name in ("a.txt", "a.caption", "b.txt", "c.txt"):
+        (folder / name).write_text("words")
+    assert read("pairs", folder)[0] == "more than one text beside the picture: 'a.caption' and 'a.txt'"
+
+
+def test_links_to_folders_are_followed_once_and_not_out_of_the_folder(folder, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "x.png").write_bytes(PNG)
+    data = folder / "data"
+    (data / "all" / "cat").mkdir(parents=True)
+    (data / "all" / "cat" / "x.png").write_bytes(PNG)
+    (data / "all" / "back").symlink_to(data)
+    (data / "dog").symlink_to(data / "all" / "cat")
+    (data / "fox").symlink_to(outside)
+    left = "image path leaves media_dir by a symlink: 'fox/x.png'"
+    assert read("classes", data) == [[PNG, "cat"], [PNG, "dog"], left]
+
+
+@pytest.mark.parametrize("name", ["T.CSV", "T.TSV.GZ", "A.JSONL", "A.JSONL.GZ"])
+def test_a_folder_is_read_whatever_its_name_and_the_case_of_endings(name, tmp_path):
+    folder = tmp_path / "data [v2]"
+    folder.mkdir()
+    content = b'{"text": "one"}\n' if "JSONL" in name else b"text\none\n"
+    (folder / name).write_bytes(gzip.compress(content) if name.endswith("GZ") else content)
+    (document,) = read_documents(source_of(folder))
+    assert document.id.endswith(f"/{name}/0") and "[" not in document.id
+    assert [segment.data for segment in document.segments] == ["one"]
 
 
 GIVEN = [(PNG + bytes([n]), f"kind_{n % 3}") for n in range(100)]
@@ -209,6 +239,36 @@ def test_damage_in_a_saved_data_set_costs_what_comes_after(tmp_path):
     assert estimate_records(source("huggingface", folder)) is None
     file.write_bytes(b"<html></html>")
     assert "damaged" in read("huggingface", folder)[0]
+
+
+STATES = {
+    "a name above": {"_data_files": [{"filename": "../out.arrow"}]},
+    "an absolute name": {"_data_files": [{"filename": "/out.arrow"}]},
+    "no names": {"_data_files": [{}]},
+    "no list": {"_data_files": 3},
+    "numbers": {"_data_files": [3]},
+    "a split above": {"splits": [".."]},
+    "a split of numbers": {"splits": [1]},
+    "splits that are no list": {"splits": "train"},
+}
+
+
+@pytest.mark.parametrize("case", STATES)
+def test_metadata_of_a_saved_data_set_name_nothing_out_of_its_folder(case, tmp_path):
+    folder = write_saved(tmp_path / "saved", GIVEN[:4])
+    shutil.copy(folder / "data-00000-of-00002.arrow", tmp_path / "out.arrow")
+    is_split = "splits" in STATES[case]
+    (folder / ("dataset_dict.json" if is_split else "state.json")).write_text(json.dumps(STATES[case]))
+    with pytest.raises(DataError, match=r"must name what lies in its folder|is no list"):
+        read_documents(source("huggingface", folder))
+
+
+@pytest.mark.parametrize("features", [[1], {"label": {"_type": "ClassLabel", "names": 3}}])
+def test_malformed_features_of_a_saved_data_set_are_an_error(features, tmp_path):
+    folder = write_saved(tmp_path / "saved", GIVEN[:4])
+    (folder / "dataset_info.json").write_text(json.dumps({"features": features}))
+    with pytest.raises(DataError, match=r"'features' is no object|no list of names"):
+        list(read_documents(source("huggingface", folder)))
 
 
 MISSING = {

@@ -12,6 +12,7 @@ import gzip
 import io
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator
 
@@ -48,7 +49,7 @@ def find_files(config: SourceConfig) -> list[SourceFile]:
                     f"{where} has no {' or '.join(MANIFESTS)}: write one line per image, docs/tokenize.md has the fields"
                 )
             path = found[0]
-        elif os.path.exists(path) and not path.endswith((".jsonl", ".jsonl.gz")):
+        elif os.path.exists(path) and not path.lower().endswith((".jsonl", ".jsonl.gz")):
             raise DataError(f"{where} is neither a folder nor a .jsonl manifest")
     if os.path.isdir(path):
         raise DataError(f"{where} is a folder: name the files, for example '{os.path.join(config.path, '*')}'")
@@ -87,12 +88,17 @@ def json_records(config: SourceConfig, files: list[SourceFile], vocab: VocabConf
             yield Reject(config.name, file.label, "file has no records")
 
 
+def is_gzip(file: SourceFile) -> bool:
+    """Whether the name says that it is compressed."""
+    return file.path.lower().endswith(".gz")
+
+
 def check_is_lines(file: SourceFile) -> None:
     """Raise DataError for a file that is one JSON array and is not named as lines.
 
     In a .jsonl file a line that begins with `[` is one bad record, which must not cost the others.
     """
-    if file.path.endswith((".jsonl", ".jsonl.gz")):
+    if file.path.lower().endswith((".jsonl", ".jsonl.gz")):
         return
     try:
         with _open(file) as stream:
@@ -105,7 +111,7 @@ def check_is_lines(file: SourceFile) -> None:
 
 def count_lines(files: list[SourceFile], limit: int = 1 << 30) -> int | None:
     """Lines of plain files, or None when they are compressed or together larger than `limit` bytes."""
-    if any(file.path.endswith(".gz") for file in files) or sum(os.path.getsize(f.path) for f in files) > limit:
+    if any(is_gzip(file) for file in files) or sum(os.path.getsize(f.path) for f in files) > limit:
         return None
     count = 0
     for file in files:
@@ -159,11 +165,13 @@ def _lines(file: SourceFile) -> Iterator[bytes | str]:
 
 
 def _open(file: SourceFile) -> io.BufferedIOBase:
-    return gzip.open(file.path, "rb") if file.path.endswith(".gz") else open(file.path, "rb")
+    return gzip.open(file.path, "rb") if is_gzip(file) else open(file.path, "rb")
 
 
 def _fixed_part(pattern: str) -> str:
     """The leading folders of a glob that hold no wildcard."""
     parts = pattern.split(os.sep)
-    fixed = next((i for i, part in enumerate(parts[:-1]) if glob.has_magic(part)), len(parts) - 1)
-    return os.sep.join(parts[:fixed]) or (os.sep if pattern.startswith(os.sep) else "")
+    plain = [re.sub(r"\[([*?\[])\]", r"\1", part) for part in parts]  # what `glob.escape` makes of a folder is its name
+    wild = (i for i, part in enumerate(parts[:-1]) if glob.has_magic(part) and glob.escape(plain[i]) != part)
+    fixed = next(wild, len(parts) - 1)
+    return os.sep.join(plain[:fixed]) or (os.sep if pattern.startswith(os.sep) else "")

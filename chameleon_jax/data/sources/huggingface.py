@@ -10,13 +10,13 @@ import functools
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from chameleon_jax.configs import SourceConfig, VocabConfig
 from chameleon_jax.data.sources.columns import ClassLabels, column, columns_to_read, one_line
 from chameleon_jax.data.sources.files import SourceFile
-from chameleon_jax.data.sources.records import Record, Reject
+from chameleon_jax.data.sources.records import Record, Reject, brief
 from chameleon_jax.data.sources.schemas import record_segments
 from chameleon_jax.errors import DataError
 from chameleon_jax.tokenizers.documents import Segment
@@ -41,14 +41,12 @@ def find_streams(config: SourceConfig) -> list[SourceFile]:
         raise DataError(
             f"{where} is {'a file' if root.exists() else 'missing'}: give the folder that save_to_disk wrote"
         )
-    splits = _json(root / SPLITS, where).get("splits", []) if (root / SPLITS).is_file() else [""]
+    splits = _names(root / SPLITS, "splits", where) if (root / SPLITS).is_file() else [""]
     found = []
-    for split in splits:
+    for split in splits or ():
         folder = root / split
-        state = _json(folder / STATE, where).get("_data_files") if (folder / STATE).is_file() else None
-        names = (
-            sorted(p.name for p in folder.glob("*.arrow")) if state is None else [file["filename"] for file in state]
-        )
+        named = _names(folder / STATE, "_data_files", where) if (folder / STATE).is_file() else None
+        names = sorted(p.name for p in folder.glob("*.arrow")) if named is None else named
         for name in names:
             if not (folder / name).is_file():
                 raise DataError(f"{where}: {folder / name} is missing, which {STATE} names")
@@ -144,14 +142,31 @@ def _features(schema: Any, file: SourceFile) -> dict[str, Any]:
     """The features that stand beside the file, else those in its own schema."""
     beside = Path(file.path).parent / INFO
     if beside.is_file():
-        return _json(beside, f"'{file.path}'").get("features") or {}
+        features = _json(beside, f"'{file.path}'").get("features") or {}
+        if not isinstance(features, dict):
+            raise DataError(f"{beside}: 'features' is no object")
+        return features
     return ClassLabels.features_in(schema)
+
+
+def _names(path: Path, field: str, where: str) -> list[str] | None:
+    """Names of folders or files that metadata list, which lie below it; None where the field is missing."""
+    listed = _json(path, where).get(field)
+    if listed is None:
+        return None
+    if not isinstance(listed, list):
+        raise DataError(f"{where}: '{field}' of {path} is no list")
+    names = [entry.get("filename") if isinstance(entry, dict) else entry for entry in listed]
+    for name in names:
+        if not isinstance(name, str) or not name or PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+            raise DataError(f"{where}: '{field}' of {path} must name what lies in its folder: {brief(name)}")
+    return names
 
 
 def _json(path: Path, where: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{where}: {path} cannot be read: {one_line(error)}") from error
     if not isinstance(found, dict):
         raise DataError(f"{where}: {path} holds no JSON object")

@@ -6,6 +6,7 @@ error that names both, for nobody can know which is meant.
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from pathlib import Path, PurePath
@@ -102,7 +103,8 @@ def _of_folder(folder: Path, name: str) -> SourceConfig:
             raise DataError(
                 f"{folder} holds {', '.join(endings)} files: give one kind, as '{folder}/{pattern}{endings[0]}'"
             )
-        return SourceConfig(name=name, kind=kind, path=str(folder / f"{pattern}{endings[0]}"))
+        path = os.path.join(glob.escape(str(folder)), f"{pattern}{endings[0]}")
+        return SourceConfig(name=name, kind=kind, path=path)
     return SourceConfig(name=name, kind=_kind_of_tree(folder), path=str(folder))
 
 
@@ -117,9 +119,9 @@ def _containers(paths: object) -> dict[str, list[str]]:
 
 
 def _ending(name: str, kind: str) -> str:
-    return next(
-        (ending for ending in sorted(_ENDINGS[kind], key=len, reverse=True) if name.lower().endswith(ending)), ""
-    )
+    """The ending of a container of this kind, in the case that the name has it; empty for other names."""
+    endings = sorted(_ENDINGS[kind], key=len, reverse=True)
+    return next((name[-len(ending) :] for ending in endings if name.lower().endswith(ending)), "")
 
 
 def _last(files: dict[str, list[str]]) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from chameleon_jax.configs import SourceConfig, VocabConfig
-from chameleon_jax.data.sources.files import SourceFile, media_root
+from chameleon_jax.data.sources.files import SourceFile, is_gzip, media_root
 from chameleon_jax.data.sources.records import MAX_FILE_BYTES, Record, Reject, brief
 from chameleon_jax.data.sources.schemas import known_fields, record_segments
 
@@ -77,7 +77,7 @@ def _rows(file: SourceFile) -> Iterator[list[str] | str]:
                 yield "file is UTF-16: convert it to UTF-8"
                 return
             stream.seek(0)
-            delimiter = "\t" if ".tsv" in file.path[-7:] else max(_DELIMITERS, key=first.count)
+            delimiter = "\t" if ".tsv" in file.path[-7:].lower() else max(_DELIMITERS, key=first.count)
             rows = csv.reader(stream, delimiter=delimiter, strict=True)
             while True:
                 try:
@@ -97,5 +97,5 @@ def _rows(file: SourceFile) -> Iterator[list[str] | str]:
 
 def _open(file: SourceFile) -> TextIO:
     """The text with bytes that are not UTF-8 as lone surrogates, so that one bad row costs no other."""
-    opened = gzip.open if file.path.endswith(".gz") else open
+    opened = gzip.open if is_gzip(file) else open
     return io.TextIOWrapper(opened(file.path, "rb"), encoding="utf-8-sig", errors="surrogateescape", newline="")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from chameleon_jax.configs import SourceConfig, VocabConfig
 from chameleon_jax.data.sources.media import load_file
-from chameleon_jax.data.sources.records import Record, Reject
+from chameleon_jax.data.sources.records import Record, Reject, brief
 from chameleon_jax.data.sources.schemas import record_segments
 from chameleon_jax.errors import DataError
 from chameleon_jax.tokenizers.documents import Segment
@@ -36,7 +36,7 @@ def count(config: SourceConfig) -> int:
     return len(pictures) + (len(_without_picture(pictures, texts)) if config.kind == "pairs" else 0)
 
 
-def find(config: SourceConfig) -> tuple[str, list[str], dict[str, str]]:
+def find(config: SourceConfig) -> tuple[str, list[str], dict[str, list[str]]]:
     """The folder, the pictures below it, and the text files by their path without the ending; all paths below the folder.
 
     Raises DataError where the path is no folder, or there is no picture in it.
@@ -55,11 +55,22 @@ def find(config: SourceConfig) -> tuple[str, list[str], dict[str, str]]:
     return root, pictures, texts
 
 
-def list_files(root: str) -> tuple[list[str], dict[str, str]]:
-    """The picture files below a folder, and its text files by their path without the ending, sorted, with `/`."""
+def list_files(root: str) -> tuple[list[str], dict[str, list[str]]]:
+    """The picture files below a folder, and its text files by their path without the ending, sorted, with `/`.
+
+    Links to folders are followed, but for those that lead back to a folder on the way.
+    """
     pictures, texts = [], {}
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+    way = {root: {os.path.realpath(root)}}  # real folders from the root to each folder that is yet to be read
+    for folder, folders, names in os.walk(root, followlinks=True):
+        above, below_it = way.pop(folder), []
+        for name in sorted(name for name in folders if not name.startswith((".", "__MACOSX"))):
+            path = os.path.join(folder, name)
+            real = os.path.realpath(path)
+            if real not in above:
+                way[path] = above | {real}
+                below_it.append(name)
+        folders[:] = below_it
         below = "" if folder == root else os.path.relpath(folder, root).replace(os.sep, "/") + "/"
         for name in sorted(names):
             stem, ending = os.path.splitext(name)
@@ -68,7 +79,7 @@ def list_files(root: str) -> tuple[list[str], dict[str, str]]:
             if ending.lower() in PICTURES:
                 pictures.append(below + name)
             elif ending.lower() in TEXTS:
-                texts.setdefault(below + stem, below + name)
+                texts.setdefault(below + stem, []).append(below + name)
     return sorted(pictures), texts
 
 
@@ -78,7 +89,7 @@ def class_name(path: str) -> str:
 
 
 def _records(
-    config: SourceConfig, root: str, pictures: list[str], texts: dict[str, str], vocab: VocabConfig
+    config: SourceConfig, root: str, pictures: list[str], texts: dict[str, list[str]], vocab: VocabConfig
 ) -> Iterator[Record | Reject]:
     words = {
         "pairs": lambda picture: _text_beside(picture, root, texts),
@@ -97,19 +108,20 @@ def _load(picture: str, words: Callable[[str], str], root: str, vocab: VocabConf
     return record_segments({"image": picture} | ({"text": text} if text else {}), root, vocab)
 
 
-def _text_beside(picture: str, root: str, texts: dict[str, str]) -> str:
+def _text_beside(picture: str, root: str, texts: dict[str, list[str]]) -> str:
     stem = os.path.splitext(picture)[0]
     if stem not in texts:
-        raise DataError(f"no text beside the picture: {os.path.basename(stem)}.txt is missing")
-    data, _ = load_file(texts[stem], root, "text")
+        raise DataError(f"no text beside the picture: {_shown(stem + '.txt')} is missing")
+    if len(texts[stem]) > 1:
+        raise DataError(f"more than one text beside the picture: {' and '.join(map(_shown, texts[stem]))}")
+    (beside,) = texts[stem]
+    data, _ = load_file(beside, root, "text")
     try:
         text = data.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{os.path.basename(texts[stem])} is not UTF-8: {error.reason} at byte {error.start}"
-        ) from error
+        raise DataError(f"{_shown(beside)} is not UTF-8: {error.reason} at byte {error.start}") from error
     if not text:
-        raise DataError(f"{os.path.basename(texts[stem])} is empty")
+        raise DataError(f"{_shown(beside)} is empty")
     return text
 
 
@@ -119,6 +131,11 @@ def _class_of(picture: str) -> str:
     raise DataError("picture lies in no folder of a class")
 
 
-def _without_picture(pictures: list[str], texts: dict[str, str]) -> list[str]:
+def _shown(path: str) -> str:
+    """The name of a file as a reason says it."""
+    return brief(os.path.basename(path))
+
+
+def _without_picture(pictures: list[str], texts: dict[str, list[str]]) -> list[str]:
     stems = {os.path.splitext(picture)[0] for picture in pictures}
-    return [text for stem, text in texts.items() if stem not in stems]
+    return [text for stem, beside in texts.items() if stem not in stems for text in beside]
