@@ -13,6 +13,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from chameleon_jax.data.sources import printable
 from chameleon_jax.errors import ChameleonError
 from chameleon_jax.files import atomic_write
 
@@ -85,6 +86,10 @@ def counted(count: int, what: str) -> str:
 
 def lines(sections: Sequence[Section]) -> Iterable[str]:
     """The same for a terminal."""
+    return map(printable, _lines(sections))
+
+
+def _lines(sections: Sequence[Section]) -> Iterable[str]:
     for section in sections:
         yield f"{section.title}{f': {section.lead}' if section.lead else ''}"
         for card in section.cards:
@@ -102,7 +107,7 @@ def _part_lines(part: Part) -> Iterable[str]:
         more = len(part.values) - _VALUES
         shown = " ".join(map(str, part.values[:_VALUES])) + (f" and {more:,} more" if more > 0 else "")
     more = f" and {len(shown) - _CHARACTERS:,} more characters" if len(shown) > _CHARACTERS else ""
-    shown = "".join(c if c.isprintable() else "⏎" if c == "\n" else "·" for c in shown[:_CHARACTERS]) + more
+    shown = printable(shown[:_CHARACTERS]) + more
     line = f"{label}: {shown}" if shown else label
     yield from (
         textwrap.wrap(line, _WIDTH, initial_indent="      ", subsequent_indent="        ") if line.strip() else ()

@@ -6,6 +6,7 @@ import math
 import shlex
 from pathlib import Path
 
+from chameleon_jax.data.sources import printable
 from chameleon_jax.errors import WorkdirError
 from chameleon_jax.files import atomic_write
 from chameleon_jax.own_data import earlier
@@ -48,6 +49,11 @@ def write(folder: Path, files: dict[str, str], *, overwrite: bool) -> bool:
     return True
 
 
+def comment(text: str) -> str:
+    """Text of the data as it may stand behind `#`: a line break in the name of a file would begin a statement of gin."""
+    return printable(" ".join(text.split()))
+
+
 def make(found: Survey, sizes: Sizes, folder: Path) -> dict[str, str]:
     """The text of each file by its name."""
     return {
@@ -63,7 +69,7 @@ def commands(found: Survey, folder: Path) -> list[tuple[str, str]]:
     where = {
         part: shlex.quote(str(folder / part)) for part in (TOKENIZER, DATA, RUN, "tokenizer", STORE, "model", "out")
     }
-    words = found.caption.split()
+    words = [printable(word) for word in found.caption.split()]
     # A text is to be continued, so its beginning is the prompt; a picture is drawn of a whole caption.
     prompt = shlex.quote(" ".join(words[:12] if found.pictures else words[: max(1, min(12, len(words) // 3))]))
     mode = "image" if found.pictures else "text"
@@ -93,7 +99,7 @@ def _source(found: Survey) -> str:
 
 def _tokenizer(found: Survey, sizes: Sizes) -> str:
     text = f"""\
-# Tokenizer of {found.source.path}, about {format_seconds(sizes.seconds["train_tokenizer"])}.
+# Tokenizer of {comment(found.source.path)}, about {format_seconds(sizes.seconds["train_tokenizer"])}.
 TrainTokenizerConfig.sources = [@SourceConfig()]
 {_source(found)}
 """
@@ -153,7 +159,7 @@ VQTrainConfig.eval_every = {max(50, sizes.codec_steps // 4)}
 
 def _data(found: Survey, sizes: Sizes, folder: Path) -> str:
     text = f"""\
-# {found.source.path} to tokens, about {format_seconds(sizes.seconds["tokenize"])}.
+# {comment(found.source.path)} to tokens, about {format_seconds(sizes.seconds["tokenize"])}.
 TokenizeConfig.sources = [@SourceConfig()]
 {_source(found)}
 
@@ -162,7 +168,7 @@ TokenizeConfig.codec_batch = {256 if sizes.vq and sizes.vq.grid == 4 else 64}
 """
     if found.rejects:
         share = min(1.0, math.ceil(found.reject_fraction * 100 + 1) / 100)
-        text += f"# {len(found.rejects):,} of {found.read:,} records cannot be used: {found.reasons()[0][1]}\n"
+        text += f"# {len(found.rejects):,} of {found.read:,} records cannot be used: {comment(found.reasons()[0][1])}\n"
         text += f"TokenizeConfig.max_reject_fraction = {share}  # more end the run\n"
     if found.most_pictures > 64:
         text += f"TokenizeConfig.max_spans = {{'image': {found.most_pictures}}}  # pictures of a document\n"

@@ -12,7 +12,7 @@ import time
 from PIL import Image
 
 from chameleon_jax.configs import ImageConfig, SourceConfig, text_and_image
-from chameleon_jax.data.sources import Reject, estimate_records, read_documents
+from chameleon_jax.data.sources import Reject, estimate_records, printable, read_documents
 from chameleon_jax.errors import DataError
 from chameleon_jax.tokenizers.documents import Document
 from chameleon_jax.tokenizers.images import load_pixels
@@ -98,7 +98,7 @@ def survey(source: SourceConfig) -> Survey:
         counts["captioned"] += bool(texts and found)
         counts["most"] = max(counts["most"], len(found))
     if not counts["documents"]:
-        first = f", the first: {rejects[0].record}: {rejects[0].reason}" if rejects else ""
+        first = f", the first: {printable(rejects[0].record)}: {printable(rejects[0].reason)}" if rejects else ""
         raise DataError(f"{source.path}: none of {counts['read']:,} records can be used{first}")
     total = counts["read"] if whole else estimate_records(source) or counts["read"]
     return Survey(
@@ -125,7 +125,7 @@ def lines(found: Survey) -> list[str]:
     about = "" if found.scale == 1 else f" (of about {round(found.read * found.scale):,}; counts below are of these)"
     said = [f"{found.read:,} records{about}, {len(found.rejects):,} of them cannot be used"]
     reasons = found.reasons()
-    said += [f"  {count:,} x {reason}" for count, reason in reasons[:REASONS]]
+    said += [f"  {count:,} x {printable(reason)}" for count, reason in reasons[:REASONS]]
     if len(reasons) > REASONS:
         said.append(f"  and {len(reasons) - REASONS} more reasons, see records.html")
     if found.sides:
@@ -176,5 +176,5 @@ def _header(data: bytes) -> tuple[int, int]:
 
 
 def _short(text: str, most: int = 60) -> str:
-    text = " ".join(text.split())
+    text = printable(" ".join(text.split()))
     return text if len(text) <= most else text[: most - 3] + "..."

@@ -144,3 +144,14 @@ def test_paths_that_hold_nothing_to_show_are_told_in_one_line(inspected, made, t
     ):
         printed, _ = inspected(path, *flags, code=2)
         assert printed.startswith("error: ") and told in printed and printed.count("\n") == 1, printed
+
+
+def test_no_word_of_the_data_commands_a_terminal():
+    part = record_page.Part(label="te\x1b[2Jxt", note="\x9b", text="a\nb\x1b]0;x\x07")
+    cards = (
+        record_page.Card(title="a\x1b[2J", note="b\nc", parts=(part,)),
+        record_page.Card(title="d", fault="\x1b[2J"),
+    )
+    said = list(record_page.lines([record_page.Section(title="e\x1b[2J", lead="f\x07", cards=cards)]))
+    assert all(line.isprintable() for line in said)
+    assert any("a⏎b·]0;x·" in line for line in said)

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -153,7 +154,7 @@ def test_missing_captions_are_rejects(given, tmp_path):
     (folder / "0003.txt").unlink()
     found = looked_at(folder)
     assert (found.pictures, len(found.rejects)) == (9, 1)
-    assert found.reasons() == [(1, "no text beside the picture: 0003.txt is missing")]
+    assert found.reasons() == [(1, "no text beside the picture: '0003.txt' is missing")]
 
 
 def test_edited_files_are_not_overwritten(given, tmp_path):
@@ -263,3 +264,19 @@ def test_large_pictures_are_read_by_their_headers_after_the_first(tmp_path, monk
     found = looked_at(tmp_path / "t.csv")
     assert found.sides == ((300, 200), (301, 200), (302, 200), (303, 200))  # that the last is torn, tokenising says
     assert "300 to 303 wide, 200 to 200 high, short side 200 in the median" in "\n".join(survey.lines(found))
+
+
+def test_names_and_words_of_the_data_are_neither_gin_nor_commands_to_a_terminal(given, tmp_path):
+    path = write_pairs(tmp_path / "data\nimport this", given[:40])
+    (path / "x\nimport this\n\x1b[2J.png").write_bytes(given[0][0])
+    (path / "y.png").write_bytes(given[0][0])
+    (path / "y.txt").write_text("a \x1b[2Jbar")
+    (path / "readme.txt").write_text("words")
+    found = dataclasses.replace(looked_at(path), caption="a \x1b[2Jbar")
+    files = gin_files.make(found, sizes.choose(found, CPU, 5.0), tmp_path / "run")
+    assert not [line for text in files.values() for line in text.splitlines() if line.startswith("import")]
+    assert any("cannot be used: no text beside the picture" in text for text in files.values())
+    (tokenizer, data, _), _ = configs(found, tmp_path / "run")
+    assert tokenizer.sources == data.sources == (found.source,)
+    said = [*survey.lines(found), *(command for _, command in gin_files.commands(found, Path("run")))]
+    assert all(line.isprintable() for line in said)

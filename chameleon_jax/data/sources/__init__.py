@@ -6,6 +6,6 @@ order. So a run can stop after N things and start again at N. docs/tokenize.md s
 
 from chameleon_jax.data.sources.reading import estimate_records, read_documents
 from chameleon_jax.data.sources.recognise import described, source_of
-from chameleon_jax.data.sources.records import Reject
+from chameleon_jax.data.sources.records import Reject, printable
 
-__all__ = ["Reject", "described", "estimate_records", "read_documents", "source_of"]
+__all__ = ["Reject", "described", "estimate_records", "printable", "read_documents", "source_of"]

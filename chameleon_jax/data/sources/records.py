@@ -36,6 +36,11 @@ class Record:
     load: Callable[[], tuple[Segment, ...]]
 
 
+def printable(text: str) -> str:
+    """Text of the data for a terminal: no character of it can command one. Line breaks show as ⏎, others without a shape as ·."""
+    return "".join(c if c.isprintable() else "⏎" if c == "\n" else "·" for c in text)
+
+
 def brief(value: object, limit: int = 80) -> str:
     """A value in a reason: its repr on one line, cut at `limit` characters."""
     try:
