@@ -205,7 +205,7 @@ def _parse(
         raise ConfigError(f"unknown argument '{found[bool(positional)]}' (see --help)")
     _set_jax_flags()
     args = SimpleNamespace(**values.flag_values_dict())
-    if getattr(args, "workdir", None):
+    if isinstance(getattr(args, "workdir", None), str):  # a server takes several, with names
         args.workdir = os.path.expanduser(args.workdir)
     if config is not None:
         args.gin_bindings = bindings
