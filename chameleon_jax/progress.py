@@ -100,6 +100,11 @@ def progress(title: str, *, total: int | None, unit: str = "items", done: int = 
         bar.close()
 
 
+def count(number: int, noun: str) -> str:
+    """`1 record`, `1,200 records`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def format_seconds(seconds: float) -> str:
     """Seconds as `1h02m`, `3m05s` or `12s`."""
     seconds = max(0, round(seconds))

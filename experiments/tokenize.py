@@ -12,6 +12,7 @@ from pathlib import Path
 
 from chameleon_jax import cli, summary
 from chameleon_jax.configs import TokenizeConfig
+from chameleon_jax.progress import count
 
 
 def main(config: TokenizeConfig, args) -> None:
@@ -22,21 +23,24 @@ def main(config: TokenizeConfig, args) -> None:
         ", ".join(f"{count:,} {name}" for name, count in counts.items())
         for counts in (report.tokens_by_modality, report.spans_by_modality)
     )
-    found = f", {report.shards_found} found" if report.shards_found else ""
+    holds = f"{count(report.documents, 'document')} in {count(report.shards, 'shard')}"
+    if whole := report.shards_found == report.shards:
+        print(f"nothing to do: {report.output} holds all of it, {holds}")
+    found = f", {report.shards_found:,} of them found" if report.shards_found else ""
     summary.show(
         report.seconds,
-        {
-            report.output: f"{report.documents:,} documents in {report.shards} shard{'s' if report.shards > 1 else ''}{found}"
-        },
+        {} if whole else {report.output: f"{holds}{found}"},
         {
             "spans": spans,
             "tokens": f"{report.tokens:,} ({tokens})",
-            "rejected": f"{report.rejects:,} of {report.records:,} records",
+            "rejected": f"{report.rejects:,} of {count(report.records, 'record')}",
         },
         _next(args),
     )
     for source, documents in report.text_alone.items():
-        print(f"source '{source}' holds text alone: none of its {documents:,} documents read now has anything else")
+        print(
+            f"source '{source}' holds text alone: none of its {count(documents, 'document')} read now has anything else"
+        )
 
 
 def _next(args) -> list[summary.Next]:

@@ -25,6 +25,7 @@ from chameleon_jax.configs import TokenizeConfig, VocabConfig
 from chameleon_jax.data import store_format as layout
 from chameleon_jax.data.shard_tokens import tokenize_records
 from chameleon_jax.data.sources import Reject, estimate_records, read_documents
+from chameleon_jax.data.sources import fingerprint as data_fingerprint
 from chameleon_jax.data.store import TokenStore
 from chameleon_jax.data.store_writer import ShardInput, StoreIdentity, StoreWriter
 from chameleon_jax.errors import ConfigError, DataError, StoreError, WorkdirError
@@ -60,7 +61,8 @@ class TokenizeReport:
 def tokenize(config: TokenizeConfig, output: str | os.PathLike) -> TokenizeReport:
     """Tokenise all sources into the store `output`, going on where an earlier run of the same plan stopped.
 
-    Raises StoreError when the directory holds another plan, with the differences; DataError when more than
+    Raises StoreError when the directory holds another plan, with the differences, or shards of data that have changed since;
+    DataError when more than
     `max_reject_fraction` of the records are unusable, or none is usable; ConfigError when `max_spans` names a modality that the
     tokenizer lacks, or `image_input` asks for patches that it lacks; WorkdirError when another run is writing there.
     """
@@ -77,9 +79,10 @@ def tokenize(config: TokenizeConfig, output: str | os.PathLike) -> TokenizeRepor
             "or leave image_input as 'codes'"
         )
     estimates = [estimate_records(source) for source in config.sources]  # and finds a missing path before any work
+    data = {source.name: data_fingerprint(source) for source in config.sources}
     fingerprint = bundle.fingerprint()  # once: it is a hash of every weight of the codecs
     with _only_writer(output):
-        _keep_plan(config, fingerprint, output)
+        _keep_plan(config, fingerprint, data, output)
         _keep_tokenizer(bundle, fingerprint, output)
         identity = StoreIdentity(
             vocab_config=bundle.vocab_config,
@@ -267,7 +270,8 @@ class _RejectLimit:
                 layout.write_atomically(folder / _ABORTED, "".join(lines).encode())
             raise DataError(
                 f"{self._rejects} of {self._records} records were rejected, max_reject_fraction is {self._fraction:g}: "
-                f"{self._reasons()}; see {folder}, then mend the sources or raise TokenizeConfig.max_reject_fraction"
+                f"{self._reasons()}; see {folder}, then mend the sources and use "
+                "another --workdir, or raise TokenizeConfig.max_reject_fraction"
             )
 
     def _reasons(self) -> str:
@@ -287,18 +291,19 @@ class _RejectLimit:
 # --- one plan, one writer --------------------------------------------------------------------------------------------
 
 
-def _keep_plan(config: TokenizeConfig, fingerprint: str, output: pathlib.Path) -> None:
-    """Freeze the plan in a new directory; in an old one refuse another plan."""
+def _keep_plan(config: TokenizeConfig, fingerprint: str, data: dict[str, str | None], output: pathlib.Path) -> None:
+    """Freeze the plan in a new directory; in an old one refuse another plan, and other data once there are shards of them."""
     wanted = config.to_dict()
     for field in _FREE_FIELDS:
         del wanted[field]
     path = output / PLAN
+    has_shards = any((output / layout.COMMITS).glob("*.json"))
     if not path.exists():
-        if any((output / layout.COMMITS).glob("*.json")):
+        if has_shards:
             raise StoreError(
                 f"{path} is missing beside committed shards: restore it or tokenise into another directory"
             )
-        content = {"config": wanted, "config_hash": config.hash(), "bundle_fingerprint": fingerprint}
+        content = {"config": wanted, "config_hash": config.hash(), "bundle_fingerprint": fingerprint, "data": data}
         layout.write_json(path, {"format_version": layout.FORMAT_VERSION, **content})
         return
     kept = layout.read_json(path, "tokenise into another directory")
@@ -318,6 +323,14 @@ def _keep_plan(config: TokenizeConfig, fingerprint: str, output: pathlib.Path) -
         raise StoreError(
             f"{output} was begun with another plan ({'; '.join(changes)}): restore it or tokenise into another directory"
         )
+    known = kept.get("data", data)  # a store from before this was kept is taken as it is
+    if changed := [f"'{name}'" for name, now in data.items() if known.get(name) != now]:
+        if has_shards:
+            raise StoreError(
+                f"the data of source {', '.join(changed)} have changed since {output} was written: restore them, or use another "
+                "--workdir for what they are now"
+            )
+        layout.write_json(path, {**kept, "data": data})
 
 
 def _keep_tokenizer(bundle: TokenizerBundle, fingerprint: str, output: pathlib.Path) -> None:

@@ -5,6 +5,7 @@ import fcntl
 import io
 import json
 import multiprocessing
+import os
 import pathlib
 import random
 import shutil
@@ -20,6 +21,7 @@ from PIL import Image
 from chameleon_jax.configs import ImageConfig, SourceConfig, TokenizeConfig, VQConfig, text_and_image
 from chameleon_jax.data import store_format
 from chameleon_jax.data.pipeline import tokenize
+from chameleon_jax.data.sources import fingerprint
 from chameleon_jax.data.store import TokenStore, verify
 from chameleon_jax.data.store_writer import document_hash
 from chameleon_jax.errors import DataError, StoreError, WorkdirError
@@ -254,8 +256,68 @@ def test_a_source_that_changed_between_runs_is_noticed(inputs, tmp_path):
     records.write_text(
         "".join(line.replace("{", '{"id": "new", ', 1) if i == 38 else line for i, line in enumerate(lines))
     )
+    with pytest.raises(StoreError, match=r"the data of source 's' have changed since .* use another --workdir"):
+        tokenize(one, tmp_path / "store")
+    forget_data(tmp_path / "store")
     with pytest.raises(StoreError, match=r"source 's' changed .* s/records.jsonl/38 was there is s/new now"):
         tokenize(one, tmp_path / "store")
+
+
+def forget_data(store: pathlib.Path) -> None:
+    """Make of a store one from before it remembered its data."""
+    plan = store_format.read_json(store / "plan.json", "")
+    del plan["data"]
+    store_format.write_json(store / "plan.json", plan)
+
+
+def test_a_finished_store_refuses_data_that_have_changed_since(inputs, tmp_path):
+    _, config, _, _ = inputs
+    table = tmp_path / "words.csv"
+    table.write_text("text\nred\nblue\n")
+    one = dataclasses.replace(config, sources=(SourceConfig(name="s", kind="csv", path=str(table)),))
+    tokenize(one, tmp_path / "store")
+    os.utime(table, (1, 1))  # a copy of the data is no change
+    assert tokenize(one, tmp_path / "store").shards_found == 1
+    for changed in ("text\nred\ncyan\n", "text\nred\n", "text\nred\nblue\ngreen\n"):
+        table.write_text(changed)
+        with pytest.raises(StoreError, match="the data of source 's' have changed since"):
+            tokenize(one, tmp_path / "store")
+    forget_data(tmp_path / "store")
+    assert tokenize(one, tmp_path / "store").documents == 2
+
+
+def test_data_may_be_mended_while_the_store_has_no_shard(inputs, tmp_path):
+    _, config, _, _ = inputs
+    table = tmp_path / "words.jsonl"
+    one = dataclasses.replace(config, sources=(SourceConfig(name="s", kind="jsonl", path=str(table)),))
+    one = dataclasses.replace(one, documents_per_shard=512)
+    table.write_text("{]\n" * 200)
+    with pytest.raises(DataError, match="were rejected"):
+        tokenize(one, tmp_path / "store")
+    table.write_text('{"text": "red"}\n')
+    assert tokenize(one, tmp_path / "store").documents == 1
+    assert tokenize(one, tmp_path / "store").shards_found == 1
+
+
+def test_a_fingerprint_of_data_tells_what_is_in_them_and_not_where(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def source(kind: str, path: str) -> str | None:
+        return fingerprint(SourceConfig(name="s", kind=kind, path=str(tmp_path / path)))
+
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "big.tar").write_bytes(rng.bytes(1 << 20))
+    (tmp_path / "a" / "cat.png").write_bytes(picture(0))
+    (tmp_path / "a" / "cat.txt").write_text("a cat")
+    shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=shutil.copyfile)
+    for kind, path in (("webdataset", "*.tar"), ("pairs", ""), ("classes", "")):
+        assert source(kind, f"a/{path}") == source(kind, f"b/{path}")
+    words, pictures = source("pairs", "b"), source("classes", "b")
+    (tmp_path / "b" / "cat.txt").write_text("a dog")
+    assert source("pairs", "b") != words and source("classes", "b") == pictures
+    with (tmp_path / "b" / "big.tar").open("ab") as tar:
+        tar.write(b"more")
+    assert source("webdataset", "b/*.tar") != source("webdataset", "a/*.tar")
 
 
 def test_too_many_rejects_stop_the_run_and_say_why(inputs, tmp_path):

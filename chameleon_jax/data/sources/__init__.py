@@ -4,8 +4,9 @@ Every record of a source yields exactly one thing, a `Document` or a `Reject` wi
 order. So a run can stop after N things and start again at N. docs/tokenize.md shows a record of each schema.
 """
 
+from chameleon_jax.data.sources.fingerprint import fingerprint
 from chameleon_jax.data.sources.reading import estimate_records, read_documents
 from chameleon_jax.data.sources.recognise import described, source_of
 from chameleon_jax.data.sources.records import Reject, printable
 
-__all__ = ["Reject", "described", "estimate_records", "printable", "read_documents", "source_of"]
+__all__ = ["Reject", "described", "estimate_records", "fingerprint", "printable", "read_documents", "source_of"]

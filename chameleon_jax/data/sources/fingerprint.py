@@ -1,0 +1,68 @@
+"""A fingerprint of the files of a source, to notice that they have changed since a store was written.
+
+It stays where files are copied with other times. Files of text are read whole, for that is where people mend and add; of large
+containers the size and three pieces count, so that it costs nothing beside the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+
+from chameleon_jax.configs import SourceConfig
+from chameleon_jax.data.sources import files, huggingface, trees
+from chameleon_jax.errors import DataError
+
+_TEXT = ("jsonl", "csv", "folder")
+_WHOLE = 1 << 28  # bytes of the largest file that is read whole: a fraction of a second
+_PIECE = 1 << 16
+
+
+def fingerprint(config: SourceConfig) -> str | None:
+    """Of the names and contents of a source's own files, as hex; None for `tfds`, whose files are those of another package.
+
+    Files that records name count by what the records say of them alone, and the pictures of a folder by name and size. Raises
+    DataError as `read_documents` does, and for a file that cannot be read.
+    """
+    if config.kind == "tfds":
+        return None
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        for entry in _tree(config) if config.kind in trees.KINDS else _files(config):
+            digest.update(entry)
+    except OSError as error:
+        raise DataError(f"source '{config.name}': {error.filename} cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def _files(config: SourceConfig) -> Iterator[bytes]:
+    found = huggingface.find_streams(config) if config.kind == "huggingface" else files.find_files(config)
+    for file in found:
+        yield _named(file.label, os.path.getsize(file.path))
+        yield _content(file.path, whole=config.kind in _TEXT)
+
+
+def _tree(config: SourceConfig) -> Iterator[bytes]:
+    root, pictures, texts = trees.find(config)
+    for name in pictures:
+        yield _named(name, os.path.getsize(os.path.join(root, name)))
+    for name in texts.values() if config.kind == "pairs" else ():
+        yield _named(name, os.path.getsize(os.path.join(root, name)))
+        yield _content(os.path.join(root, name), whole=True)
+
+
+def _named(label: str, size: int) -> bytes:
+    return f"{label}\0{size}\0".encode("utf-8", "surrogateescape")
+
+
+def _content(path: str, *, whole: bool) -> bytes:
+    size = os.path.getsize(path)
+    with open(path, "rb") as stream:
+        if size <= 3 * _PIECE or (whole and size <= _WHOLE):
+            return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).digest()
+        digest = hashlib.blake2b(digest_size=16)
+        for place in (0, size // 2, size - _PIECE):
+            stream.seek(place)
+            digest.update(stream.read(_PIECE))
+        return digest.digest()
