@@ -7,6 +7,7 @@ containers the size and three pieces count, so that it costs nothing beside the 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Iterator
 
@@ -47,7 +48,7 @@ def _tree(config: SourceConfig) -> Iterator[bytes]:
     root, pictures, texts = trees.find(config)
     for name in pictures:
         yield _named(name, os.path.getsize(os.path.join(root, name)))
-    for name in texts.values() if config.kind == "pairs" else ():
+    for name in itertools.chain.from_iterable(texts.values()) if config.kind == "pairs" else ():
         yield _named(name, os.path.getsize(os.path.join(root, name)))
         yield _content(os.path.join(root, name), whole=True)
 
