@@ -302,5 +302,6 @@ def _reject_sections(rejects: Sequence[Reject], records: int, count: int) -> tup
         kinds.setdefault(kind, reject.reason)
         counts[kind] += 1
     lead = "; ".join(f"{number:,} x {kinds[kind][:120]}" for kind, number in counts.most_common(3))
+    lead += f"; and {len(kinds) - 3} more reasons" if len(kinds) > 3 else ""
     cards = tuple(Card(title=f"{r.source}/{r.record}", fault=r.reason) for r in rejects[:count])
     return (Section(title=f"{len(rejects):,} of {records:,} records rejected", lead=lead, cards=cards),)

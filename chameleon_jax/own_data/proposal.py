@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from pathlib import Path
 
 from chameleon_jax.commands import as_called
 from chameleon_jax.configs import SourceConfig
-from chameleon_jax.data.sources import described, source_of
+from chameleon_jax.data.sources import described, source_of, trees
 from chameleon_jax.errors import DataError, WorkdirError
 from chameleon_jax.evaluation import record_page, records
 from chameleon_jax.own_data import earlier, gin_files, machine, sizes, survey
@@ -20,6 +21,7 @@ from chameleon_jax.progress import format_seconds
 from chameleon_jax.workdir import require_kind
 
 PAGE = "records.html"
+WALKED = 20_000  # files of a folder, beyond which those that nobody names are not counted
 FEW = 10  # documents, below which nothing can be learned
 NO_WORDS = "a picture"  # what pictures without words are called, where nobody says otherwise
 
@@ -67,6 +69,11 @@ def look(source: SourceConfig) -> Survey:
     found = survey.survey(source)
     for line in survey.lines(found):
         print(f"  {line}", flush=True)
+    unnamed, texts = _passed_over(found)
+    if unnamed:
+        print(f"  {unnamed:,} picture files in the folder are not named in it, and not read", flush=True)
+    if texts:
+        print(f"  {texts:,} text files beside pictures are not read: {described(source)} gives the words", flush=True)
     if not found.words:
         raise DataError(
             f"{source.path} holds no words: a model is trained on words, or words and pictures; add a text to records"
@@ -136,6 +143,24 @@ def lines(proposal: Proposal) -> list[str]:
             f"{format_seconds(sum(sizes.STARTING.values()))}"
         )
     return said
+
+
+def _passed_over(found: Survey) -> tuple[int, int]:
+    """Files in the folder of a manifest, a table or lines: pictures beyond those that it names, and texts beside pictures.
+
+    Zeros for other kinds of data, and where there are too many files to look.
+    """
+    path = Path(found.source.path)
+    if found.source.kind not in ("folder", "csv", "jsonl") or found.source.split or found.scale != 1:
+        return 0, 0
+    root = path if path.is_dir() else path.parent
+    names = (f"{place}/{name}" for place, _, names in os.walk(root) for name in names if not name.startswith("."))
+    walked = [os.path.splitext(name) for name in itertools.islice(names, WALKED)]
+    if len(walked) == WALKED:
+        return 0, 0
+    pictures = [stem for stem, ending in walked if ending.lower() in trees.PICTURES]
+    texts = {stem for stem, ending in walked if ending.lower() in trees.TEXTS}
+    return max(0, len(pictures) - found.pictures - len(found.rejects)), len(texts.intersection(pictures))
 
 
 def _near(path: str) -> str:

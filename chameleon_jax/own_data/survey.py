@@ -98,7 +98,10 @@ def survey(source: SourceConfig) -> Survey:
         counts["captioned"] += bool(texts and found)
         counts["most"] = max(counts["most"], len(found))
     if not counts["documents"]:
-        first = f", the first: {printable(rejects[0].record)}: {printable(rejects[0].reason)}" if rejects else ""
+        first = f"{printable(rejects[0].record)}: {printable(rejects[0].reason)}" if rejects else ""
+        if len(rejects) == 1:
+            raise DataError(f"{source.path}: no record can be used: {first}")
+        first = first and f", the first: {first}"
         raise DataError(f"{source.path}: none of {counts['read']:,} records can be used{first}")
     total = counts["read"] if whole else estimate_records(source) or counts["read"]
     return Survey(

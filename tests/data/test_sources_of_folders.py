@@ -83,7 +83,11 @@ def test_a_bad_row_is_one_reject_between_good_ones(folder):
 
 
 BAD_TABLES = {
-    "no known column": ("body,n\nx,1\n", "first line names no known column; found: 'body, n'"),
+    "no known column": (
+        "body,n\nx,1\n",
+        "first line names no known column; found: 'body, n'; known are image, "
+        "file_name, text, caption and others (docs/tokenize.md)",
+    ),
     "a column twice": ("text,text\nx,y\n", "names a column twice"),
     "UTF-16": ("text\nx\n".encode("utf-16"), "file is UTF-16"),
     "a first line alone": ("text,image\n", "file has no records"),

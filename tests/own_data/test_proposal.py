@@ -17,7 +17,7 @@ from chameleon_jax.data.sources import estimate_records, source_of
 from chameleon_jax.errors import DataError, WorkdirError
 from chameleon_jax.own_data import gin_files, proposal, sizes, survey
 from chameleon_jax.own_data.machine import WIDTHS, Machine
-from tests.own_data_forms import FORMS, records, write_csv, write_manifest, write_pairs, write_tars
+from tests.own_data_forms import FORMS, records, write_csv, write_manifest, write_pairs, write_pictures, write_tars
 
 CPU = Machine(platform="cpu", name="CPU", devices=1, memory=24 * 10**9, rates=(60e9,) * len(WIDTHS))
 GPU = Machine(platform="gpu", name="GPU", devices=1, memory=80 * 10**9, rates=(2e12, 8e12, 3e13, 1e14, 2e14, 4e14))
@@ -128,6 +128,7 @@ def test_what_is_no_data_is_told_in_one_line(given, tmp_path):
     refused("https://x.org/a.tar", "is a URL: download")
     refused(tmp_path / "empty", "is an empty folder")
     refused(tmp_path / "a.png", "is one picture: give the folder")
+    refused(tmp_path / "*.png", r"names picture files: give the folder, .*" + tmp_path.name)
     refused(tmp_path / "a.zip", "is an archive that is not read: unpack it")
     refused(tmp_path / "a.json", "convert an array with  jq -c")
     refused(tmp_path / "a.txt", "is no file of records: give .jsonl")
@@ -135,7 +136,7 @@ def test_what_is_no_data_is_told_in_one_line(given, tmp_path):
     refused(tmp_path / "texts", "1 text files and no picture: put texts into a .jsonl")
     refused(tmp_path / "other", "holds no data that can be read: no manifest.jsonl")
     refused(tmp_path / "*.tar", "matches no file")
-    refused(tmp_path / "broken", "none of 1 records can be used, the first: a.png: not a JPEG, PNG, WEBP image")
+    refused(tmp_path / "broken", "no record can be used: a.png: not a JPEG, PNG, WEBP image")
 
 
 def test_two_forms_in_one_folder_are_named_both(given, tmp_path):
@@ -147,6 +148,31 @@ def test_two_forms_in_one_folder_are_named_both(given, tmp_path):
     refused(folder, r"holds \.tar, \.tgz files: give one kind")
     manifest = write_manifest(tmp_path / "manifest", given[:4])  # what a manifest names is no form of its own
     assert source_of(manifest).kind == "folder"
+
+
+def test_texts_beside_pictures_and_a_table_are_named_both(given, tmp_path):
+    folder = write_pairs(tmp_path / "pairs", given[:4])
+    (folder / "captions.csv").write_text("File_Name,Caption\n0000.png,one\n0001.png,two\n")
+    refused(folder, r"1 csv \(captions.csv\) and 4 pictures with a text file beside: say --data='.*/\*.csv', or move")
+    assert looked_at(folder / "captions.csv").captioned == 2  # names of columns in any case
+
+
+def test_pictures_that_a_table_does_not_name_are_counted(given, tmp_path, capsys):
+    folder = write_csv(tmp_path / "data", given[:12])
+    (folder / "images" / "more.png").write_bytes(given[0][0])
+    proposal.look(proposal.source_of_flags(str(folder), "", None))
+    assert "  1 picture files in the folder are not named in it" in capsys.readouterr().out
+    (folder / "images" / "0001.txt").write_text("words")
+    proposal.look(proposal.source_of_flags(str(folder / "captions.csv"), "", None))
+    assert "  1 text files beside pictures are not read: a table gives the words" in capsys.readouterr().out
+
+
+def test_a_stray_picture_beside_folders_of_classes_is_a_reject(given, tmp_path):
+    folder = write_pictures(tmp_path / "data", given[:12])
+    (folder / "stray.png").write_bytes(given[0][0])
+    found = looked_at(folder)
+    assert (found.source.kind, found.documents) == ("classes", 12)
+    assert found.reasons() == [(1, "picture lies in no folder of a class")]
 
 
 def test_missing_captions_are_rejects(given, tmp_path):

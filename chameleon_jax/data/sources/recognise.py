@@ -65,7 +65,8 @@ def _kind_of_file(path: PurePath) -> str:
         if name.endswith(endings):
             return kind
     if name.endswith(trees.PICTURES):
-        raise DataError(f"{path} is one picture: give the folder that it lies in")
+        what = "names picture files" if re.search(r"[*?\[]", str(path)) else "is one picture"
+        raise DataError(f"{path} {what}: give the folder, {path.parent}")
     if name.endswith((".zip", ".rar", ".7z")):
         raise DataError(f"{path} is an archive that is not read: unpack it and give the folder")
     if name.endswith(".json"):
@@ -98,6 +99,12 @@ def _of_folder(folder: Path, name: str) -> SourceConfig:
         )
     if files:
         kind, names = next(iter(files.items()))
+        pictures, texts = trees.list_files(str(folder))
+        if beside := sum(os.path.splitext(picture)[0] in texts for picture in pictures):
+            raise DataError(
+                f"{folder} holds two forms, {len(names):,} {kind} ({names[0]}) and {beside:,} pictures with a text file beside: "
+                f"say --data='{folder}/{pattern}.{_last(files)}', or move {names[0]} elsewhere to have the texts read"
+            )
         endings = sorted({_ending(file, kind) for file in names})
         if len(endings) > 1:
             raise DataError(
@@ -140,6 +147,9 @@ def _kind_of_tree(folder: Path) -> str:
         raise DataError(f"{folder} holds no data that can be read: {what} (docs/own_data.md)")
     if any(os.path.splitext(picture)[0] in texts for picture in pictures):
         return "pairs"
+    # A few stray pictures, in no folder, do not make classes anything else; they become rejects.
     names = {trees.class_name(picture) for picture in pictures}
-    is_class = len(names) > 1 and "" not in names and not all(map(_PARTS.fullmatch, names))
+    strays = sum("/" not in picture for picture in pictures)
+    classes = names - {""}
+    is_class = len(classes) > 1 and 4 * strays <= len(pictures) and not all(map(_PARTS.fullmatch, classes))
     return "classes" if is_class else "pictures"

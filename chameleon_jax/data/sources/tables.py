@@ -17,6 +17,7 @@ from chameleon_jax.data.sources.files import SourceFile, is_gzip, media_root
 from chameleon_jax.data.sources.records import MAX_FILE_BYTES, Record, Reject, brief
 from chameleon_jax.data.sources.schemas import known_fields, record_segments
 
+_USUAL = "image, file_name, text, caption and others (docs/tokenize.md)"
 _DELIMITERS = ",;\t|"
 
 
@@ -31,7 +32,7 @@ def table_records(config: SourceConfig, files: list[SourceFile], vocab: VocabCon
         names, index = [], 0
         for row in _rows(file):
             if isinstance(row, list) and not names:
-                names = [name.strip() for name in row]
+                names = _in_known_case([name.strip() for name in row], known)
                 if problem := _problem(names, known):
                     yield Reject(config.name, file.label, problem)
                     break
@@ -55,8 +56,14 @@ def _problem(names: list[str], known: tuple[str, ...]) -> str:
     if len(set(names)) != len(names):
         return f"first line names a column twice: {brief(names)}"
     if not any(name in known for name in names):
-        return f"first line names no known column; found: {brief(', '.join(names), 120)}"
+        return f"first line names no known column; found: {brief(', '.join(names), 120)}; known are {_USUAL}"
     return ""
+
+
+def _in_known_case(names: list[str], known: tuple[str, ...]) -> list[str]:
+    """Names as the schemas write them where only upper and lower case differ; two that would be one stay."""
+    lower = [name if name in known or name.lower() not in known else name.lower() for name in names]
+    return [new if lower.count(new) == 1 else name for name, new in zip(names, lower, strict=True)]
 
 
 def _record(config: SourceConfig, place: str, row: dict[str, str], root: str, vocab: VocabConfig) -> Record | Reject:
@@ -80,12 +87,14 @@ def _rows(file: SourceFile) -> Iterator[list[str] | str]:
             delimiter = "\t" if ".tsv" in file.path[-7:].lower() else max(_DELIMITERS, key=first.count)
             rows = csv.reader(stream, delimiter=delimiter, strict=True)
             while True:
+                begin = rows.line_num + 1
                 try:
                     row = next(rows)
                 except StopIteration:
                     return
                 except csv.Error as error:
-                    yield f"row ending in line {rows.line_num} is not valid CSV: {error}"
+                    quote = "" if begin == rows.line_num else f"; a quote that opens in line {begin} may not be closed"
+                    yield f"row ending in line {rows.line_num} is not valid CSV: {error}{quote}"
                     continue
                 if any(cell.strip() for cell in row):
                     yield row
