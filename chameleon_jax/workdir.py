@@ -61,6 +61,10 @@ def require_run(path: str | os.PathLike[str]) -> None:
         reason = f"that is {nested[0]}"
     elif kind is not None:
         reason = f"it is {kind}"
+    elif _has_begun(path):
+        raise CheckpointError(
+            f"{path} is a training run that has saved nothing yet: run experiments.pretrain on it again, or wait for its first save"
+        )
     elif release:
         raise CheckpointError(
             f"{path} is a released checkpoint: make a workdir of it with  python -m experiments.convert --source={path} "
@@ -71,6 +75,11 @@ def require_run(path: str | os.PathLike[str]) -> None:
     raise CheckpointError(
         f"{path} is not the workdir of a run ({reason}): give that of experiments.pretrain or experiments.convert"
     )
+
+
+def _has_begun(path: Path) -> bool:
+    """Whether `write_run_files` was here: a release has no record of the versions that trained it."""
+    return (path / "versions.json").is_file() and (path / LOCK).exists()
 
 
 @contextlib.contextmanager

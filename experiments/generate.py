@@ -28,6 +28,8 @@ from absl import logging
 from chameleon_jax import cli, summary
 from chameleon_jax.configs import GenerationConfig
 from chameleon_jax.generation import command_flags
+from chameleon_jax.progress import count
+from chameleon_jax.workdir import require_run
 
 
 def _flags(values):
@@ -43,6 +45,7 @@ def main(config: GenerationConfig, args) -> None:
     from chameleon_jax.parallel.mesh import make_mesh
 
     begin, folder = time.monotonic(), Path(args.out)
+    require_run(args.workdir)  # before anything is made
     make_folder(folder)
     run = load_run(args.workdir, make_mesh(args.mesh) if args.mesh else None)
     if args.chat:
@@ -50,14 +53,14 @@ def main(config: GenerationConfig, args) -> None:
     asked = drawing.asked_for(run, config, args)
     todo = drawing.unfinished(asked, folder) if args.prompts else asked
     there = f", {len(asked) - len(todo)} of them lie there" if len(todo) < len(asked) else ""
-    logging.info("step %d of %s, %d outputs%s", run.step, args.workdir, len(asked), there)
+    logging.info("step %d of %s, %s%s", run.step, args.workdir, count(len(asked), "output"), there)
     for one in drawing.draw(run, todo, folder, together=args.together):
         told = f"({one.tokens} ids, stopped by {one.finish_reason})"
         print(f"{folder}/{one.name}.txt {told}: {one.words}", flush=True)
     files = [name for one in asked for name in drawing.files_of(one, folder)]
     sheet, pictures = contact_sheet(folder, files), sum(name.endswith(".png") for name in files)
     shown = "all pictures" if pictures <= SHEET_MOST else f"the first {SHEET_MOST} of {pictures:,} pictures"
-    wrote = {str(folder): f"{len(asked)} outputs with {len(files)} files"}
+    wrote = {str(folder): f"{count(len(asked), 'output')} with {count(len(files), 'file')}"}
     wrote |= {str(sheet): f"{shown}: look at it"} if sheet else {}
     summary.show(time.monotonic() - begin, wrote, {}, [("serve", [f"--workdir={args.workdir}"])])
 

@@ -37,6 +37,12 @@ def test_help_lists_every_command_with_its_line(chameleon):
     assert chameleon().stdout == done.stdout and max(map(len, done.stdout.splitlines())) <= 120
 
 
+def test_the_package_runs_as_the_script_does(chameleon):
+    called = [sys.executable, "-m", "chameleon_jax", "--help"]
+    done = subprocess.run(called, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == chameleon("--help", cwd=ROOT).stdout
+
+
 def test_an_unknown_command_is_told_the_nearest(chameleon):
     done = chameleon("pretrian", "--workdir=x")
     assert (done.returncode, done.stdout) == (2, "")

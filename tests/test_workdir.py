@@ -27,7 +27,7 @@ from chameleon_jax.files import atomic_write
 from chameleon_jax.models.params import sharding_table
 from chameleon_jax.models.transformer import param_specs
 from chameleon_jax.parallel.mesh import TRAINING, make_mesh
-from chameleon_jax.workdir import check_resume, open_workdir, write_run_files
+from chameleon_jax.workdir import check_resume, open_workdir, require_run, write_run_files
 
 HOLD = """
 import sys, time
@@ -64,6 +64,15 @@ def test_a_second_run_is_refused_while_the_first_lives_and_let_in_after_kill_9(t
     with open_workdir(path) as opened:
         assert opened == path
         assert json.loads((path / ".lock").read_text())["pid"] == os.getpid()
+
+
+def test_a_run_that_has_saved_nothing_is_no_release(tmp_path):
+    with open_workdir(tmp_path):
+        write_run_files(tmp_path, make_config())
+    with pytest.raises(
+        CheckpointError, match=r"is a training run that has saved nothing yet: run experiments.pretrain"
+    ):
+        require_run(tmp_path)
 
 
 def test_the_same_process_cannot_open_a_workdir_twice_at_a_time_but_can_in_turn(tmp_path):

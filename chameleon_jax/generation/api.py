@@ -135,6 +135,8 @@ class Generator:
     def _request(self, prompt: Sequence[Given], config: GenerationConfig, form: dict[str, object]) -> Request:
         if isinstance(prompt, str):
             raise GenerationError("a prompt is a list of strings and pictures: write [text]")
+        if not isinstance(prompt, Sequence):
+            raise GenerationError(f"a prompt is a list of strings and pictures, not {type(prompt).__name__}")
         form = {"format": self._format} | form
         return build_request([as_part(given, self.bundle) for given in prompt], self.bundle, config, **form)
 
@@ -158,9 +160,15 @@ class Generator:
 
 
 def as_part(given: Given, bundle: TokenizerBundle) -> Part:
-    """A part of a prompt as `build_request` takes it. Raises GenerationError for a picture where the model has none."""
-    if not isinstance(given, Image.Image):
+    """A part of a prompt as `build_request` takes it. Raises GenerationError for a picture where the model has none, and for
+    what is no part.
+    """
+    if isinstance(given, str | Segment):
         return given
+    if not isinstance(given, Image.Image):
+        raise GenerationError(
+            f"a prompt is a list of strings, PIL pictures and Segments; {type(given).__name__} is none of them"
+        )
     name, codec = bundle.image_input
     if codec is None:
         raise GenerationError("this model has no pictures")

@@ -22,9 +22,21 @@ class _SizeParser(flags.ArgumentParser):
         return parse_size(argument)
 
 
+class _Once(flags.Flag):
+    """Words that are given once: of two the first would be lost unsaid."""
+
+    def parse(self, argument: str) -> None:
+        if self.present:
+            raise flags.IllegalFlagValueError(
+                "--prompt is given twice: write one text, or a file of requests for --prompts"
+            )
+        super().parse(argument)
+
+
 def define(values: flags.FlagValues) -> None:
     """The flags of `experiments.generate`, but for the mesh."""
-    flags.DEFINE_string("prompt", "", "words; each <image> in them is one of the --image pictures", flag_values=values)
+    words = "words; each <image> in them is one of the --image pictures"
+    flags.DEFINE_flag(_Once(flags.ArgumentParser(), flags.ArgumentSerializer(), "prompt", "", words), values)
     lines = (
         'file of requests, one a line: {"prompt": ..., "seed": ...}, fields named as flags; finished ones are skipped'
     )

@@ -49,13 +49,16 @@ def encode_turns(
     height in pixels) the words of the last turn describe the picture to draw.
     A `queue` that several calls share encodes data that come again once.
 
-    Raises GenerationError for another number of turns, and as `CodeQueue.prepare` does.
+    Raises GenerationError for another number of turns and for parts of another type, and as `CodeQueue.prepare` does.
     """
     if format == "completion" and len(turns) != 1:
         raise GenerationError(f"a completion continues one turn, not {len(turns)}")
     if len(turns) % 2 == 0:
         raise GenerationError(f"a chat goes user, assistant, ..., user; there are {len(turns)} turns")
     turns = [_joined(parts) for parts in turns]
+    for part in itertools.chain.from_iterable(turns):
+        if not isinstance(part, str | Segment):
+            raise GenerationError(f"a turn is a list of strings and Segments; {type(part).__name__} is none of them")
     if format == "lumina" and image_size:
         turns[-1] = _asking_for_size(turns[-1], image_size)
     vocab, queue = bundle.vocab, queue or CodeQueue(bundle, batch=1)  # few items of perhaps many shapes

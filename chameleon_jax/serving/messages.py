@@ -57,6 +57,10 @@ def read_turns(messages: Sequence[Message], format: Format, bundle: TokenizerBun
     if format == "completion" and roles != ["user"]:
         raise bad_request(f"messages: format 'completion' continues one user message, not {len(roles)}", "messages")
     if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
+        if "user" not in roles:
+            raise bad_request(
+                "messages: there is no user message to answer; the last one must be the user's", "messages"
+            )
         said = ", ".join(roles[:8]) + (", ..." if len(roles) > 8 else "")
         raise bad_request(
             f"messages: a chat goes user, assistant, ..., user; the roles are {said or 'none'}", "messages"

@@ -265,6 +265,8 @@ class CompletionRequest(RequestFields):
     @field_validator("prompt", mode="before")
     @classmethod
     def _one_prompt(cls, value: Any) -> Any:
+        if not isinstance(value, (str, list)):
+            raise ValueError("must be a string or a list of strings")
         return [value] if isinstance(value, str) else value
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -54,7 +55,9 @@ def bind(config: ServeConfig) -> socket.socket:
         sock.bind(address)
         sock.listen()
     except OSError as error:
-        raise ConfigError(f"cannot listen on {config.host}:{config.port}: {error.strerror or error}") from error
+        another = f"; another with --port={config.port + 1 if config.port < 65535 else 8000}"
+        hint = another if error.errno == errno.EADDRINUSE else ""
+        raise ConfigError(f"cannot listen on {config.host}:{config.port}: {error.strerror or error}{hint}") from error
     return sock
 
 

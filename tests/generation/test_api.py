@@ -94,6 +94,8 @@ def test_leaving_a_stream_frees_its_slot(generator):
     ("prompt", "told"),
     [
         ("a fox", "list of strings and pictures"),
+        (None, "list of strings and pictures, not NoneType"),
+        ([5], "int is none of them"),
         (["zebra "] * 90, "context of 96"),
     ],
 )

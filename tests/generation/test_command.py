@@ -34,6 +34,8 @@ def fresh(run):
 def command(loaded, monkeypatch, tmp_path):
     """command(*flags, code=0) -> prompts that were drawn; files go to tmp_path/out."""
     monkeypatch.setattr(loading, "load_run", lambda workdir, mesh: fresh(loaded))
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     draw = drawing.draw
 
     def call(*flags, code=0):
@@ -137,6 +139,7 @@ def test_a_wrong_line_is_named_before_anything_is_drawn(command, capsys, tmp_pat
     "flags, told",
     [
         (["--count=0"], "--count is 0"),
+        (["--prompt=a", "--prompt=b"], "--prompt is given twice"),
         (["--together=0"], "--together is 0"),
         (["--chat", "--prompt=a"], "--chat and --prompt ask for different things"),
         (["--chat", "--prompts=a"], "--chat and --prompts ask for different things"),
@@ -157,6 +160,12 @@ def test_what_cannot_be_done_is_told_in_one_line(command, capsys, flags, told):
     command(*flags, code=2)
     (line,) = capsys.readouterr().err.splitlines()
     assert re.match(f"error: .*{told}", line)
+
+
+def test_nothing_is_made_where_there_is_no_run(command, tmp_path, capsys):
+    (tmp_path / "run" / "checkpoints").rmdir()
+    command(code=2)
+    assert "run is not the workdir of a run" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_cannot_be_made_is_named(command, tmp_path, capsys):

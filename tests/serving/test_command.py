@@ -114,7 +114,8 @@ def test_what_cannot_be_served_is_told_before_it_is_loaded(workdir, tmp_path, ca
     twin = tmp_path / "lizard" / "model"
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert f"cannot listen on 127.0.0.1:{port}" in told(f"--workdir={workdir}", f"--port={port}")
+        said = told(f"--workdir={workdir}", f"--port={port}")
+        assert f"cannot listen on 127.0.0.1:{port}" in said and f"another with --port={port + 1}" in said
     assert "is not the workdir of a run" in told(f"--workdir={workdir / 'tokenizer'}", "--port=0")
     shutil.copytree(workdir.parent, tmp_path / "lizard")
     name = workdir.parent.name
