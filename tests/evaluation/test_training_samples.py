@@ -120,5 +120,5 @@ def test_other_modalities_are_sampled_alike(tmp_path):
 
 
 def test_a_store_without_its_tokenizer_is_refused_before_training(store, make_store):
-    with pytest.raises(TokenizerError, match=r"tokenizer bundle .* lacks"):
+    with pytest.raises(TokenizerError, match=r"tokenizer bundle .* does not exist"):
         TrainingSamples(make_config(make_store().path, sample_every=1))
