@@ -259,6 +259,7 @@ NAMED = {
     "configs/serving.py": "forms of `message.content`",
     "commands.py": "the name of a command",
     "own_data/gin_files.py": "rows of the table that it writes",
+    "own_data/proposal.py": "what is told of the picture codec that it proposes",
     "own_data/sizes.py": "rows of the table that it writes",
     "generation/asked.py": "what people write for a picture",
     "generation/chat.py": "what people write for a picture",

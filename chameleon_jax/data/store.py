@@ -369,7 +369,7 @@ def read_vocab(path: str | os.PathLike) -> VocabConfig:
 def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
     if not path.is_dir():
         raise StoreError(f"{path}: no such token store: give the directory that experiments.tokenize wrote")
-    if not (path / PLAN).exists() and not (path / layout.MANIFEST).exists():
+    if not any((path / part).exists() for part in (PLAN, layout.MANIFEST, layout.SHARDS)):
         raise StoreError(f"{path} is no token store: give the directory that experiments.tokenize wrote")
     return layout.read_json(path / layout.MANIFEST, "run experiments.tokenize on this directory to finish the store")
 

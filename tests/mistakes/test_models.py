@@ -83,7 +83,8 @@ PRETRAINING = [
     ),
 ]
 
-ASK = "generate --workdir={model} --out={here}/o --prompt=hi"
+WITHOUT = "generate --workdir={model} --out={here}/o"
+ASK = WITHOUT + " --prompt=hi"
 ELSEWHERE = "generate --out={here}/o --prompt=hi --workdir="
 COPIED = ELSEWHERE + "{here}/m"
 
@@ -96,11 +97,11 @@ GENERATING = [
     Mistake("a mode that is none", ASK + " --mode=imge", ("did you mean 'image'?",)),
     Mistake("a form that is none", ASK + " --format=chatt", ("did you mean 'chat'?",)),
     Mistake(
-        "a place for a picture that is not given", ASK + " --prompt='<image> what'", ("<image>", "add --image=FILE")
+        "a place for a picture that is not given", WITHOUT + " --prompt='<image> what'", ("<image>", "add --image=FILE")
     ),
     Mistake(
         "more places than pictures",
-        ASK + " --prompt='<image><image>' --image={picture}",
+        WITHOUT + " --prompt='<image><image>' --image={picture}",
         ("2 <image> placeholders and 1",),
     ),
     Mistake("a picture that is not there", ASK + " --image=no.png", ("no.png cannot be read",)),

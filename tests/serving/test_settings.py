@@ -71,10 +71,10 @@ def test_what_requests_leave_out_is_the_servers(tiny, make_service):
 
 
 def test_who_asks_for_a_picture_gets_one(tiny):
-    assert config_of(tiny, mode="image").max_spans == {"image": 1}
-    assert config_of(tiny, mode="image", max_images=3).max_spans == {"image": 3}
-    assert config_of(tiny, mode="image", max_spans={"image": 2}).max_spans == {"image": 2}
-    assert config_of(tiny, mode="interleaved").max_spans == {}
+    assert config_of(tiny, mode="image").most_spans("image") == 1
+    assert config_of(tiny, mode="image", max_images=3).most_spans("image") == 3
+    assert config_of(tiny, mode="image", max_spans={"image": 2}).most_spans("image") == 2
+    assert config_of(tiny, mode="interleaved").most_spans("image") == 4
 
 
 def test_guidance_is_turned_on_by_a_scale(tiny):
