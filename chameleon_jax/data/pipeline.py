@@ -16,7 +16,6 @@ import itertools
 import json
 import os
 import pathlib
-import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -24,7 +23,7 @@ from typing import Any
 from chameleon_jax.configs import TokenizeConfig, VocabConfig
 from chameleon_jax.data import store_format as layout
 from chameleon_jax.data.shard_tokens import tokenize_records
-from chameleon_jax.data.sources import Reject, estimate_records, read_documents
+from chameleon_jax.data.sources import Reject, by_reason, estimate_records, read_documents
 from chameleon_jax.data.sources import fingerprint as data_fingerprint
 from chameleon_jax.data.store import TokenStore
 from chameleon_jax.data.store_writer import ShardInput, StoreIdentity, StoreWriter
@@ -278,14 +277,9 @@ class _RejectLimit:
         """The three most frequent reasons, each with its first record; numbers and names in them do not make a new reason."""
         found = []
         for path in sorted((self._output / layout.REJECTS).glob("[0-9]*.jsonl")):
-            found += [json.loads(line) for line in path.read_text().splitlines()]
-        kinds: dict[str, str] = {}
-        counts = collections.Counter()
-        for reject in [*found, *map(dataclasses.asdict, self._new)]:
-            kind = re.sub(r"'[^']*'|\d+", "#", reject["reason"])
-            kinds.setdefault(kind, f"{reject['reason'][:120]} ('{reject['record']}' of '{reject['source']}')")
-            counts[kind] += 1
-        return "; ".join(f"{count} x {kinds[kind]}" for kind, count in counts.most_common(3))
+            found += [Reject(**json.loads(line)) for line in path.read_text().splitlines()]
+        kinds = [(len(alike), alike[0]) for alike in by_reason([*found, *self._new])[:3]]
+        return "; ".join(f"{count} x {one.reason[:120]} ('{one.record}' of '{one.source}')" for count, one in kinds)
 
 
 # --- one plan, one writer --------------------------------------------------------------------------------------------

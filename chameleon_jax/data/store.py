@@ -231,6 +231,14 @@ class TokenStore:
         first, stop = np.searchsorted(self._picture_places, [begins, begins + lengths])
         return first, stop - first
 
+    def pictures_in(self, document: int) -> list[UInt8[np.ndarray, "H W 3"]]:
+        """Pixels of the perceived pictures of a document, in its order. Raises StoreError naming the damaged shard."""
+        if not self.picture_size:
+            return []
+        begin, end = self._tables[0][document : document + 2]
+        [first], [held] = self.pictures_of(np.array([document]), np.array([0]), np.array([end - begin]))
+        return list(self.read_pictures(np.arange(first, first + held))) if held else []
+
     def read_pictures(self, numbers: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, " n H W 3"]:
         """Pixels of perceived pictures by number (`pictures_of`). Raises StoreError naming the damaged shard."""
         shards = np.searchsorted(self._shard_pictures, numbers, side="right") - 1

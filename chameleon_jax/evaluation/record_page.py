@@ -79,11 +79,6 @@ def write(path: str | Path, title: str, lead: str, sections: Sequence[Section]) 
         raise ChameleonError(f"{path} cannot be written ({error.strerror}): give another --out") from error
 
 
-def counted(count: int, what: str) -> str:
-    """`1 id`, `1,024 ids`."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
 def lines(sections: Sequence[Section]) -> Iterable[str]:
     """The same for a terminal."""
     return map(printable, _lines(sections))

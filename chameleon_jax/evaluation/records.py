@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import itertools
 import json
-import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,18 +14,21 @@ from PIL import Image
 
 from chameleon_jax.configs import ImageConfig, SourceConfig, text_and_image
 from chameleon_jax.data import store_format
-from chameleon_jax.data.sources import Reject, read_documents, source_of
+from chameleon_jax.data.sources import Reject, by_reason, read_documents, source_of
 from chameleon_jax.data.store import TokenStore
 from chameleon_jax.errors import ChameleonError, DataError
 from chameleon_jax.evaluation import reconstruction
 from chameleon_jax.evaluation.inspection import kind_of
-from chameleon_jax.evaluation.record_page import Card, Part, Section, Token, counted
+from chameleon_jax.evaluation.record_page import Card, Part, Section, Token
 from chameleon_jax.generation.grammar import split_spans
 from chameleon_jax.generation.prompt import span_codes
 from chameleon_jax.generation.reader import MARKER, Pieces
+from chameleon_jax.progress import count as plural
+from chameleon_jax.tokenizers.bundle import TEXT as TEXT_FILE
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.documents import Document, Segment, Span
 from chameleon_jax.tokenizers.images import open_image, to_8_bits, to_png, to_uint8
+from chameleon_jax.tokenizers.text import TextTokenizer
 from chameleon_jax.vocab import TEXT
 from chameleon_jax.workdir import BUNDLE, STORE, TOKENIZER, VOCAB
 
@@ -71,12 +72,13 @@ def first_text(folder: Path) -> str:
     """
     if not (folder / TOKENIZER / VOCAB).is_file():
         return ""
-    store, bundle = TokenStore.open(folder), TokenizerBundle.load(folder / TOKENIZER)
+    store = TokenStore.open(folder)
+    tokenizer = TextTokenizer.load(folder / TOKENIZER / TEXT_FILE, store.vocab_config)  # without the weights of codecs
     chosen = range(min(16, store.documents))
     for ids, spans in zip(store.read(chosen), store.spans(chosen), strict=True):
         at = 0
         for span in spans:
-            words = bundle.text.decode(ids[at : at + span.length]).strip() if span.modality == TEXT else ""
+            words = tokenizer.decode(ids[at : at + span.length]).strip() if span.modality == TEXT else ""
             at += span.length
             if words:
                 return " ".join(words.split())[:_PROMPT]
@@ -97,14 +99,12 @@ def of_store(folder: Path, count: int) -> Shown:
     cards = []
     for document, ids, spans in zip(chosen, store.read(chosen), store.spans(chosen), strict=True):
         parts, at = [], 0
-        whole = np.array([document]), np.array([0]), np.array([len(ids)])
-        first, number = store.pictures_of(*whole) if store.picture_size else ([0], [0])
-        pixels = iter(store.read_pictures(np.arange(first[0], first[0] + number[0])) if number[0] else ())
+        pixels = iter(store.pictures_in(document))
         for span in spans:
             parts += _parts_of_span(ids[at : at + span.length], span, bundle, pieces, pixels)
             at += span.length
         learned = sum(span.length for span in spans if span.loss)
-        note = f"{counted(len(ids), 'id')}, {'all' if learned == len(ids) else f'{learned:,} of them'} learned"
+        note = f"{plural(len(ids), 'id')}, {'all' if learned == len(ids) else f'{learned:,} of them'} learned"
         cards.append(Card(title=f"Document {document:,}", note=note, parts=tuple(parts)))
     summary = store.summary()
     tokens = ", ".join(f"{number:,} {name}" for name, number in summary.tokens_by_modality.items())
@@ -132,13 +132,13 @@ def _parts_of_span(
     ids: np.ndarray, span: Span, bundle: TokenizerBundle, pieces: Pieces, pixels: Iterator[np.ndarray]
 ) -> list[Part]:
     modality = bundle.vocab.modalities[span.modality]
-    note = f"{counted(len(ids), 'id')} from {ids[0]}"
+    note = f"{plural(len(ids), 'id')} from {ids[0]}"
     if modality is bundle.vocab.text:
         tokens = tuple(
             Token(text=piece["piece"], id=piece["id"], marker=piece["kind"] == MARKER)
             for piece in pieces.describe(ids.tolist())
         )
-        return [Part(label=modality.name, note=counted(len(ids), "id"), learned=span.loss, tokens=tokens)]
+        return [Part(label=modality.name, note=plural(len(ids), "id"), learned=span.loss, tokens=tokens)]
     if modality is bundle.vocab.perceived:
         file = to_png(Image.fromarray(next(pixels)))
         label = f"{note}: pixels in patches"
@@ -190,9 +190,9 @@ def of_source(source: SourceConfig, count: int, bundle: TokenizerBundle | None =
             rejects.append(shown)
         elif len(documents) < count:
             documents.append(shown)
-    lead = f"read as '{source.kind}'; {'all' if ended else 'the first'} {counted(read, 'record')} looked at"
+    lead = f"read as '{source.kind}'; {'all' if ended else 'the first'} {plural(read, 'record')} looked at"
     sections = (
-        Section(title=f"The first {counted(len(documents), 'record')}", cards=tuple(documents)),
+        Section(title=f"The first {plural(len(documents), 'record')}", cards=tuple(documents)),
         *_reject_sections(rejects, read, count),
     )
     return Shown(title=f"Records of {source.path}", lead=lead, sections=sections)
@@ -203,7 +203,7 @@ def _checked(document: Document, bundle: TokenizerBundle | None) -> Card | Rejec
         parts = tuple(_part_of_segment(segment, bundle) for segment in document.segments)
     except DataError as error:
         return Reject(document.source, document.id.removeprefix(f"{document.source}/"), str(error))
-    return Card(title=document.id, note=counted(len(parts), "part"), parts=parts)
+    return Card(title=document.id, note=plural(len(parts), "part"), parts=parts)
 
 
 def _part_of_segment(segment: Segment, bundle: TokenizerBundle | None) -> Part:
@@ -255,7 +255,7 @@ def of_bundle(folder: Path, data: Path | None, count: int) -> Shown:
         except DataError as error:
             cards.append(Card(title=document.id, fault=str(error)))
     section = Section(
-        title=f"{counted(len(cards), 'document')} of {data}", lead="as given, and after codes", cards=tuple(cards)
+        title=f"{plural(len(cards), 'document')} of {data}", lead="as given, and after codes", cards=tuple(cards)
     )
     return Shown(title=title, lead=lead, sections=(section,))
 
@@ -268,7 +268,7 @@ def _round_trip(segment: Segment, bundle: TokenizerBundle, pieces: Pieces) -> li
         return [
             Part(
                 label=name,
-                note=f"{counted(len(segment.data), 'character')} in {counted(len(ids), 'id')}",
+                note=f"{plural(len(segment.data), 'character')} in {plural(len(ids), 'id')}",
                 tokens=tokens,
             )
         ]
@@ -295,13 +295,8 @@ def _reject_sections(rejects: Sequence[Reject], records: int, count: int) -> tup
     """How many there are of each reason, and the first of them; nothing where there is none."""
     if not rejects:
         return ()
-    kinds: dict[str, str] = {}
-    counts: collections.Counter[str] = collections.Counter()
-    for reject in rejects:
-        kind = re.sub(r"'[^']*'|\d+", "#", reject.reason)
-        kinds.setdefault(kind, reject.reason)
-        counts[kind] += 1
-    lead = "; ".join(f"{number:,} x {kinds[kind][:120]}" for kind, number in counts.most_common(3))
+    kinds = by_reason(rejects)
+    lead = "; ".join(f"{len(alike):,} x {alike[0].reason[:120]}" for alike in kinds[:3])
     lead += f"; and {len(kinds) - 3} more reasons" if len(kinds) > 3 else ""
     cards = tuple(Card(title=f"{r.source}/{r.record}", fault=r.reason) for r in rejects[:count])
     return (Section(title=f"{len(rejects):,} of {records:,} records rejected", lead=lead, cards=cards),)

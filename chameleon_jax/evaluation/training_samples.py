@@ -19,11 +19,12 @@ from PIL import Image
 from chameleon_jax.configs import EngineConfig, GenerationConfig, MeshConfig, PretrainConfig, SamplingConfig
 from chameleon_jax.data.store import TokenStore
 from chameleon_jax.evaluation import page
-from chameleon_jax.generation.engine import Engine
+from chameleon_jax.generation.engine import BLOCK, Engine, slots_for
 from chameleon_jax.generation.grammar import split_spans
 from chameleon_jax.generation.prompt import SpanOutput, TextOutput, encode_turns, read_output
 from chameleon_jax.generation.requests import Request
 from chameleon_jax.parallel.mesh import make_mesh, mesh_of
+from chameleon_jax.progress import count as plural
 from chameleon_jax.tokenizers.bundle import TokenizerBundle
 from chameleon_jax.tokenizers.images import to_image
 from chameleon_jax.training.samples import Samples, Sound
@@ -34,7 +35,6 @@ _OF_A_KIND, _KINDS = 4, 6  # most samples from one modality to another, and most
 _DOCUMENTS = 64  # looked at for them
 _WORDS = 48  # ids of text that are written
 _PICTURE = 96  # pixels of a picture's side on the page
-_SLOT_STEP = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,8 +72,8 @@ class TrainingSamples:
         """Samples of parameters that lie on devices of this process."""
         model = dataclasses.replace(self._config.model, vocab_size=params["embed"].shape[0])
         longest = max((len(c.request.prompt) + c.request.config.max_tokens for c in self._cases), default=1)
-        context = min(longest + -longest % _SLOT_STEP, model.max_seq_len)
-        engine = EngineConfig(slots=max(1, len(self._cases)), context=context, block=_SLOT_STEP)
+        context = slots_for(longest, model.max_seq_len)
+        engine = EngineConfig(slots=max(1, len(self._cases)), context=context, block=BLOCK)
         # One device where they lie on one: the mesh in use may be of other processes too.
         mesh = mesh_of(params) or make_mesh(MeshConfig(data=1, fsdp=1, tensor=1), [_device(params)])
         with Engine(params, model, self._bundle.vocab, engine, mesh=mesh) as running:
@@ -95,9 +95,7 @@ def _cases(store: TokenStore, bundle: TokenizerBundle, config: PretrainConfig) -
     chosen = list(range(min(_DOCUMENTS, store.documents)))
     for document, ids, spans in zip(chosen, store.read(chosen), store.spans(chosen), strict=True):
         places = np.concatenate([[0], np.cumsum([span.length for span in spans])])
-        whole = np.array([document]), np.array([0]), np.array([len(ids)])
-        first, count = store.pictures_of(*whole) if store.picture_size else ([0], [0])
-        pixels = store.read_pictures(np.arange(first[0], first[0] + count[0])) if count[0] else ()
+        pixels = store.pictures_in(document)
         text = bundle.vocab.text
         held = [i for i, s in enumerate(spans) if s.modality or text.holds(ids[places[i] : places[i + 1]]).any()]
         if not held or not bundle.vocab.modalities[spans[held[-1]].modality].output:
@@ -213,7 +211,7 @@ def _labels(case: _Case, own: _Seen) -> Iterator[str]:
         if seen.words or (name == "made" and not (own.pictures or own.sounds)):
             yield f"{name}: {seen.words}"
         if seen.sounds:
-            yield f"{name}: {len(seen.sounds)} sound{'s' if len(seen.sounds) > 1 else ''}"
+            yield f"{name}: {plural(len(seen.sounds), 'sound')}"
 
 
 def _pictures(case: _Case, own: _Seen) -> Iterator[tuple[str, Image.Image]]:

@@ -24,6 +24,7 @@ from chameleon_jax.generation.output_files import OutputFiles
 from chameleon_jax.generation.prompt import Format, SpanOutput, TextOutput, build_request
 from chameleon_jax.generation.reader import OutputReader, Pieces, SpanPiece
 from chameleon_jax.generation.requests import Request
+from chameleon_jax.progress import count as plural
 
 _CONTEXTS = 3  # lanes of one request with guidance
 _BLOCK = 8  # ids between two looks: words come in small pieces
@@ -76,7 +77,7 @@ class Chat:
             if not Path(value).is_file():
                 return f"there is no file '{value}'"
             self._images.append(value)
-            return f"{len(self._images)} picture{'s' if len(self._images) > 1 else ''} for the next message"
+            return f"{plural(len(self._images), 'picture')} for the next message"
         return f"unknown command {name}; /help lists them"
 
     def say(self, words: str) -> Iterator[str]:

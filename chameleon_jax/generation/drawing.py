@@ -20,7 +20,7 @@ import numpy as np
 from chameleon_jax.configs import EngineConfig, GenerationConfig
 from chameleon_jax.errors import ChameleonError, GenerationError
 from chameleon_jax.generation.asked import config_with, lines_of, parts_of
-from chameleon_jax.generation.engine import BLOCK, SLOT_STEP, Engine
+from chameleon_jax.generation.engine import BLOCK, Engine, slots_for
 from chameleon_jax.generation.grammar import span_tokens, written_rows
 from chameleon_jax.generation.lanes import Shapes
 from chameleon_jax.generation.loading import Run
@@ -28,6 +28,7 @@ from chameleon_jax.generation.output_files import OutputFiles, read_file
 from chameleon_jax.generation.prompt import build_request, read_output
 from chameleon_jax.generation.requests import Generated, Request
 from chameleon_jax.generation.scheduler import Scheduler
+from chameleon_jax.progress import count as plural
 from chameleon_jax.progress import progress
 
 TOGETHER = 32  # outputs that are drawn at a time
@@ -141,7 +142,7 @@ def draw(run: Run, asked: Sequence[Asked], folder: Path, *, together: int = TOGE
     longest = max(len(one.request.prompt) + job.checked.remaining for one, job in zip(asked, jobs, strict=True))
     config = EngineConfig(
         slots=min(together, len(asked)) * max(len(job.contexts) for job in jobs),
-        context=min(longest + -longest % SLOT_STEP, run.model.max_seq_len),
+        context=slots_for(longest, run.model.max_seq_len),
         block=BLOCK,
         max_queued=len(asked),
     )
@@ -169,7 +170,7 @@ def draw(run: Run, asked: Sequence[Asked], folder: Path, *, together: int = TOGE
             done, files = done + 1, files + len(drawn.files)
             bar.advance(
                 max(0, expected[i] - came[i]),
-                f"{done} of {len(asked)} outputs, {files} file{'' if files == 1 else 's'}",
+                f"{done} of {len(asked)} outputs, {plural(files, 'file')}",
             )
             yield drawn
 

@@ -33,11 +33,16 @@ from chameleon_jax.vocab import Vocab
 
 BLOCK = 64  # ids a request between two looks of the host, where nobody waits for the first ones
 MOST_LANES = 512  # that `generate` runs at a time
-SLOT_STEP = 64  # slots of a lane are rounded up to it: few shapes, few compilations
+_SLOT_STEP = 64  # slots of a lane are rounded up to it: few shapes, few compilations
 _RATE_SECONDS = 5.0  # over which an engine's rate is told
 
 OnIds = Callable[..., object]  # of new ids, and of their Logprobs where the request asks for them
 OnEnd = Callable[[Generated | GenerationError], object]
+
+
+def slots_for(longest: int, context: int) -> int:
+    """Slots of a lane that holds so many ids of prompt and output, of a model with this context."""
+    return min(longest + -longest % _SLOT_STEP, context)
 
 
 def generate(
@@ -84,7 +89,7 @@ def generate(
         Scheduler.job(shapes, request, model_config.max_seq_len, f"prompt {i}") for i, request in enumerate(requests)
     ]
     longest = max(len(job.request.prompt) + job.checked.remaining for job in jobs)
-    slots = min(longest + -longest % SLOT_STEP, model_config.max_seq_len)
+    slots = slots_for(longest, model_config.max_seq_len)
     count = max(max(len(job.contexts) for job in jobs), min(MOST_LANES, sum(len(job.contexts) for job in jobs)))
     results: list[Generated | GenerationError | None] = [None] * len(jobs)
     with using(mesh_of(weights)):

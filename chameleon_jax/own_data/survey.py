@@ -12,7 +12,7 @@ import time
 from PIL import Image
 
 from chameleon_jax.configs import ImageConfig, SourceConfig, text_and_image
-from chameleon_jax.data.sources import Reject, estimate_records, printable, read_documents
+from chameleon_jax.data.sources import Reject, by_reason, estimate_records, printable, read_documents
 from chameleon_jax.errors import DataError
 from chameleon_jax.tokenizers.documents import Document
 from chameleon_jax.tokenizers.images import load_pixels
@@ -20,6 +20,7 @@ from chameleon_jax.tokenizers.images import load_pixels
 READING_SECONDS = 60.0  # after which the rest is not read, and counts are scaled to the number of records
 REASONS = 4  # why records cannot be used, that are told
 DECODED = 2000  # pictures that are decoded whole; of the others the header is read
+_DETAILS = re.compile(r"'[^']*'|\S+\.\w+|\d+")  # names, files and numbers in a reason
 _FIRST_LOOKED_AT = ImageConfig(resolution=64)
 
 
@@ -62,10 +63,7 @@ class Survey:
 
     def reasons(self) -> list[tuple[int, str]]:
         """How often each reason occurs and an example of it, the most frequent first."""
-        kinds: dict[str, list[str]] = {}
-        for reject in self.rejects:
-            kinds.setdefault(re.sub(r"'[^']*'|\S+\.\w+|\d+", "#", reject.reason), []).append(reject.reason)
-        return sorted(((len(found), found[0]) for found in kinds.values()), key=lambda pair: -pair[0])
+        return [(len(alike), alike[0].reason) for alike in by_reason(self.rejects, _DETAILS)]
 
 
 def survey(source: SourceConfig) -> Survey:

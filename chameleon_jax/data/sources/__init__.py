@@ -7,6 +7,15 @@ order. So a run can stop after N things and start again at N. docs/tokenize.md s
 from chameleon_jax.data.sources.fingerprint import fingerprint
 from chameleon_jax.data.sources.reading import estimate_records, read_documents
 from chameleon_jax.data.sources.recognise import described, source_of
-from chameleon_jax.data.sources.records import Reject, printable
+from chameleon_jax.data.sources.records import Reject, by_reason, printable
 
-__all__ = ["Reject", "described", "estimate_records", "fingerprint", "printable", "read_documents", "source_of"]
+__all__ = [
+    "Reject",
+    "by_reason",
+    "described",
+    "estimate_records",
+    "fingerprint",
+    "printable",
+    "read_documents",
+    "source_of",
+]

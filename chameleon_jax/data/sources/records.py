@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 
 from chameleon_jax.tokenizers.documents import Segment
 
 # One file or one line larger than this is damage or an attack, not data.
 MAX_FILE_BYTES = 64 << 20
 MAX_RECORD_BYTES = 256 << 20
+DETAILS = re.compile(r"'[^']*'|\d+")  # names and numbers in a reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +36,14 @@ class Record:
     own_id: object
     split: object
     load: Callable[[], tuple[Segment, ...]]
+
+
+def by_reason(rejects: Iterable[Reject], details: re.Pattern[str] = DETAILS) -> list[list[Reject]]:
+    """Rejects of one reason together, the most frequent first; what `details` finds in a reason does not make another one."""
+    kinds: dict[str, list[Reject]] = {}
+    for reject in rejects:
+        kinds.setdefault(details.sub("#", reject.reason), []).append(reject)
+    return sorted(kinds.values(), key=len, reverse=True)
 
 
 def printable(text: str) -> str:
