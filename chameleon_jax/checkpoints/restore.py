@@ -6,11 +6,11 @@ the same one.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import os
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -200,38 +200,49 @@ def _read_arrays(folder: Path, wanted: Mapping[str, Any], manifest: Manifest) ->
             )
     if abstract:
         # The handler alone: `ocp.Checkpointer` has barriers, at which a process that reads well would wait for one that does not.
-        reader = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True)
+        kinds = ((jax.Array, ocp.type_handlers.ArrayHandler), (np.ndarray, ocp.type_handlers.NumpyHandler))
+        handlers = [(kind, _patient(handler)) for kind, handler in kinds]
+        registry = ocp.type_handlers.create_type_handler_registry(*handlers)
+        reader = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, type_handler_registry=registry)
         try:
-            with _late_reads_unheard():
-                tree = reader.restore(
-                    folder / ARRAYS,
-                    args=ocp.args.PyTreeRestore(
-                        item=manifests.nest(abstract),
-                        restore_args=manifests.nest(arguments),
-                        partial_restore=len(abstract) < len(manifest.leaves),
-                    ),
-                )
+            tree = reader.restore(
+                folder / ARRAYS,
+                args=ocp.args.PyTreeRestore(
+                    item=manifests.nest(abstract),
+                    restore_args=manifests.nest(arguments),
+                    partial_restore=len(abstract) < len(manifest.leaves),
+                ),
+            )
         finally:
             reader.close()
+        for _, handler in handlers:
+            if handler.error is not None:
+                raise handler.error
         arrays.update(manifests.unnest(tree, abstract))
     return {path: arrays[path] for path in wanted}
 
 
-@contextlib.contextmanager
-def _late_reads_unheard() -> Iterator[None]:
-    """When one leaf cannot be read Orbax closes its event loop, and the reads of the others complain of that as they come home.
+def _patient(handler: type) -> Any:
+    """Orbax's handler of leaves, which waits for all reads when one fails; what failed is its `error`, raised by the caller.
 
-    From a failure on such complaints are dropped, for some come after the block.
+    Orbax itself closes its event loop at the first failure, and the reads of the other leaves, left in the middle, would say so
+    on standard error, at any time until the process ends.
     """
-    before = sys.unraisablehook
 
-    def hook(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            before(unraisable)
+    class Patient(handler):
+        error: Exception | None = None
 
-    sys.unraisablehook = hook
-    yield
-    sys.unraisablehook = before
+        async def deserialize(self, infos: Any, args: Any = None) -> Any:
+            others = asyncio.all_tasks()
+            try:
+                return await super().deserialize(infos, args)
+            except Exception as error:
+                self.error = error
+            while begun := asyncio.all_tasks() - others:
+                await asyncio.wait(begun)
+            return [np.zeros(0)] * len(infos)  # looked at by no one
+
+    return Patient()
 
 
 def numbered_steps(directory: Path) -> list[int]:
