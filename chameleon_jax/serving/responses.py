@@ -59,13 +59,20 @@ class InputMessage(Strict):
         ]
 
 
+def _whole(result: Any) -> Any:
+    """Clients that count on OpenAI's storage send the id of a picture alone."""
+    if not result:
+        raise ValueError("is missing; nothing is stored here, so pictures come back whole (LangChain: store=False)")
+    return result
+
+
 class DrawnPicture(Strict):
     """A picture of an earlier response, sent back as it came; what else stands in it is not read."""
 
     model_config = ConfigDict(strict=True, extra="ignore", hide_input_in_errors=True)
 
     type: Literal["image_generation_call"]
-    result: str
+    result: Annotated[str, BeforeValidator(_whole), Field(validate_default=True)] = ""
     role: Literal["assistant"] = "assistant"
 
     def parts(self) -> list[ImagePart]:

@@ -225,16 +225,6 @@ BODIES = {
         "stream_options": {"include_usage": True}, "user": "65f0c0ffee",
         "messages": [{"role": "user", "content": SEEN, "name": "u"}],
     },
-    "LangChain": {
-        "model": "tiny",
-        "messages": [
-            {"content": "a red", "role": "user"},
-            {"content": "heart", "role": "assistant", "refusal": None, "tool_calls": []},
-            {"content": "a", "role": "user"},
-        ],
-        "max_completion_tokens": 8, "stream": True, "n": 1, "logprobs": None,
-        "parallel_tool_calls": True, "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
-    },
 }  # fmt: skip
 
 
