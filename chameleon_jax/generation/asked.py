@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Protocol, get_args
 
@@ -75,12 +75,19 @@ def config_with(config: GenerationConfig, bundle: TokenizerBundle, flags: Flags)
     return dataclasses.replace(config, **changes)
 
 
-def parts_of(prompt: str, images: Sequence[str], media: Sequence[str], bundle: TokenizerBundle) -> list[Part]:
+def parts_of(
+    prompt: str,
+    images: Sequence[str],
+    media: Sequence[str],
+    bundle: TokenizerBundle,
+    read: Callable[[str], bytes] = read_file,
+) -> list[Part]:
     """The prompt's words, with picture files and data given as `NAME=FILE`, or as `NAME=0,1,1` without a codec, in their places.
 
-    Raises GenerationError for files that cannot be read, and for names, numbers and places that do not fit.
+    `read` gives the bytes of a file. Raises GenerationError for files that cannot be read, and for names, numbers and places that
+    do not fit.
     """
-    segments = [_read(_pictures(bundle, taken_in=True), name, bundle) for name in images]
+    segments = [_item(_pictures(bundle, taken_in=True), name, bundle, read) for name in images]
     if images and not any(given.startswith("image=") for given in media):
         # What people write for a picture, whatever the row is called that takes it in.
         prompt = prompt.replace("<image>", f"<{segments[0].modality}>")
@@ -90,7 +97,7 @@ def parts_of(prompt: str, images: Sequence[str], media: Sequence[str], bundle: T
             raise GenerationError(f"--media={given}: write --media=NAME=FILE")
         row = bundle.vocab_config.modalities[bundle.vocab.row(name, GenerationError)]
         if row.codec:
-            segments.append(_read(name, value, bundle))
+            segments.append(_item(name, value, bundle, read))
             continue
         try:
             segments.append(Segment(name, tuple(int(number) for number in value.split(","))))
@@ -109,10 +116,10 @@ def _require_given(prompt: str, given: set[str], bundle: TokenizerBundle) -> Non
             raise GenerationError(f"the prompt has a <{name}>, but none is given: add {flag} for each, or leave it out")
 
 
-def _read(modality: str, name: str, bundle: TokenizerBundle) -> Segment:
+def _item(modality: str, name: str, bundle: TokenizerBundle, read: Callable[[str], bytes]) -> Segment:
     """The item of a file, whose name is in the error where the codec cannot take it."""
     try:
-        return Segment(modality, bundle.codecs[modality].prepare(read_file(name)))
+        return Segment(modality, bundle.codecs[modality].prepare(read(name)))
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
 

@@ -7,10 +7,11 @@ again, so a run that was stopped goes on where it was.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,11 +37,13 @@ TOGETHER = 32  # outputs that are drawn at a time
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Asked:
-    """An output to draw: its name in the folder, and the record of all that it depends on."""
+    """An output to draw: its name in the folder, the record of all that it depends on, and what it takes of the engine."""
 
     name: str
     request: Request
     record: dict[str, Any]
+    remaining: int  # ids that may come
+    lanes: int  # more than one with guidance
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,12 +78,13 @@ def _of_flags(run: Run, config: GenerationConfig, flags: SimpleNamespace, line: 
     if flags.count < 1:
         raise GenerationError(f"--count is {flags.count}; ask for at least 1 output")
     config, format = config_with(config, run.bundle, flags), flags.format or run.format
-    parts = parts_of(flags.prompt, flags.image, flags.media, run.bundle)
+    read = functools.cache(read_file)  # a file is prompt and part of the record
+    parts = parts_of(flags.prompt, flags.image, flags.media, run.bundle, read)
     request = build_request(parts, run.bundle, config, format=format, image_size=flags.image_size)
-    Scheduler.job(
-        Shapes(model=run.model, vocab=run.bundle.vocab), request, run.model.max_seq_len
-    )  # or it raises why not
-    contents = _contents(run, flags)
+    # It raises why not, where the request cannot be served.
+    job = Scheduler.job(Shapes(model=run.model, vocab=run.bundle.vocab), request, run.model.max_seq_len)
+    needs = {"remaining": job.checked.remaining, "lanes": len(job.contexts)}
+    contents = _contents(run, flags, read)
     for row in range(flags.count):
         record = {
             "workdir": str(flags.workdir),
@@ -96,16 +100,16 @@ def _of_flags(run: Run, config: GenerationConfig, flags: SimpleNamespace, line: 
             **({"sha256": contents} if contents else {}),
         }
         name = "-".join([line] * bool(line) + [f"{row:02d}"] * (not line or flags.count > 1))
-        yield Asked(name=name, request=dataclasses.replace(request, row_id=row), record=record)
+        yield Asked(name=name, request=dataclasses.replace(request, row_id=row), record=record, **needs)
 
 
-def _contents(run: Run, flags: SimpleNamespace) -> dict[str, str]:
+def _contents(run: Run, flags: SimpleNamespace, read: Callable[[str], bytes]) -> dict[str, str]:
     """The beginning of the hash of every file that is given, by its name: one that was changed is another."""
     vocab = run.bundle.vocab_config
     given = [media.partition("=") for media in flags.media]
     rows = {row.name: row for row in vocab.modalities}
     files = [*flags.image, *(value for name, _, value in given if rows[name].codec)]
-    return {name: hashlib.sha256(read_file(name)).hexdigest()[:16] for name in files}
+    return {name: hashlib.sha256(read(name)).hexdigest()[:16] for name in files}
 
 
 def unfinished(asked: Sequence[Asked], folder: Path) -> list[Asked]:
@@ -135,18 +139,16 @@ def _account(one: Asked, folder: Path) -> dict[str, Any]:
 
 def draw(run: Run, asked: Sequence[Asked], folder: Path, *, together: int = TOGETHER) -> Iterator[Drawn]:
     """Draw and write all, each handed on as soon as its files lie there; progress is shown meanwhile. Takes the run's weights."""
-    shapes = Shapes(model=run.model, vocab=run.bundle.vocab)
-    jobs = [Scheduler.job(shapes, one.request, run.model.max_seq_len) for one in asked]
-    if not jobs:
+    if not asked:
         return
-    longest = max(len(one.request.prompt) + job.checked.remaining for one, job in zip(asked, jobs, strict=True))
+    longest = max(len(one.request.prompt) + one.remaining for one in asked)
     config = EngineConfig(
-        slots=min(together, len(asked)) * max(len(job.contexts) for job in jobs),
+        slots=min(together, len(asked)) * max(one.lanes for one in asked),
         context=slots_for(longest, run.model.max_seq_len),
         block=BLOCK,
         max_queued=len(asked),
     )
-    expected = [_expected(one.request, job.checked.remaining, run) for one, job in zip(asked, jobs, strict=True)]
+    expected = [_expected(one.request, one.remaining, run) for one in asked]
     came, events, done, files = [0] * len(asked), queue.SimpleQueue(), 0, 0
     with (
         progress("Generating", total=sum(expected), unit="tokens") as bar,

@@ -17,6 +17,7 @@ from chameleon_jax.own_data.machine import Machine
 from chameleon_jax.own_data.sizes import Sizes
 from chameleon_jax.own_data.survey import Survey
 from chameleon_jax.parallel.device_memory import in_words
+from chameleon_jax.progress import count as plural
 from chameleon_jax.progress import format_seconds
 from chameleon_jax.workdir import require_kind
 
@@ -71,9 +72,11 @@ def look(source: SourceConfig) -> Survey:
         print(f"  {line}", flush=True)
     unnamed, texts = _passed_over(found)
     if unnamed:
-        print(f"  {unnamed:,} picture files in the folder are not named in it, and not read", flush=True)
+        print(f"  {plural(unnamed, 'picture file')} of the folder, not named in it: not read", flush=True)
     if texts:
-        print(f"  {texts:,} text files beside pictures are not read: {described(source)} gives the words", flush=True)
+        print(
+            f"  {plural(texts, 'text file')} beside pictures: not read, {described(source)} gives the words", flush=True
+        )
     if not found.words:
         raise DataError(
             f"{source.path} holds no words: a model is trained on words, or words and pictures; add a text to records"

@@ -14,6 +14,7 @@ from PIL import Image
 from chameleon_jax.configs import ImageConfig, SourceConfig, text_and_image
 from chameleon_jax.data.sources import Reject, by_reason, estimate_records, printable, read_documents
 from chameleon_jax.errors import DataError
+from chameleon_jax.progress import count as plural
 from chameleon_jax.tokenizers.documents import Document
 from chameleon_jax.tokenizers.images import load_pixels
 
@@ -124,31 +125,30 @@ def survey(source: SourceConfig) -> Survey:
 def lines(found: Survey) -> list[str]:
     """What was found, for a person."""
     about = "" if found.scale == 1 else f" (of about {round(found.read * found.scale):,}; counts below are of these)"
-    said = [f"{found.read:,} records{about}, {len(found.rejects):,} of them cannot be used"]
+    said = [f"{plural(found.read, 'record')}{about}, {len(found.rejects):,} of them cannot be used"]
     reasons = found.reasons()
     said += [f"  {count:,} x {printable(reason)}" for count, reason in reasons[:REASONS]]
     if len(reasons) > REASONS:
-        said.append(f"  and {len(reasons) - REASONS} more reasons, see records.html")
+        said.append(f"  and {plural(len(reasons) - REASONS, 'more reason')}, see records.html")
     if found.sides:
         widths, heights = zip(*found.sides, strict=True)
         same = len(set(found.sides)) == 1
         sizes = (
-            f"all {widths[0]}x{heights[0]} pixels"
+            f"{'all ' if len(widths) > 1 else ''}{widths[0]}x{heights[0]} pixels"
             if same
             else (
                 f"{min(widths)} to {max(widths)} wide, {min(heights)} to {max(heights)} high, short side {found.side} in the median"
             )
         )
-        said.append(f"{found.pictures:,} pictures, {sizes}")
+        said.append(f"{plural(found.pictures, 'picture')}, {sizes}")
     if found.words:
-        middle = statistics.median(found.words)
         said.append(
-            f"{found.texts:,} texts, {min(found.words)} to {max(found.words)} words, {middle:g} in the median; "
-            f'{found.vocabulary:,} different words, as "{_short(found.caption)}"'
+            f"{plural(found.texts, 'text')}, {_words(found.words)}; "
+            f'{plural(found.vocabulary, "different word")}, as "{_short(found.caption)}"'
         )
     missing = found.documents - found.captioned
     if found.sides and found.words and missing:
-        said.append(f"{missing:,} documents have words or pictures alone")
+        said.append(f"{plural(missing, 'document')} with words or pictures alone")
     return said
 
 
@@ -174,6 +174,13 @@ def _header(data: bytes) -> tuple[int, int]:
     except Exception as error:  # decoders raise many kinds of exception on damaged headers
         load_pixels(data, _FIRST_LOOKED_AT)  # says what is wrong, in our words
         raise DataError(f"image header cannot be read: {error}") from error
+
+
+def _words(counts: tuple[int, ...]) -> str:
+    """How many words texts have: `3 words each`, `2 to 9 words, 4 in the median`."""
+    if min(counts) == max(counts):
+        return plural(counts[0], "word") + " each" * (len(counts) > 1)
+    return f"{min(counts):,} to {plural(max(counts), 'word')}, {statistics.median(counts):g} in the median"
 
 
 def _short(text: str, most: int = 60) -> str:

@@ -13,7 +13,7 @@ from chameleon_jax.errors import ConfigError
 from chameleon_jax.parallel.device_memory import device_memory, host_memory, in_words
 from chameleon_jax.tokenizer_training import codec_step
 from chameleon_jax.tokenizers import vqgan
-from chameleon_jax.training.memory import REFUSED, saved_bytes
+from chameleon_jax.training.memory import REFUSED, limit_to_check, saved_bytes
 
 _UPDATE_COPIES = 2.0  # of the parameters beside the state: gradient and updates
 _KEPT_SHARE = (
@@ -53,11 +53,9 @@ def check(config: VQConfig, train: VQTrainConfig) -> None:
     """
     device = jax.local_devices()[0]
     known = host_memory() if device.platform == "cpu" else device_memory(device)
-    limit = int(train.memory_gb * 1e9) if train.memory_gb else known
+    limit = limit_to_check(train.memory_gb, known, _at_most(config, train))
     if limit is None:
         return
-    if _at_most(config, train) < limit:
-        return  # without a second's tracing
     found = step_bytes(config, train)
     if found > REFUSED * limit:
         where = "this machine has" if device.platform == "cpu" else "the device has"

@@ -73,15 +73,21 @@ def check(recipe: Recipe, mesh: Mesh) -> None:
     `TrainConfig.memory_gb` is what a device has, where it does not say so itself or there is more.
     """
     device = mesh.local_devices[0]
-    given = recipe.config.train.memory_gb
-    limit = int(given * 1e9) if given else device_memory(device)
+    limit = limit_to_check(recipe.config.train.memory_gb, device_memory(device), _at_most(recipe, mesh))
     if limit is None:
         return
-    if _at_most(recipe, mesh) < limit:
-        return  # without a second's tracing
     found = estimate(recipe, mesh)
     if found.total > REFUSED * limit:
         raise ConfigError(_refusal(found, limit, recipe.config, device.platform))
+
+
+def limit_to_check(given_gb: float, known: int | None, at_most: int) -> int | None:
+    """The bytes that a step may take: `given_gb`, else what the device is `known` to have.
+
+    None where nobody knows them, and where `at_most`, a bound by a formula, is below them: then no second goes into tracing.
+    """
+    limit = int(given_gb * 1e9) if given_gb else known
+    return limit if limit is not None and at_most >= limit else None
 
 
 def _batch_shards(mesh: Mesh) -> int:

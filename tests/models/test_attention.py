@@ -58,6 +58,17 @@ def test_chunked_equals_reference_in_values_gradients_and_largest_logit(kind, ch
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_backend_attends_in_bfloat16_on_a_cpu(backend):
+    """With as many key/value heads as queries too, where XLA once met a product that its CPU backend does not have."""
+    mask = packed_mask()
+    for kv_heads in (2, 4):
+        whole = inputs(kv_heads=kv_heads)
+        halved = tuple(array.astype(jnp.bfloat16) for array in whole)
+        run = jax.jit(lambda *arrays: attention(*arrays, mask, backend=backend, chunk=5).values)
+        np.testing.assert_allclose(run(*halved).astype(jnp.float32), run(*whole), atol=0.03)
+
+
 def test_reference_equals_a_loop_over_queries():
     query, key, value = inputs()
     mask = packed_mask()

@@ -133,7 +133,7 @@ def test_what_is_no_data_is_told_in_one_line(given, tmp_path):
     refused(tmp_path / "a.json", "convert an array with  jq -c")
     refused(tmp_path / "a.txt", "is no file of records: give .jsonl")
     refused(tmp_path / "a.arrow", "part of a saved data set: give its folder")
-    refused(tmp_path / "texts", "1 text files and no picture: put texts into a .jsonl")
+    refused(tmp_path / "texts", "1 text file and no picture: put texts into a .jsonl")
     refused(tmp_path / "other", "holds no data that can be read: no manifest.jsonl")
     refused(tmp_path / "*.tar", "matches no file")
     refused(tmp_path / "broken", "no record can be used: a.png: not a JPEG, PNG, WEBP image")
@@ -161,10 +161,10 @@ def test_pictures_that_a_table_does_not_name_are_counted(given, tmp_path, capsys
     folder = write_csv(tmp_path / "data", given[:12])
     (folder / "images" / "more.png").write_bytes(given[0][0])
     proposal.look(proposal.source_of_flags(str(folder), "", None))
-    assert "  1 picture files in the folder are not named in it" in capsys.readouterr().out
+    assert "  1 picture file of the folder, not named in it: not read" in capsys.readouterr().out
     (folder / "images" / "0001.txt").write_text("words")
     proposal.look(proposal.source_of_flags(str(folder / "captions.csv"), "", None))
-    assert "  1 text files beside pictures are not read: a table gives the words" in capsys.readouterr().out
+    assert "  1 text file beside pictures: not read, a table gives the words" in capsys.readouterr().out
 
 
 def test_a_stray_picture_beside_folders_of_classes_is_a_reject(given, tmp_path):
@@ -231,6 +231,18 @@ def test_what_the_data_or_the_time_do_not_allow_is_said(given, tmp_path, capsys)
     assert "that is more than --minutes=1:" in said and "(they would allow 32x32; --minutes=1 does not)" in said
     said = "\n".join(proposal.lines(proposed(found, tmp_path, 6000.0)))
     assert "more than" not in said and "would allow" not in said
+
+
+def test_one_is_told_in_the_singular(given, tmp_path):
+    folder = write_csv(tmp_path / "data", given[:1])
+    (folder / "more.png").write_bytes(given[0][0])
+    found = looked_at(folder)
+    assert survey.lines(dataclasses.replace(found, words=(1,), vocabulary=1))[:2] == [
+        "1 record, 0 of them cannot be used",
+        "1 picture, 16x16 pixels",
+    ]
+    assert survey.lines(found)[2].startswith("1 text, 8 words; 8 different words, as")
+    assert survey.lines(dataclasses.replace(found, captioned=0))[3] == "1 document with words or pictures alone"
 
 
 def test_reasons_that_are_not_told_are_counted(given, tmp_path):

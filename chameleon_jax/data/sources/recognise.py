@@ -15,6 +15,7 @@ from chameleon_jax.configs import SourceConfig
 from chameleon_jax.data.sources import huggingface, trees
 from chameleon_jax.data.sources.files import MANIFESTS
 from chameleon_jax.errors import DataError
+from chameleon_jax.progress import count as plural
 
 # Containers of records by their endings, and what they are called.
 _ENDINGS = {
@@ -87,11 +88,12 @@ def _of_folder(folder: Path, name: str) -> SourceConfig:
         return SourceConfig(name=name, kind="folder", path=str(folder))
     if huggingface.is_saved(folder):
         return SourceConfig(name=name, kind="huggingface", path=str(folder))
-    if any(folder.glob("**/dataset_info.json")) and any(folder.glob("**/features.json")):
+    listed = trees.all_files(str(folder))
+    if {"dataset_info.json", "features.json"} <= {path.rpartition("/")[2] for path in listed if path.endswith(".json")}:
         return SourceConfig(name=name, kind="tfds", path=str(folder))
-    pattern, files = "*", _containers(folder.glob("*"))
+    pattern, files = "*", _containers(folder, [path for path in listed if "/" not in path])
     if not files:
-        pattern, files = "**/*", _containers(folder.glob("**/*"))
+        pattern, files = "**/*", _containers(folder, listed)
     if len(files) > 1:
         found = " and ".join(f"{len(names):,} {kind} ({names[0]})" for kind, names in files.items())
         raise DataError(
@@ -99,11 +101,11 @@ def _of_folder(folder: Path, name: str) -> SourceConfig:
         )
     if files:
         kind, names = next(iter(files.items()))
-        pictures, texts = trees.list_files(str(folder))
+        pictures, texts = trees.pictures_and_texts(listed)
         if beside := sum(os.path.splitext(picture)[0] in texts for picture in pictures):
             raise DataError(
-                f"{folder} holds two forms, {len(names):,} {kind} ({names[0]}) and {beside:,} pictures with a text file beside: "
-                f"say --data='{folder}/{pattern}.{_last(files)}', or move {names[0]} elsewhere to have the texts read"
+                f"{folder} holds two forms, {len(names):,} {kind} ({names[0]}) and {plural(beside, 'picture')} with a text file "
+                f"beside: say --data='{folder}/{pattern}.{_last(files)}', or move {names[0]} elsewhere to have the texts read"
             )
         endings = sorted({_ending(file, kind) for file in names})
         if len(endings) > 1:
@@ -112,17 +114,17 @@ def _of_folder(folder: Path, name: str) -> SourceConfig:
             )
         path = os.path.join(glob.escape(str(folder)), f"{pattern}{endings[0]}")
         return SourceConfig(name=name, kind=kind, path=path)
-    return SourceConfig(name=name, kind=_kind_of_tree(folder), path=str(folder))
+    return SourceConfig(name=name, kind=_kind_of_tree(folder, listed), path=str(folder))
 
 
-def _containers(paths: object) -> dict[str, list[str]]:
-    """Names of the files that hold records, by kind."""
+def _containers(folder: Path, paths: list[str]) -> dict[str, list[str]]:
+    """Names of the files that hold records, by kind, of these in the folder."""
     found: dict[str, list[str]] = {}
-    for path in sorted(paths):
-        kind = next((kind for kind in _ENDINGS if _ending(path.name, kind)), None)
-        if kind and not path.name.startswith(".") and path.is_file():
-            found.setdefault(kind, []).append(path.name)
-    return found
+    for path in paths:
+        kind = next((kind for kind, endings in _ENDINGS.items() if path.lower().endswith(endings)), None)
+        if kind and (folder / path).is_file():
+            found.setdefault(kind, []).append(path)
+    return {kind: [path.rpartition("/")[2] for path in sorted(held)] for kind, held in found.items()}
 
 
 def _ending(name: str, kind: str) -> str:
@@ -136,11 +138,11 @@ def _last(files: dict[str, list[str]]) -> str:
     return _ending(names[0], kind).lstrip(".")
 
 
-def _kind_of_tree(folder: Path) -> str:
-    pictures, texts = trees.list_files(str(folder))
+def _kind_of_tree(folder: Path, listed: list[str]) -> str:
+    pictures, texts = trees.pictures_and_texts(listed)
     if not pictures:
         what = (
-            f'{len(texts):,} text files and no picture: put texts into a .jsonl, {{"text": ...}} a line'
+            f'{plural(len(texts), "text file")} and no picture: put texts into a .jsonl, {{"text": ...}} a line'
             if texts
             else ("no manifest.jsonl, metadata.jsonl, *.jsonl, *.csv, *.parquet, *.tar, saved data set or pictures")
         )

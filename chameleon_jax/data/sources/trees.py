@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from chameleon_jax.configs import SourceConfig, VocabConfig
 from chameleon_jax.data.sources.media import load_file
@@ -56,11 +56,28 @@ def find(config: SourceConfig) -> tuple[str, list[str], dict[str, list[str]]]:
 
 
 def list_files(root: str) -> tuple[list[str], dict[str, list[str]]]:
-    """The picture files below a folder, and its text files by their path without the ending, sorted, with `/`.
+    """The picture files below a folder, sorted, and its text files by their path without the ending, as `all_files` has them."""
+    return pictures_and_texts(all_files(root))
+
+
+def pictures_and_texts(paths: Iterable[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """The same of paths that were listed before."""
+    pictures, texts = [], {}
+    for path in paths:
+        stem, ending = os.path.splitext(path)
+        if ending.lower() in PICTURES:
+            pictures.append(path)
+        elif ending.lower() in TEXTS:
+            texts.setdefault(stem, []).append(path)
+    return sorted(pictures), texts
+
+
+def all_files(root: str) -> list[str]:
+    """The files below a folder by their paths in it, with `/`, folder after folder and sorted in each; hidden ones are passed over.
 
     Links to folders are followed, but for those that lead back to a folder on the way.
     """
-    pictures, texts = [], {}
+    found = []
     way = {root: {os.path.realpath(root)}}  # real folders from the root to each folder that is yet to be read
     for folder, folders, names in os.walk(root, followlinks=True):
         above, below_it = way.pop(folder), []
@@ -72,15 +89,8 @@ def list_files(root: str) -> tuple[list[str], dict[str, list[str]]]:
                 below_it.append(name)
         folders[:] = below_it
         below = "" if folder == root else os.path.relpath(folder, root).replace(os.sep, "/") + "/"
-        for name in sorted(names):
-            stem, ending = os.path.splitext(name)
-            if name.startswith("."):
-                continue
-            if ending.lower() in PICTURES:
-                pictures.append(below + name)
-            elif ending.lower() in TEXTS:
-                texts.setdefault(below + stem, []).append(below + name)
-    return sorted(pictures), texts
+        found += [below + name for name in sorted(names) if not name.startswith(".")]
+    return found
 
 
 def class_name(path: str) -> str:

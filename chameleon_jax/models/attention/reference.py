@@ -23,6 +23,8 @@ def attend(
     logits = jnp.einsum("btkgh,bksh->bkgts", query, key, preferred_element_type=jnp.float32)
     logits = jnp.where(visible[:, None, None], logits, HIDDEN_LOGIT)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    values = jnp.einsum("bkgts,bksh->btkgh", weights, value, preferred_element_type=jnp.float32)
+    # In this order of letters and no other: XLA's CPU backend has no product of bfloat16 to float32 that writes "btkgh" itself.
+    values = jnp.einsum("bkgts,bksh->bkgth", weights, value, preferred_element_type=jnp.float32)
+    values = jnp.moveaxis(values, 3, 1)
     values = checkpoint_name(values.astype(value.dtype).reshape(batch, length, heads, head_dim), SAVED_NAME)
     return AttentionOutput(values=values, max_logit=jax.lax.stop_gradient(jnp.max(logits)))
