@@ -29,7 +29,9 @@ def open_array(arrays: Path, path: str) -> Any:
     """The TensorStore array of leaf `path` in the folder that Orbax wrote."""
     import tensorstore as ts
 
-    store = {"driver": "ocdbt", "base": f"file://{arrays}/", "path": ".".join(path.split("/")) + "/"}
+    # A dict and an absolute path: a URL would take a relative one for a host, and has letters of its own.
+    base = {"driver": "file", "path": f"{arrays.resolve()}/"}
+    store = {"driver": "ocdbt", "base": base, "path": ".".join(path.split("/")) + "/"}
     return ts.open({"driver": "zarr3", "kvstore": store}, open=True).result()
 
 

@@ -1,5 +1,7 @@
 """Verification where saved regions and restored shards do not coincide: nothing passes unseen, and nothing is copied twice."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -57,3 +59,15 @@ def test_a_shard_of_many_regions_comes_to_the_host_once(tmp_path, monkeypatch):
     whole = {"x": jax.ShapeDtypeStruct((16, 1024), np.int32)}
     assert checkpointer(tmp_path).restore(whole).step == 2
     assert copied == [(16, 1024)]
+
+
+def test_a_folder_may_be_named_from_here_and_have_any_letters(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs of mine") / "100% #1?"
+    values, wanted = saved_by_rows(folder)
+    leaves = read_manifest(folder / "2").leaves
+    assert (
+        verify.first_damage({"x": jax.device_put(values, wanted["x"].sharding)}, leaves, folder / "2" / "arrays")
+        is None
+    )
+    assert np.array_equal(verify.open_array(folder / "2" / "arrays", "x")[5].read().result(), values[5])
