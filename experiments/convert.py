@@ -2,9 +2,9 @@
 
 Examples:
   python -m experiments.convert --source data/models/7b --output runs/chameleon-7b
-  python -m experiments.convert --source chameleon-7b-hf --vqgan vqgan.ckpt --output runs/chameleon-7b --preset chameleon-7b
+  python -m experiments.convert --source chameleon-7b-hf --vqgan vqgan.ckpt --output runs/chameleon-hf --preset chameleon-7b
   python -m experiments.convert --source Lumina-mGPT-7B-768 --vqgan vqgan.ckpt --resolution 768 --output runs/lumina
-  python -m experiments.convert --source runs/emoji/model --to hf --dtype bfloat16 --output emoji-hf
+  python -m experiments.convert --source runs/emoji/model --to hf --dtype bfloat16 --without_codec --output emoji-hf
   python -m experiments.convert --source runs/chameleon-34b --to meta --shards 4 --output chameleon-34b-meta
 
 The source is known by its files: params.json, config.json or checkpoints/. Values are moved, not computed: they come out bit

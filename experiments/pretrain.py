@@ -5,9 +5,9 @@ Examples:
   python -m experiments.pretrain --gin_file=gin_configs/runs/smoke.gin --workdir=runs/smoke/model
   python -m experiments.pretrain --gin_file=gin_configs/runs/emoji.gin --gin.TRAIN=runs/emoji/store/train \\
       --gin.TrainConfig.steps=200 --workdir=runs/emoji/model
-  python -m experiments.pretrain --gin_file=... --workdir=... --rollback_to=12000 --skip_batches=200
-  python -m experiments.pretrain --gin_file=... --workdir=... --distributed      on every host of a TPU pod or Slurm job
-  python -m experiments.pretrain --gin_file=... --workdir=... --coordinator=HOST:PORT --num_processes=2 --process_id=0    and 1
+  python -m experiments.pretrain --gin_file=my_run.gin --workdir=runs/mine/model --rollback_to=12000 --skip_batches=200
+  python -m experiments.pretrain --gin_file=my_run.gin --workdir=runs/pod --distributed      # on every host of a pod or Slurm job
+  python -m experiments.pretrain --gin_file=my_run.gin --workdir=runs/two --coordinator=HOST:PORT --num_processes=2 --process_id=0
 
 Exit codes: 0 finished, 1 another process died, 2 something to mend (one line says what), 75 stopped by SIGTERM or SIGINT with
 everything saved.

@@ -6,7 +6,7 @@ weights bit for bit. After a kill that asks nobody it goes on from its last save
 Examples:
   python -m experiments.train_tokenizer --gin_file=gin_configs/runs/emoji_tokenizer.gin --gin.DATA=runs/emoji/data \\
       --workdir=runs/emoji/tokenizer
-  python -m experiments.train_tokenizer --gin_file=my.gin --gin.TrainTokenizerConfig.parts=text --workdir=runs/mine/tokenizer
+  python -m experiments.train_tokenizer --gin_file=my.gin --gin.TrainTokenizerConfig.parts="['text']" --workdir=runs/mine/tokenizer
 
 The workdir becomes the bundle; evaluation.json and reconstructions.png tell how good the codec is on held-out pictures.
 """
