@@ -61,7 +61,7 @@ def require_run(path: str | os.PathLike[str]) -> None:
         reason = f"that is {nested[0]}"
     elif kind is not None:
         reason = f"it is {kind}"
-    elif _has_begun(path):
+    elif has_begun(path):
         raise CheckpointError(
             f"{path} is a training run that has saved nothing yet: run experiments.pretrain on it again, or wait for its first save"
         )
@@ -77,9 +77,14 @@ def require_run(path: str | os.PathLike[str]) -> None:
     )
 
 
-def _has_begun(path: Path) -> bool:
-    """Whether `write_run_files` was here: a release has no record of the versions that trained it."""
-    return (path / "versions.json").is_file() and (path / LOCK).exists()
+def has_begun(path: Path) -> bool:
+    """Whether a training run wrote its files here: tokenising has another config, a release no record of the versions."""
+    if not (path / "versions.json").is_file() or not (path / LOCK).exists():
+        return False
+    try:
+        return "train" in json.loads((path / "config.json").read_text())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ Examples:
   python -m experiments.inspect runs/emoji/tokenizer                       # a tokenizer bundle
   python -m experiments.inspect runs/emoji/tokenizer --show=8 --data=runs/emoji/data/apple    # originals and reconstructions
   python -m experiments.inspect runs/emoji/model                           # a run and its checkpoints
+  python -m experiments.inspect runs/photos                                # what `new` made: how far it is, and what is next
   python -m experiments.inspect runs/chameleon-34b --mesh=tensor=8         # and its bytes on each of 8 devices
 
 Documents are listed here and drawn on a page, one file that a browser opens: --out.
@@ -41,8 +42,11 @@ def main(config: PretrainConfig | None, args) -> None:
     if config is None and not args.path:
         raise ChameleonError("nothing to inspect: give a path or --gin_file (see --help)")
     from chameleon_jax.evaluation import inspection
+    from chameleon_jax.own_data import stages
     from chameleon_jax.parallel.mesh import abstract_mesh, make_mesh
 
+    if config is None and not (args.show or args.verify or args.mesh) and stages.is_new_folder(Path(args.path)):
+        return print(*stages.lines(Path(args.path)), sep="\n")
     if config is None and (args.show or inspection.kind_of(Path(args.path)) is None):
         return _show(args)
     # Devices are needed to count what is left for -1, and to read to; sizes can be told without.

@@ -10,14 +10,16 @@ from jax.sharding import AbstractMesh, Mesh
 from rich.console import Console
 from rich.table import Table
 
+from chameleon_jax import commands
 from chameleon_jax.checkpoints.manifest import MANIFEST
-from chameleon_jax.checkpoints.restore import ARRAYS
-from chameleon_jax.configs import CheckpointConfig, TransformerConfig
+from chameleon_jax.checkpoints.restore import ARRAYS, numbered_steps
+from chameleon_jax.configs import CheckpointConfig, PretrainConfig, TransformerConfig
 from chameleon_jax.errors import ChameleonError, CheckpointError, TokenizerError
 from chameleon_jax.models import params, transformer
 from chameleon_jax.models.params import ParamSpec
 from chameleon_jax.parallel.mesh import DECODING, TRAINING, check_model_fits
-from chameleon_jax.workdir import BUNDLE, CHECKPOINTS, RUN, STORE, TOKENIZER, VOCAB
+from chameleon_jax.training.pretraining import complete
+from chameleon_jax.workdir import BUNDLE, CHECKPOINTS, RUN, STORE, TOKENIZER, VOCAB, has_begun
 
 STEPS = "checkpoints"
 
@@ -86,7 +88,7 @@ def kind_of(folder: Path) -> str | None:
         return BUNDLE
     if (folder / "commits").is_dir():
         return STORE
-    if (folder / CHECKPOINTS).is_dir():
+    if (folder / CHECKPOINTS).is_dir() or has_begun(folder):
         return RUN
     steps = (child for child in folder.iterdir() if child.name.isdigit()) if folder.is_dir() else ()
     return STEPS if any((step / MANIFEST).is_file() or (step / ARRAYS).is_dir() for step in steps) else None
@@ -139,6 +141,8 @@ def _print_run(folder: Path, verify: bool, mesh: Mesh | AbstractMesh | None) -> 
         raise CheckpointError(f"no step in {folder / CHECKPOINTS} has a readable {MANIFEST}: copy a good step back")
     config = saved["config"] if saved else json.loads((folder / "config.json").read_text())
     model = TransformerConfig.from_dict(config["model"])
+    if not model.vocab_size:  # a run that has saved nothing has only what it was given
+        model = complete(PretrainConfig.from_dict(config)).model
     if mesh is not None:
         check_model_fits(model, mesh)  # before a page of tables
     print_parameters(model)
@@ -153,6 +157,10 @@ def _print_run(folder: Path, verify: bool, mesh: Mesh | AbstractMesh | None) -> 
                 table.add_row(name, _text(value))
         _print(table)
     wanted = params.abstract(transformer.param_specs(model), mesh, DECODING) if isinstance(mesh, Mesh) else None
+    if not numbered_steps(folder / CHECKPOINTS):
+        print("nothing is saved yet: wait for the first save, or go on with")
+        print(commands.typed("pretrain", [f"--gin_file={folder / 'config.gin'}", f"--workdir={folder}"]))
+        return
     _print_checkpoints(folder / CHECKPOINTS, verify, wanted)
     # Runs older than the table of modalities noted a fingerprint of another spelling.
     if verify and saved and "modalities" in (saved.get("vocab_config") or {}):

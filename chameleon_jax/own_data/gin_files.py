@@ -17,6 +17,9 @@ from chameleon_jax.progress import format_seconds
 # Siblings as those in gin_configs/runs, so that each command can tell the next one (`summary.following`).
 TOKENIZER, DATA, RUN = "run_tokenizer.gin", "run_tokenize.gin", "run.gin"
 STORE = "store/train"
+# Gin file and workdir of each command, in order.
+_MADE_BY = {"train_tokenizer": (TOKENIZER, "tokenizer"), "tokenize": (DATA, STORE), "pretrain": (RUN, "model")}
+_BASE = "python -m experiments."
 
 
 def write(folder: Path, files: dict[str, str], *, overwrite: bool) -> bool:
@@ -63,25 +66,26 @@ def make(found: Survey, sizes: Sizes, folder: Path) -> dict[str, str]:
     }
 
 
+def command(name: str, folder: Path) -> str:
+    """What is typed to run the command of one of the gin files."""
+    gin_file, workdir = (shlex.quote(str(folder / part)) for part in _MADE_BY[name])
+    return f"{_BASE}{name} --gin_file={gin_file} --workdir={workdir}"
+
+
 def commands(found: Survey, folder: Path) -> list[tuple[str, str]]:
     """(name, what is typed) of every command from the data to a server."""
-    base = "python -m experiments."
-    where = {
-        part: shlex.quote(str(folder / part)) for part in (TOKENIZER, DATA, RUN, "tokenizer", STORE, "model", "out")
-    }
+    where = {part: shlex.quote(str(folder / part)) for part in ("model", "out")}
     words = [printable(word) for word in found.caption.split()]
     # A text is to be continued, so its beginning is the prompt; a picture is drawn of a whole caption.
     prompt = shlex.quote(" ".join(words[:12] if found.pictures else words[: max(1, min(12, len(words) // 3))]))
     mode = "image" if found.pictures else "text"
     return [
-        ("train_tokenizer", f"{base}train_tokenizer --gin_file={where[TOKENIZER]} --workdir={where['tokenizer']}"),
-        ("tokenize", f"{base}tokenize --gin_file={where[DATA]} --workdir={where[STORE]}"),
-        ("pretrain", f"{base}pretrain --gin_file={where[RUN]} --workdir={where['model']}"),
+        *((name, command(name, folder)) for name in _MADE_BY),
         (
             "generate",
-            f"{base}generate --workdir={where['model']} --prompt={prompt} --mode={mode} --out={where['out']}",
+            f"{_BASE}generate --workdir={where['model']} --prompt={prompt} --mode={mode} --out={where['out']}",
         ),
-        ("serve", f"{base}serve --workdir={where['model']}"),
+        ("serve", f"{_BASE}serve --workdir={where['model']}"),
     ]
 
 

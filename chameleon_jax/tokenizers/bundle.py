@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int
 
 from chameleon_jax.configs import ImageConfig, ModalityConfig, VocabConfig
-from chameleon_jax.errors import ConfigError, TokenizerError
+from chameleon_jax.errors import ConfigError, DataError, TokenizerError
 from chameleon_jax.files import atomic_write
 from chameleon_jax.tokenizers import vqgan
 from chameleon_jax.tokenizers.codec import Codec, plain_codes
@@ -188,6 +188,8 @@ class TokenizerBundle:
         """
         row = self.vocab_config.modalities[self.vocab.row(name)]
         if row.codec == "bpe":
+            if not isinstance(data, str):
+                raise DataError(f"'{name}' is text, a str; {type(data).__name__} was given")
             return self.text.encode(data) - self.vocab.text.start
         if not row.codec:
             return plain_codes(name, data, row.ids)

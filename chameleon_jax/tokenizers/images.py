@@ -89,7 +89,11 @@ def load_pixels(data: bytes, config: ImageConfig) -> Float[np.ndarray, "H W 3"]:
 
 def pixels_of(data: bytes | Image.Image, config: ImageConfig) -> Float[np.ndarray, "H W 3"]:
     """`load_pixels` of a file's bytes, or the same of an opened picture. Raises DataError with the reason."""
-    return prepare(flatten(data, config), config) if isinstance(data, Image.Image) else load_pixels(data, config)
+    if isinstance(data, Image.Image):
+        return prepare(flatten(data, config), config)
+    if not isinstance(data, bytes):
+        raise DataError(f"a picture is the bytes of a file or a PIL picture; {type(data).__name__} was given")
+    return load_pixels(data, config)
 
 
 def to_8_bits(pixels: Float[np.ndarray, "*B H W 3"]) -> UInt8[np.ndarray, "*B H W 3"]:

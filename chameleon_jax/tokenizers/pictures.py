@@ -68,6 +68,8 @@ class PictureCodec:
     ) -> Int[np.ndarray, "B n"] | Int[np.ndarray, "B h w"]:
         """Codes of pixels. Squares must have the VQGAN's resolution; sides of others are multiples of its downsampling."""
         codec, pixels = self._codec("read"), np.asarray(items, np.float32)
+        if pixels.ndim != 4 or pixels.shape[3] != 3:
+            raise TokenizerError(f"pictures have shape {pixels.shape}, expected (batch, height, width, 3)")
         height, width = pixels.shape[1:3]
         if not self.is_grid and (height, width) != (codec.config.resolution,) * 2:
             raise TokenizerError(

@@ -29,6 +29,8 @@ def load_waveform(data: bytes, config: SoundConfig) -> Float[np.ndarray, "sample
 
     Raises DataError, with the reason, for anything but a readable WAV file of PCM or floats with something to hear in it.
     """
+    if not isinstance(data, bytes):
+        raise DataError(f"a sound is the bytes of a WAV file; {type(data).__name__} was given")
     waveform, rate = read(data, config.max_seconds)
     return prepare(waveform, rate, config)
 
