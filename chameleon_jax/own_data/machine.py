@@ -14,18 +14,24 @@ from chameleon_jax.parallel.device_memory import device_memory
 
 WIDTHS = (32, 64, 128, 256, 512, 1024)
 _SECONDS = 0.2  # of each width
+_LOAD_SECONDS = 0.5
 _ROWS = 2048
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Machine:
-    """`rates` are FLOP/s of one device, of products [rows, width] x [width, width], by WIDTHS; `memory` is in bytes, or None."""
+    """`rates` are FLOP/s of one device, of products [rows, width] x [width, width], by WIDTHS; `memory` is in bytes, or None.
+
+    `load` is how many times longer a core takes because of other programs, 1 where there are none: rates have it in them, but
+    starting and compiling take so much longer too.
+    """
 
     platform: str
     name: str
     devices: int
     memory: int | None
     rates: tuple[float, ...]
+    load: float = 1.0
 
     def rate(self, width: int) -> float:
         """FLOP/s of products of this width, between the measured ones on a line in logarithms."""
@@ -51,7 +57,16 @@ def measure() -> Machine:
         devices=jax.local_device_count(),
         memory=device_memory(device),
         rates=tuple(_rate(width, dtype) for width in WIDTHS),
+        load=_load(),
     )
+
+
+def _load() -> float:
+    """Seconds that pass for a second of one thread that never waits."""
+    begin, busy = time.perf_counter(), time.thread_time()
+    while time.perf_counter() < begin + _LOAD_SECONDS:
+        pass
+    return max(1.0, (time.perf_counter() - begin) / max(time.thread_time() - busy, 1e-3))
 
 
 def _rate(width: int, dtype: jnp.dtype) -> float:

@@ -23,6 +23,7 @@ from chameleon_jax.workdir import require_kind
 
 PAGE = "records.html"
 WALKED = 20_000  # files of a folder, beyond which those that nobody names are not counted
+BUSY = 1.2  # load of the machine, from which it is told
 FEW = 10  # documents, below which nothing can be learned
 NO_WORDS = "a picture"  # what pictures without words are called, where nobody says otherwise
 
@@ -115,8 +116,9 @@ def lines(proposal: Proposal) -> list[str]:
     """What is proposed, and the commands with their times."""
     here, chosen, folder = proposal.machine, proposal.sizes, proposal.folder
     memory = f", {in_words(here.memory)} of memory" if here.memory else ""
+    busy = f"; busy with other work, times are {here.load:.2g} times longer" if here.load > BUSY else ""
     devices = f"{here.devices} x {here.name}" if here.devices > 1 or not here.is_cpu else here.name
-    said = ["", f"this machine: {devices}, {here.rate(chosen.model.d_model) / 1e9:,.0f} GFLOP/s{memory}"]
+    said = ["", f"this machine: {devices}, {here.rate(chosen.model.d_model) / 1e9:,.0f} GFLOP/s{memory}{busy}"]
     if vq := chosen.vq:
         said.append(
             f"pictures:     {vq.resolution}x{vq.resolution} pixels as {vq.grid}x{vq.grid} = {vq.codes_per_image} codes of "
@@ -143,7 +145,7 @@ def lines(proposal: Proposal) -> list[str]:
     if total > 60 * chosen.minutes + 1:
         said.append(
             f"that is more than --minutes={chosen.minutes:g}: starting and compiling alone take "
-            f"{format_seconds(sum(sizes.STARTING.values()))}"
+            f"{format_seconds(here.load * sum(sizes.STARTING.values()))}"
         )
     return said
 

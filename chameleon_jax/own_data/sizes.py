@@ -48,8 +48,8 @@ _TOKENS_PER_PARAMETER = 8
 _PASSES_OF_SIZE = 40  # a model is no larger than what so many passes over the data can teach
 _CODEC_TIME, _MODEL_TIME = 0.35, 0.6  # shares of the time that is left after starting and compiling
 
-# Seconds of a command before its first step, and what of the rate of products alone a whole step reaches, fitted to the runs of the
-# digits and the emoji on one core (benchmarks/own_data.py compares).
+# On a free core: seconds of a command before its first step, and what of the rate of products alone a whole step reaches, fitted to
+# the runs of the digits and the emoji (benchmarks/own_data.py compares).
 STARTING = {"train_tokenizer": 20.0, "tokenize": 9.0, "pretrain": 28.0}
 _CODEC_SHARE, _MODEL_SHARE = 0.5, 0.45
 _STEP_SECONDS = 0.0025
@@ -84,8 +84,8 @@ class Sizes:
 
 def choose(found: Survey, machine: Machine, minutes: float) -> Sizes:
     """Sizes for a run of about so many minutes in all on this machine."""
-    starting = sum(STARTING.values())
-    work = max(60 * minutes - starting, 15 * minutes)
+    starting = {name: seconds * machine.load for name, seconds in STARTING.items()}
+    work = max(60 * minutes - sum(starting.values()), 15 * minutes)
     vq, codec_steps, codec_batch = _codec(found, machine, work * _CODEC_TIME) if found.pictures else (None, 0, 0)
     text_tokens = _text_tokens(found, machine)
     codes = vq.codes_per_image + 2 if vq else 0
@@ -105,12 +105,12 @@ def choose(found: Survey, machine: Machine, minutes: float) -> Sizes:
     tokens = batch_size * seq_len
     steps = max(20, min(int(work * _MODEL_TIME / seconds), math.ceil(_EPOCHS * epoch / tokens)))
     spent = {
-        "train_tokenizer": STARTING["train_tokenizer"] + found.seconds * found.scale
+        "train_tokenizer": starting["train_tokenizer"] + found.seconds * found.scale
         + found.characters * found.scale / _BPE_CHARACTERS_PER_SECOND
         + (codec_steps * codec_step_seconds(vq, codec_batch, machine) if vq else 0),
-        "tokenize": STARTING["tokenize"] + found.seconds * found.scale
+        "tokenize": starting["tokenize"] + found.seconds * found.scale
         + (found.all_pictures * codec_step_seconds(vq, 1, machine) / 6 if vq else 0),
-        "pretrain": STARTING["pretrain"] + steps * seconds,
+        "pretrain": starting["pretrain"] + steps * seconds,
     }  # fmt: skip
     return Sizes(
         minutes=minutes,

@@ -15,7 +15,7 @@ from chameleon_jax import gin_utils
 from chameleon_jax.configs import PretrainConfig, TokenizeConfig, TrainTokenizerConfig
 from chameleon_jax.data.sources import estimate_records, source_of
 from chameleon_jax.errors import DataError, WorkdirError
-from chameleon_jax.own_data import gin_files, proposal, sizes, survey
+from chameleon_jax.own_data import gin_files, machine, proposal, sizes, survey
 from chameleon_jax.own_data.machine import WIDTHS, Machine
 from tests.own_data_forms import FORMS, records, write_csv, write_manifest, write_pairs, write_pictures, write_tars
 
@@ -231,6 +231,18 @@ def test_what_the_data_or_the_time_do_not_allow_is_said(given, tmp_path, capsys)
     assert "that is more than --minutes=1:" in said and "(they would allow 32x32; --minutes=1 does not)" in said
     said = "\n".join(proposal.lines(proposed(found, tmp_path, 6000.0)))
     assert "more than" not in said and "would allow" not in said
+
+
+def test_a_busy_machine_takes_longer_to_start_and_compile(given, tmp_path):
+    found = looked_at(write_csv(tmp_path / "data", given))
+    busy = dataclasses.replace(CPU, load=2.0)
+    free, slowed = (sizes.choose(found, here, 30).seconds["tokenize"] for here in (CPU, busy))
+    assert slowed - free == pytest.approx(sizes.STARTING["tokenize"], abs=2.0)  # the codec may be of another size
+    assert any(
+        "busy with other work, times are 2 times" in line
+        for line in proposal.lines(proposed(found, tmp_path, 5.0, busy))
+    )
+    assert machine.measure().load >= 1
 
 
 def test_one_is_told_in_the_singular(given, tmp_path):
