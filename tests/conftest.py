@@ -1,6 +1,7 @@
 """Eight simulated CPU devices for the whole suite, quick compilation, and small token stores of random documents."""
 
 import dataclasses
+import gc
 import os
 from pathlib import Path
 
@@ -29,6 +30,40 @@ from chameleon_jax.vocab import Vocab
 
 # Unlike the XLA flag for it, this does not reach the processes that tests start.
 jax.config.update("jax_num_cpu_devices", 8)
+
+# A worker comes to hold millions of objects, traced programs above all, and looking through them all for garbage takes seconds
+# each time. What outlives a file of tests is not looked through again.
+gc.set_threshold(20_000, 20, 20)
+gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def left_out_of_later_collections():
+    yield
+    gc.collect()
+    gc.freeze()
+
+
+# The files that take longest come first, so that no worker is left alone with one of them at the end.
+LONGEST = (
+    "training/test_bfloat16.py",
+    "test_perceived_pictures.py",
+    "training/test_loop.py",
+    "training/test_initial.py",
+    "convert/test_convert.py",
+    "generation/test_mesh.py",
+    "training/test_step.py",
+    "models/test_perception.py",
+    "models/test_untied.py",
+    "serving/test_command.py",
+    "test_modalities.py",
+    "tokenizer_training/test_codec.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not str(item.path).endswith(LONGEST))
+
 
 VOCAB = text_and_image(image_codes=50, reserved=4, text_tokens=300, codes_per_image=16)
 

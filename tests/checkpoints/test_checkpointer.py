@@ -161,7 +161,8 @@ for spec in (P("b", "a"), P()):
         assert (np.asarray(restored.state[name]) == values).all()
 print("moved")
 """
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
     assert "moved" in done.stdout, done.stderr
 

@@ -229,7 +229,7 @@ def test_the_first_layer_of_a_decoder_is_kept_without_the_decoder(tmp_path, rele
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 import chameleon_jax.convert.meta as meta
 read = meta.MetaWeights.read
@@ -238,6 +238,7 @@ def slow(self, parameter, layer):
     time.sleep(0.3)
     return read(self, parameter, layer)
 meta.MetaWeights.read = slow
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a script is started to ignore it
 sys.argv[0] = "convert"
 import runpy
 runpy.run_module("experiments.convert", run_name="__main__")

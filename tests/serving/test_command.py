@@ -42,7 +42,7 @@ def workdir(tmp_path_factory):
 def command(workdir, *flags, **environment):
     """The process; it is killed if the test does not end it."""
     arguments = [sys.executable, "-m", "experiments.serve", f"--workdir={workdir}", *flags]
-    clean = {name: value for name, value in os.environ.items() if name not in ("CHAMELEON_API_KEY", "XLA_FLAGS")}
+    clean = {name: value for name, value in os.environ.items() if name != "CHAMELEON_API_KEY"}
     process = subprocess.Popen(
         arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**clean, "JAX_PLATFORMS": "cpu", **environment}
     )
