@@ -333,6 +333,7 @@ def _attention(
         backend=config.attention,
         chunk=config.attention_chunk,
         max_logit=stream.statistics,
+        rules=stream.rules,
     )
     seen["max_attention_logit"] = out.max_logit
     values = leave(product(enter(out.values), weights["wo"], "N H D"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -176,11 +176,45 @@ def _with_spec(x: jax.Array, spec: PartitionSpec) -> jax.Array:
     return x if mesh.empty or mesh.size == 1 else jax.lax.with_sharding_constraint(x, spec)
 
 
+def platform() -> str:
+    """The platform ("cpu", "gpu", "tpu") for which the program being traced is made.
+
+    That of the mesh in use, which may be of described devices (`jax.experimental.topologies`) on a host without any.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def each_device(function: Callable, inputs: tuple[str, ...], output: str, rules: ShardingRules) -> Callable:
+    """`function` of arrays, run by every device of the mesh in use on its own part of them: for kernels that XLA cannot divide.
+
+    `inputs` and `output` are the letters of the arrays; every letter that the rules divide has to be a multiple of its parts
+    (`divided`).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function
+    specs = tuple(rules.activation(letters) for letters in inputs)
+    # The check of what is replicated has no rule for kernels.
+    return jax.shard_map(function, in_specs=specs, out_specs=rules.activation(output), check_vma=False)
+
+
+def divided(x: jax.Array, letters: str, rules: ShardingRules) -> bool:
+    """Whether every dimension of `x` is a multiple of the devices over which the rules divide it on the mesh in use."""
+    mesh = jax.sharding.get_abstract_mesh()
+    spec = rules.activation(letters)
+    return mesh.empty or all(size % _parts(mesh, axes) == 0 for size, axes in zip(x.shape, spec, strict=True))
+
+
 def batch_shards(rules: ShardingRules) -> int:
     """Number of parts into which rows are divided on the mesh in use."""
     mesh = jax.sharding.get_abstract_mesh()
-    axes = rules.activations["B"]
-    return 1 if mesh.empty else int(np.prod([mesh.shape[axis] for axis in ([axes] if isinstance(axes, str) else axes)]))
+    return 1 if mesh.empty else _parts(mesh, rules.activations["B"])
+
+
+def _parts(mesh: AbstractMesh, axes: Axes | None) -> int:
+    names = (axes,) if isinstance(axes, str) else axes or ()
+    return math.prod(mesh.shape[name] for name in names)
 
 
 def mesh_of(tree: Any) -> Mesh | None:

@@ -13,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from chameleon_jax.models.attention.mask import HIDDEN_LOGIT, SAVED_NAME, AttentionOutput, MaskSpec
+from chameleon_jax.parallel.mesh import ShardingRules
 
 MAX_BLOCKS = 32  # the blocks are unrolled; longer rows get longer blocks
 
@@ -22,20 +23,41 @@ def attend(
     key: Float[Array, "B K S H"],
     value: Float[Array, "B K S H"],
     mask: MaskSpec,
+    *,
     chunk: int,
+    max_logit: bool,
+    rules: ShardingRules,
 ) -> AttentionOutput:
-    """See `registry.attention`; `chunk` queries a block.
-
-    The G query heads of a key/value head are folded into its rows, so all is plain matrix products.
-    """
-    batch, length, heads, head_dim = query.shape
-    chunk = max(chunk, -(-length // MAX_BLOCKS))
-    query = query.reshape(batch, length, key.shape[1], -1, head_dim) * head_dim**-0.5
-    query = jnp.moveaxis(query, 1, 3)
-    values, log_totals, max_logit = _blockwise(query, key, value, mask, chunk)
+    """See `registry.attention`; `chunk` queries a block."""
+    del rules  # XLA divides plain products by itself
+    values, log_totals, largest = _blockwise(
+        _folded(query, key), key, value, mask, _block_length(query.shape[1], chunk)
+    )
     del log_totals
-    values = jnp.moveaxis(values, 3, 1).reshape(batch, length, heads, head_dim)
-    return AttentionOutput(values=values, max_logit=jax.lax.stop_gradient(max_logit))
+    values = jnp.moveaxis(values, 3, 1).reshape(query.shape)
+    return AttentionOutput(values=values, max_logit=jax.lax.stop_gradient(largest) if max_logit else None)
+
+
+def largest_logit(
+    query: Float[Array, "B T N H"], key: Float[Array, "B K S H"], mask: MaskSpec, chunk: int
+) -> Float[Array, ""]:
+    """The largest visible logit alone, without a gradient, for backends that do not show their logits."""
+    chunk = _block_length(query.shape[1], chunk)
+    query, key = jax.lax.stop_gradient((_folded(query, key), key))
+    blocks = _blocks(query, key, mask, chunk)
+    maxima = [jnp.max(_block_logits(query, key, mask, start, stop, keys)) for start, stop, keys in blocks]
+    return functools.reduce(jnp.maximum, maxima)
+
+
+def _folded(query: Float[Array, "B T N H"], key: Float[Array, "B K S H"]) -> Float[Array, "B K G T H"]:
+    """Scaled queries; the G heads of a key/value head become its rows, so that all is plain matrix products."""
+    batch, length, _, head_dim = query.shape
+    query = query.reshape(batch, length, key.shape[1], -1, head_dim) * head_dim**-0.5
+    return jnp.moveaxis(query, 1, 3)
+
+
+def _block_length(length: int, chunk: int) -> int:
+    return max(chunk, -(-length // MAX_BLOCKS))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

@@ -8,6 +8,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from chameleon_jax.models.attention.mask import HIDDEN_LOGIT, SAVED_NAME, AttentionOutput, MaskSpec
+from chameleon_jax.parallel.mesh import ShardingRules
 
 
 def attend(
@@ -15,8 +16,13 @@ def attend(
     key: Float[Array, "B K S H"],
     value: Float[Array, "B K S H"],
     mask: MaskSpec,
+    *,
+    chunk: int,
+    max_logit: bool,
+    rules: ShardingRules,
 ) -> AttentionOutput:
     """See `registry.attention`; holds scores [B N T S] in fp32."""
+    del chunk, rules
     batch, length, heads, head_dim = query.shape
     visible = mask.block(0, length, key.shape[2])
     query = query.reshape(batch, length, key.shape[1], -1, head_dim) * head_dim**-0.5
@@ -27,4 +33,4 @@ def attend(
     values = jnp.einsum("bkgts,bksh->bkgth", weights, value, preferred_element_type=jnp.float32)
     values = jnp.moveaxis(values, 3, 1)
     values = checkpoint_name(values.astype(value.dtype).reshape(batch, length, heads, head_dim), SAVED_NAME)
-    return AttentionOutput(values=values, max_logit=jax.lax.stop_gradient(jnp.max(logits)))
+    return AttentionOutput(values=values, max_logit=jax.lax.stop_gradient(jnp.max(logits)) if max_logit else None)
