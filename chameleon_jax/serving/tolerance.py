@@ -13,12 +13,16 @@ from typing import Any, Protocol, TypeVar
 # Of OpenAI's and of other servers': nothing here could make use of them, whatever they hold.
 _NO_MEANING = (
     "metadata", "moderation", "parallel_tool_calls", "prediction", "prompt_cache_key", "prompt_cache_retention",
-    "reasoning_effort", "safety_identifier", "service_tier", "store", "user", "verbosity", "web_search_options",
+    "reasoning", "reasoning_effort", "safety_identifier", "service_tier", "store", "user", "verbosity", "web_search_options",
 )  # fmt: skip
 # What asked for something that does not come, and what is said of it.
 _NOT_DONE = {
     "frequency_penalty": "there is no such penalty; repetition_penalty is the one that there is",
     "presence_penalty": "there is no such penalty; repetition_penalty is the one that there is",
+    "min_p": "there is no such cut; top_p and top_k are those that there are",
+    "repeat_penalty": "the name here is repetition_penalty",
+    "mirostat": "there is no such sampler",
+    "num_ctx": "the context is the server's",
     "tools": "this model calls no tools",
     "functions": "this model calls no functions",
     "quality": "pictures have one quality",
@@ -51,6 +55,8 @@ def loosen(content: dict[str, Any], read: Container[str]) -> tuple[dict[str, Any
             content.pop(field, None)
     choice = content.get("tool_choice", content.get("function_call"))
     must_call = isinstance(choice, dict) or choice in _MUST_CALL
+    if content.get("logit_bias") == "":  # of a form that was left empty
+        del content["logit_bias"]
     for field in ("tool_choice", "function_call"):
         if not must_call and field not in read:
             content.pop(field, None)
@@ -73,8 +79,18 @@ def _loosen_message(message: dict[str, Any]) -> None:
         if not message.get(field):
             message.pop(field, None)
     content = message.get("content")
-    if message.get("role") == "assistant" and isinstance(content, str) and (found := split_markdown(content)):
+    if message.get("role") != "assistant":
+        return
+    if isinstance(content, str) and (found := split_markdown(content)):
         message["content"] = found
+    elif isinstance(content, list):
+        message["content"] = [piece for part in content for piece in _split_part(part)]
+
+
+def _split_part(part: Any) -> list[Any]:
+    """The parts that a part stands for; what is no part is for the schema to refuse."""
+    text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
+    return (split_markdown(text) if isinstance(text, str) else None) or [part]
 
 
 def split_markdown(text: str) -> list[dict[str, Any]] | None:

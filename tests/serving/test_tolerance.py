@@ -1,6 +1,5 @@
 """What clients ask for that the server does differently: it is done as near as can be, and the reply says so."""
 
-import base64
 import dataclasses
 import json
 
@@ -205,43 +204,6 @@ def test_a_users_markdown_is_words():
     body = {"messages": [{"role": "user", "content": f"![a]({data_url()})"}]}
     (message,) = schema.parse(schema.ChatRequest, json.dumps(body).encode()).messages
     assert [part.type for part in message.content] == ["text"]
-
-
-# Bodies as these clients send them; pictures go in as data: URLs.
-SEEN = [
-    {"type": "text", "text": "What is it?"},
-    {"type": "image_url", "image_url": {"url": data_url(), "detail": "auto"}},
-]
-BODIES = {
-    "Open WebUI": {
-        "stream": True, "model": "tiny",
-        "messages": [{"role": "system", "content": "some words"}, {"role": "user", "content": SEEN}],
-        "stream_options": {"include_usage": True}, "temperature": 0.8, "top_p": 0.9, "max_tokens": 4096, "seed": 0,
-        "frequency_penalty": 0, "presence_penalty": 0, "stop": ["###"], "reasoning_effort": "medium", "logit_bias": {},
-        "metadata": {"chat_id": "1"},
-    },
-    "LibreChat": {
-        "model": "tiny", "temperature": 1, "top_p": 1, "presence_penalty": 0, "frequency_penalty": 0, "stream": True,
-        "stream_options": {"include_usage": True}, "user": "65f0c0ffee",
-        "messages": [{"role": "user", "content": SEEN, "name": "u"}],
-    },
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", BODIES)
-def test_a_body_of_a_known_client_is_answered(client, name):
-    chunks = events(client, **BODIES[name], **{"max_tokens": 8} if name == "LibreChat" else {})
-    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
-    assert all(isinstance(c["delta"].get("content", ""), str) for chunk in chunks for c in chunk["choices"])
-    assert any(choice["finish_reason"] for chunk in chunks for choice in chunk["choices"])
-    if "stream_options" in BODIES[name]:
-        assert chunks[-1]["usage"]["prompt_tokens"] > 18
-
-
-def test_open_webui_draws(client):
-    body = {"model": "tiny", "prompt": "a red heart", "n": 1, "size": "512x512", "response_format": "b64_json"}
-    reply = client.post(IMAGES, json=body).json()
-    assert base64.b64decode(reply["data"][0]["b64_json"]).startswith(b"\x89PNG")
 
 
 def test_the_openai_package_reads_text_beside_pictures(client):
