@@ -17,6 +17,7 @@ from chameleon_jax.data.pipeline import tokenize
 from chameleon_jax.tokenizer_training.bundle import train_bundle
 
 CODES = 64
+STEPS = 100  # of the codec
 
 
 def digit_stores(folder: str | Path) -> None:
@@ -35,7 +36,7 @@ def digit_stores(folder: str | Path) -> None:
         image=ImageConfig(resolution=8),
         vq=VQConfig(resolution=8, patch_size=2, codes=CODES, norm_groups=4, **shape),
         vq_train=VQTrainConfig(
-            steps=100, batch_size=64, learning_rate=3e-3, warmup_steps=10, eval_every=100, dead_code_steps=20
+            steps=STEPS, batch_size=64, learning_rate=3e-3, warmup_steps=10, eval_every=STEPS, dead_code_steps=20
         ),
     )
     train_bundle(config, bundle)

@@ -24,7 +24,7 @@ from experiments import generate as generate_command
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-from tests.convert import meta_reference  # noqa: E402
+from tests.convert import meta_reference, small_release  # noqa: E402
 
 TOKENS = np.random.default_rng(5).integers(40, 300, 24)
 
@@ -139,12 +139,7 @@ def test_hugging_faces_codec_has_no_decoder_until_one_is_given(tmp_path, release
 def test_lumina_has_no_codec_of_its_own_and_draws_pictures_of_any_size(tmp_path, release_tree, convert):
     assert convert(f"--source={release_tree}", f"--output={tmp_path / 'run'}")[0] == 0
     assert convert(f"--source={tmp_path / 'run'}", f"--output={tmp_path / 'hf'}", "--to=hf")[0] == 0
-    file = tmp_path / "hf" / "model.safetensors"
-    save_file({k: v for k, v in load_file(file).items() if "vqmodel" not in k}, file)
-    values = json.loads((tmp_path / "hf" / "config.json").read_text())
-    del values["vq_config"]
-    values |= {"architectures": ["ChameleonXLLMXForConditionalGeneration"], "mask_image_logits": False}
-    (tmp_path / "hf" / "config.json").write_text(json.dumps(values))
+    small_release.as_lumina(tmp_path / "hf")
     code, out, err = convert(f"--source={tmp_path / 'hf'}", f"--output={tmp_path / 'words'}")
     assert code == 0 and "from lumina layout" in out and "no image codec found: give --vqgan" in out, err
     codec = release_tree / "tokenizer" / "vqgan.ckpt"
