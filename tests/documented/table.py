@@ -18,7 +18,7 @@ STORIES = {
     "digits": (
         "README.md", "docs/install.md", "experiments/quickstart.py", "docs/own_data.md", "experiments/new.py",
         "experiments/digits.py", "docs/tokenize.md", "docs/pretrain.md", "experiments/pretrain.py", "docs/distributed.md",
-        "docs/architecture.md",
+        "docs/architecture.md", "docs/performance.md",
     ),
     "emoji": (
         "experiments/emoji.py", "docs/emoji.md", "experiments/train_tokenizer.py", "experiments/tokenize.py",
@@ -405,6 +405,7 @@ SHOWN = {
         "docs/perception.md",
         "seen/ModalityConfig.name",
     ): "a row among others; digits_patches_tokenizer.gin makes it by text_and_image",
+    ("docs/serve.md", "endpoints:"): "settings of LibreChat; tests/serving has what it sends with them",
     ("docs/serve.md", '{"type": "image_url"'): "an answer; tests/serving has all",
     ("docs/serve.md", '{"messages"'): "a request with a part left open; tests/serving/test_keep.py sends it",
     ("docs/serve.md", '{"token": " heart"'): "an answer; tests/serving/test_logprobs.py has it",
