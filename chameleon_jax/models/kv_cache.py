@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from chameleon_jax.configs import TransformerConfig
-from chameleon_jax.parallel.mesh import ShardingRules, constrain
+from chameleon_jax.parallel.mesh import ShardingRules, constrain, each_device
 
 
 @flax.struct.dataclass
@@ -45,25 +45,23 @@ def create(config: TransformerConfig, batch: int, slots: int, rules: ShardingRul
 
 
 def write(
-    cache: LayerCache, keys: Float[Array, "B K T H"], values: Float[Array, "B K T H"], slots: Int[Array, "B T"]
+    cache: LayerCache,
+    keys: Float[Array, "B K T H"],
+    values: Float[Array, "B K T H"],
+    slots: Int[Array, "B T"],
+    rules: ShardingRules,
 ) -> LayerCache:
     """Put new entries into their rows' slots; a slot beyond the cache (padding) is dropped."""
-    if jax.sharding.get_abstract_mesh().size > 1:
-        # Mapped over rows and heads, not indexed by them: every device writes its own part without asking others.
-        put = jax.vmap(jax.vmap(_put_row, in_axes=(0, 0, None)))
-        return LayerCache(keys=put(cache.keys, keys, slots), values=put(cache.values, values, slots))
-    # On one device one scatter by index is a tenth faster for a whole decoding step.
-    rows = jnp.arange(slots.shape[0])[:, None, None]
 
-    def scatter(old: Float[Array, "B K S H"], new: Float[Array, "B K T H"]) -> Float[Array, "B K S H"]:
-        heads = jnp.arange(old.shape[1])[:, None]
+    def put(old: Float[Array, "B K S H"], new: Float[Array, "B K T H"], slots: Int[Array, "B T"]) -> Array:
+        # By index in all dimensions but the last: with rows or heads in the window of the scatter, a TPU keeps slots outermost in
+        # memory, for which it copies the whole cache twice and attends several times as long.
+        rows, heads = jnp.arange(old.shape[0])[:, None, None], jnp.arange(old.shape[1])[:, None]
         return old.at[rows, heads, slots[:, None]].set(new.astype(old.dtype), mode="drop")
 
-    return LayerCache(keys=scatter(cache.keys, keys), values=scatter(cache.values, values))
-
-
-def _put_row(old: Float[Array, "S H"], new: Float[Array, "T H"], slots: Int[Array, "T"]) -> Float[Array, "S H"]:
-    return old.at[slots].set(new.astype(old.dtype), mode="drop")
+    # Every device its own part: rows and heads that are indexed XLA would ask the others for.
+    run = each_device(put, ("B K S H", "B K T H", "B T"), "B K S H", rules)
+    return LayerCache(keys=run(cache.keys, keys, slots), values=run(cache.values, values, slots))
 
 
 def read(

@@ -323,7 +323,7 @@ def _attention(
     q, k = apply_rotary(q, stream.cos, stream.sin), apply_rotary(k, stream.cos, stream.sin)
     k, v = jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2)
     if cache is not None:
-        cache = kv_cache.write(cache, k, v, stream.slots)
+        cache = kv_cache.write(cache, k, v, stream.slots, stream.rules)
         k, v = kv_cache.read(cache, stream.mask.key_segments.shape[1], stream.rules)
     out = attention(
         q,

@@ -10,7 +10,7 @@ import pytest
 
 from chameleon_jax.configs import TransformerConfig
 from chameleon_jax.errors import ConfigError
-from chameleon_jax.models.attention import registry
+from chameleon_jax.models.attention import reference, registry
 from chameleon_jax.models.attention.chunked import MAX_BLOCKS
 from chameleon_jax.models.attention.mask import MaskSpec
 from chameleon_jax.models.attention.registry import BACKENDS, attention
@@ -31,7 +31,7 @@ def packed_mask():
 
 def cached_mask(queries=5, keys=LENGTH):
     """Rows whose five queries sit at different slots of a cache that is filled up to them."""
-    slots = jnp.asarray([[4, 5, 6, 7, 8], [0, 1, 2, 3, 4]])
+    slots = jnp.asarray([[4, 5, 6, 7, 8], [0, 1, 2, 3, 4]])[:, :queries]
     filled = (jnp.arange(keys)[None] <= slots[:, -1:]).astype(jnp.int32)
     return MaskSpec(query_segments=jnp.ones((2, queries), jnp.int32), key_segments=filled, query_slots=slots)
 
@@ -67,6 +67,20 @@ def test_every_backend_attends_in_bfloat16_on_a_cpu(backend):
         halved = tuple(array.astype(jnp.bfloat16) for array in whole)
         run = jax.jit(lambda *arrays: attention(*arrays, mask, backend=backend, chunk=5).values)
         np.testing.assert_allclose(run(*halved).astype(jnp.float32), run(*whole), atol=0.03)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_a_single_query_in_the_form_for_tpus_attends_as_in_the_plain_one(kv_heads, monkeypatch):
+    arrays, mask = inputs(queries=1, kv_heads=kv_heads), cached_mask(queries=1)
+
+    def run():
+        return jax.jit(lambda *a: attention(*a, mask, backend="reference", chunk=4, max_logit=True))(*arrays)
+
+    plain = run()
+    monkeypatch.setattr(reference, "platform", lambda: "tpu")
+    tiled = run()
+    np.testing.assert_allclose(tiled.values, plain.values, atol=1e-6)
+    np.testing.assert_allclose(tiled.max_logit, plain.max_logit, rtol=1e-6)
 
 
 def test_reference_equals_a_loop_over_queries():

@@ -8,7 +8,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from chameleon_jax.models.attention.mask import HIDDEN_LOGIT, SAVED_NAME, AttentionOutput, MaskSpec
-from chameleon_jax.parallel.mesh import ShardingRules
+from chameleon_jax.parallel.mesh import ShardingRules, platform
+
+# Rows of a tile. A product with fewer XLA turns into elementwise work on TPUs, over the whole cache at twenty times the cost.
+TPU_ROWS = 8
 
 
 def attend(
@@ -26,11 +29,15 @@ def attend(
     batch, length, heads, head_dim = query.shape
     visible = mask.block(0, length, key.shape[2])
     query = query.reshape(batch, length, key.shape[1], -1, head_dim) * head_dim**-0.5
+    groups = query.shape[3]
+    if length == 1 and platform() == "tpu":
+        # To the end, not of the first product alone: each on its own would be the elementwise work again.
+        query = jnp.pad(query, ((0, 0), (0, 0), (0, 0), (0, -groups % TPU_ROWS), (0, 0)))
     logits = jnp.einsum("btkgh,bksh->bkgts", query, key, preferred_element_type=jnp.float32)
     logits = jnp.where(visible[:, None, None], logits, HIDDEN_LOGIT)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     # In this order of letters and no other: XLA's CPU backend has no product of bfloat16 to float32 that writes "btkgh" itself.
     values = jnp.einsum("bkgts,bksh->bkgth", weights, value, preferred_element_type=jnp.float32)
-    values = jnp.moveaxis(values, 3, 1)
+    values, logits = jnp.moveaxis(values, 3, 1)[:, :, :, :groups], logits[:, :, :groups]
     values = checkpoint_name(values.astype(value.dtype).reshape(batch, length, heads, head_dim), SAVED_NAME)
     return AttentionOutput(values=values, max_logit=jax.lax.stop_gradient(jnp.max(logits)) if max_logit else None)
