@@ -68,7 +68,7 @@ class TransformerConfig(Config):
     dropout: float = 0.0
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    attention: Literal["auto", "splash", "chunked", "reference"] = "auto"
+    attention: Literal["auto", "splash", "triton", "chunked", "reference"] = "auto"
     attention_chunk: int = 512  # queries per block of the chunked backend
     remat: Literal["none", "full", "dots", "attention"] = "none"
     scan_unroll: int = 1

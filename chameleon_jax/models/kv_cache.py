@@ -7,7 +7,6 @@ perhaps, needs no clearing. Taking a row back to an earlier position is a matter
 from __future__ import annotations
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 

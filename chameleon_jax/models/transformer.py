@@ -21,7 +21,7 @@ from chameleon_jax.configs import TransformerConfig
 from chameleon_jax.errors import ConfigError
 from chameleon_jax.models import kv_cache, params, perception, quantize, untied
 from chameleon_jax.models.attention.mask import SAVED_NAME, MaskSpec
-from chameleon_jax.models.attention.registry import attention
+from chameleon_jax.models.attention.registry import attention, over_cache
 from chameleon_jax.models.keys import fold_name
 from chameleon_jax.models.kv_cache import KVCache, LayerCache
 from chameleon_jax.models.layers import (
@@ -330,7 +330,7 @@ def _attention(
         k,
         v,
         stream.mask,
-        backend=config.attention,
+        backend=config.attention if cache is None else over_cache(config.attention),
         chunk=config.attention_chunk,
         max_logit=stream.statistics,
         rules=stream.rules,

@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-from chameleon_jax.configs import MeshConfig
+from chameleon_jax.configs import MeshConfig, TransformerConfig
 from chameleon_jax.errors import ConfigError
-from chameleon_jax.models.attention import reference, splash
+from chameleon_jax.models import kv_cache, params, transformer
+from chameleon_jax.models.attention import reference, splash, triton
 from chameleon_jax.models.attention.mask import SAVED_NAME, MaskSpec
 from chameleon_jax.models.attention.registry import attention
-from chameleon_jax.parallel.mesh import AXES, TRAINING, make_mesh
+from chameleon_jax.parallel.mesh import AXES, DECODING, TRAINING, make_mesh
 
 ROWS, LENGTH, HEADS, HEAD = 4, 384, 4, 128  # three blocks a row
-ATTEND = {"reference": reference.attend, "splash": functools.partial(splash.attend, interpret=True)}
+INTERPRETED = {
+    name: functools.partial(module.attend, interpret=True) for name, module in (("splash", splash), ("triton", triton))
+}
 SCALE = {"float32": 1e-5, "bfloat16": 2e-2}
 
 
@@ -58,16 +61,15 @@ def assert_close(ours, theirs, dtype):
         assert error <= SCALE[dtype], f"{name}: {error}"
 
 
-@pytest.mark.parametrize(
-    ("dtype", "kv_heads", "mesh"), [("float32", 2, (1, 1, 1)), ("float32", 4, (2, 2, 2)), ("bfloat16", 2, (2, 2, 2))]
-)
-def test_splash_equals_the_reference_in_values_gradients_and_largest_logit(dtype, kv_heads, mesh):
+@pytest.mark.parametrize("backend", ["splash", "triton"])
+@pytest.mark.parametrize(("dtype", "kv_heads", "mesh"), [("float32", 2, (2, 2, 2)), ("bfloat16", 4, (1, 1, 1))])
+def test_kernels_equal_the_reference_in_values_gradients_and_largest_logit(backend, dtype, kv_heads, mesh):
     given, mask = arrays(kv_heads, dtype), packed_rows()
-    expected = values_and_gradients(ATTEND["reference"], given, mask)
+    expected = values_and_gradients(reference.attend, given, mask)
     data, fsdp, tensor = mesh
     config = MeshConfig(data=data, fsdp=fsdp, tensor=tensor)
     with jax.set_mesh(make_mesh(config, jax.devices()[: data * fsdp * tensor])):
-        assert_close(values_and_gradients(ATTEND["splash"], given, mask), expected, dtype)
+        assert_close(values_and_gradients(INTERPRETED[backend], given, mask), expected, dtype)
 
 
 def test_rematerialisation_that_keeps_attention_keeps_what_the_backward_kernel_needs(capsys):
@@ -77,7 +79,7 @@ def test_rematerialisation_that_keeps_attention_keeps_what_the_backward_kernel_n
     @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(SAVED_NAME))
     def block(given):
         mask = MaskSpec(query_segments=ones, key_segments=ones)
-        return ATTEND["splash"](*given, mask, chunk=64, max_logit=False, rules=TRAINING).values.sum()
+        return INTERPRETED["splash"](*given, mask, chunk=64, max_logit=False, rules=TRAINING).values.sum()
 
     jax.ad_checkpoint.print_saved_residuals(block, given)
     made = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "argument" not in line]
@@ -112,3 +114,40 @@ def test_auto_takes_splash_by_the_devices_of_the_mesh_and_passes_it_over_where_i
     assert ("pallas_call" in traced("auto")) == (not missing)
     with pytest.raises(ConfigError, match=missing) if missing else contextlib.nullcontext():
         traced("splash")
+
+
+def test_the_kernels_for_gpus_lower_for_cuda_in_both_directions_where_they_are_asked_for():
+    device = AbstractDevice(device_kind="any", num_cores=None, platform="gpu")
+    mesh = AbstractMesh((1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, abstract_device=device)
+    given = tuple(jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((1, 256, 4, HEAD), *[(1, 2, 256, HEAD)] * 2))
+
+    def kernels(backend):
+        def loss(given):
+            ones = jnp.ones((1, 256), jnp.int32)
+            mask = MaskSpec(query_segments=ones, key_segments=ones)
+            return attention(*given, mask, backend=backend, chunk=64).values.astype(jnp.float32).sum()
+
+        with jax.sharding.use_abstract_mesh(mesh):
+            return (
+                jax.jit(jax.grad(loss)).trace(given).lower(lowering_platforms=("cuda",)).as_text().count("gpu.triton")
+            )
+
+    assert kernels("triton") == 3  # forward, a sum for the backward pass, backward
+    assert kernels("auto") == 0
+
+
+@pytest.mark.parametrize("backend", ["splash", "triton"])
+def test_a_run_that_names_a_kernel_for_packed_rows_also_generates(backend):
+    config = TransformerConfig(
+        vocab_size=32, d_model=8, n_layers=1, n_heads=2, n_kv_heads=2, head_dim=4, d_ff=8, attention=backend
+    )
+    weights = params.abstract(transformer.param_specs(config))
+    ids = jax.ShapeDtypeStruct((1, 3), jnp.int32)
+
+    def forward(weights, ids, cache):
+        return transformer.forward(weights, ids, ids, ids, config, cache=cache, rules=DECODING).hidden
+
+    cache = jax.eval_shape(lambda: kv_cache.create(config, 1, 8, DECODING))
+    assert jax.eval_shape(forward, weights, ids, cache).shape == (1, 3, 8)
+    with pytest.raises(ConfigError, match=f"attention backend '{backend}' cannot do rows of 3 tokens"):
+        jax.eval_shape(forward, weights, ids, None)

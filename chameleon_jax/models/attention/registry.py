@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from chameleon_jax.errors import ConfigError, did_you_mean
-from chameleon_jax.models.attention import chunked, reference, splash
+from chameleon_jax.models.attention import chunked, reference, splash, triton
 from chameleon_jax.models.attention.mask import AttentionOutput, MaskSpec
 from chameleon_jax.parallel.mesh import TRAINING, ShardingRules, divided, platform
 
@@ -28,6 +28,7 @@ class Backend:
     length_multiple: int = 1  # of T
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     platforms: tuple[str, ...] = ("cpu", "gpu", "tpu")
+    automatic: bool = True  # whether "auto" may take it
 
     def lacks(
         self,
@@ -58,9 +59,23 @@ BACKENDS: dict[str, Backend] = {
         length_multiple=splash.LENGTH_MULTIPLE,
         platforms=("tpu",),
     ),
+    # By name alone, until someone has measured it on the GPU that is meant.
+    "triton": Backend(
+        attend=triton.attend,
+        slots=False,
+        uneven=False,
+        length_multiple=triton.LENGTH_MULTIPLE,
+        platforms=("gpu",),
+        automatic=False,
+    ),
     "chunked": Backend(attend=chunked.attend),
     "reference": Backend(attend=reference.attend),
 }
+
+
+def over_cache(backend: str) -> str:
+    """The backend for queries over a cache in a run that names `backend`: a kernel for packed rows leaves them to "auto"."""
+    return backend if backend in BACKENDS and BACKENDS[backend].slots else "auto"
 
 
 def attention(
@@ -83,7 +98,7 @@ def attention(
     """
     needs = (query, key, mask, rules)
     if backend == "auto":
-        names = tuple(BACKENDS) if query.shape[1] > 1 else ("reference",)
+        names = [name for name, one in BACKENDS.items() if one.automatic] if query.shape[1] > 1 else ["reference"]
         backend = next((name for name in names if not BACKENDS[name].lacks(*needs)), names[-1])
     if backend not in BACKENDS:
         raise ConfigError(f"unknown attention backend '{backend}'{did_you_mean(backend, list(BACKENDS))}")
