@@ -203,7 +203,11 @@ def divided(x: jax.Array, letters: str, rules: ShardingRules) -> bool:
     """Whether every dimension of `x` is a multiple of the devices over which the rules divide it on the mesh in use."""
     mesh = jax.sharding.get_abstract_mesh()
     spec = rules.activation(letters)
-    return mesh.empty or all(size % _parts(mesh, axes) == 0 for size, axes in zip(x.shape, spec, strict=True))
+    return (
+        mesh.empty
+        or mesh.size == 1
+        or all(size % _parts(mesh, axes) == 0 for size, axes in zip(x.shape, spec, strict=True))
+    )
 
 
 def batch_shards(rules: ShardingRules) -> int:

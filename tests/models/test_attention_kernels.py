@@ -15,7 +15,7 @@ from chameleon_jax.models import kv_cache, params, transformer
 from chameleon_jax.models.attention import reference, splash, triton
 from chameleon_jax.models.attention.mask import SAVED_NAME, MaskSpec
 from chameleon_jax.models.attention.registry import attention
-from chameleon_jax.parallel.mesh import AXES, DECODING, TRAINING, make_mesh
+from chameleon_jax.parallel.mesh import AXES, DECODING, TRAINING, divided, make_mesh
 
 ROWS, LENGTH, HEADS, HEAD = 4, 384, 4, 128  # three blocks a row
 INTERPRETED = {
@@ -114,6 +114,11 @@ def test_auto_takes_splash_by_the_devices_of_the_mesh_and_passes_it_over_where_i
     assert ("pallas_call" in traced("auto")) == (not missing)
     with pytest.raises(ConfigError, match=missing) if missing else contextlib.nullcontext():
         traced("splash")
+
+
+def test_a_mesh_of_one_device_divides_nothing_whatever_its_axes_are_called():
+    with jax.set_mesh(jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("alone",))):
+        assert divided(jnp.ones((3, 5)), "B T", TRAINING)
 
 
 def test_the_kernels_for_gpus_lower_for_cuda_in_both_directions_where_they_are_asked_for():
