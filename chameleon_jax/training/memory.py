@@ -54,13 +54,13 @@ def estimate(recipe: Recipe, mesh: Mesh) -> StepMemory:
     config: PretrainConfig = recipe.config
     model, train, length = config.model, config.train, config.data.seq_len
     rows = math.ceil(train.batch_size / train.microbatches / _batch_shards(mesh))
-    tensor, platform = mesh.shape["tensor"], mesh.devices.flat[0].platform
+    tensor, device = mesh.shape["tensor"], mesh.devices.flat[0]
     stored = _stored_bytes(recipe.trainable.specs, mesh)
     trained = _stored_bytes(recipe.trainable.selected_specs(), mesh)
-    kept = _kept(recipe, rows, platform) // tensor
+    kept = _kept(recipe, rows, device) // tensor
     plain = dataclasses.replace(config, model=dataclasses.replace(model, remat="none"))
     plain_recipe = dataclasses.replace(recipe, task=dataclasses.replace(recipe.task, config=plain), config=plain)
-    layer = _kept(plain_recipe, rows, platform) // tensor // model.n_layers
+    layer = _kept(plain_recipe, rows, device) // tensor // model.n_layers
     scores = 4 * rows * model.n_heads // tensor * _visible(length, model.attention_chunk, model.attention)
     logits = 4 * min(rows * length, max(rows, config.loss.chunk)) * model.vocab_size // tensor
     working = max(_LAYER_SHARE * layer + _SCORE_COPIES * scores, _LOGIT_COPIES * logits)
@@ -137,8 +137,8 @@ def _stored_bytes(specs: Any, mesh: Mesh) -> int:
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in shapes)
 
 
-def _kept(recipe: Recipe, rows: int, platform: str) -> int:
-    """Bytes that the backward pass of so many rows keeps beside the parameters, with no dimension divided."""
+def _kept(recipe: Recipe, rows: int, device: jax.Device) -> int:
+    """Bytes that the backward pass of so many rows keeps on such a device beside the parameters, with no dimension divided."""
     length = recipe.config.data.seq_len
     whole, real = (jax.ShapeDtypeStruct((rows, length), dtype) for dtype in (jnp.int32, jnp.float32))
     batch = Batch(
@@ -160,9 +160,9 @@ def _kept(recipe: Recipe, rows: int, platform: str) -> int:
         return jax.vjp(objective, recipe.trainable.select(weights))[1]
 
     weights = params.abstract(recipe.trainable.specs)
-    with jax.set_mesh(make_mesh(MeshConfig(), jax.local_devices()[:1])):
+    with jax.set_mesh(make_mesh(MeshConfig(), [device])):
         leaves = jax.tree.leaves(jax.eval_shape(backward, weights, batch))
-    return saved_bytes(leaves, named_leaves(weights).values(), platform)
+    return saved_bytes(leaves, named_leaves(weights).values(), device.platform)
 
 
 def saved_bytes(leaves: Any, parameters: Any, platform: str) -> int:
