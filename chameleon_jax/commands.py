@@ -32,7 +32,7 @@ _GROUPS = {
     "Your own data": ("new", "train_tokenizer", "extend_tokenizer", "tokenize"),
     "A model": ("pretrain", "convert"),
     "Use it": ("generate", "serve"),
-    "Look closer": ("inspect", "evaluate"),
+    "Look closer": ("inspect", "evaluate", "compile_only"),
     "Data of the examples": ("digits", "digit_pairs", "spoken_digits", "grid_world", "emoji"),
 }
 _WIDTH, _INDENT = 120, 20

@@ -24,6 +24,7 @@ EXTRAS = {
     "prometheus-client": "chameleon_jax/serving/",
     "wandb": "chameleon_jax/training/telemetry.py",
     "espeakng-loader": "chameleon_jax/demo/espeak.py",
+    "matplotlib": "chameleon_jax/compile_report/picture.py",
 }
 # Core packages that take long to import, or that only some commands need.
 LAZY = ("sklearn", "tensorflow_datasets", "pyarrow", "torch", "tensorflow", "wandb")
@@ -70,7 +71,7 @@ def test_every_requirement_is_imported_and_pinned():
 
 def test_the_extras_are_those_of_the_project_file():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    declared = set().union(*(names(extras[name]) for name in ("wandb", "convert", "serve", "demo")))
+    declared = set().union(*(names(extras[name]) for name in ("wandb", "convert", "serve", "demo", "notebook")))
     assert declared == set(EXTRAS)
 
 

@@ -24,6 +24,7 @@ BELOW = {
 }
 BELOW["tokenizer_training"] = BELOW["training"] | {"training", "evaluation"}
 BELOW["own_data"] = BELOW["tokenizer_training"] | {"tokenizer_training"}
+BELOW["compile_report"] = BELOW["training"] | {"training", "generation", "convert"}
 BELOW["demo"] = BELOW["tokenizer_training"] | {"tokenizer_training", "generation"}
 
 

@@ -58,7 +58,7 @@ class Scheduler:
     def __init__(self, weights: Params, shapes: Shapes, *, count: int, slots: int, block: int):
         count += -count % batch_shards(DECODING)
         self._weights, self._shapes, self._block = weights, shapes, block
-        self._lanes = lanes.empty(shapes, _idle_rows(count, slots, shapes))
+        self._lanes = lanes.empty(shapes, idle_rows(count, slots, shapes))
         self._slots, self._free = slots, list(range(count))[::-1]
         self.lane_count = count
         self._queue: collections.deque[Job] = collections.deque()
@@ -265,7 +265,7 @@ def _is_lumina(config: GenerationConfig) -> bool:
     return config.guidance is not None and config.guidance.scheme == "lumina"
 
 
-def _idle_rows(count: int, slots: int, shapes: Shapes) -> Rows:
+def idle_rows(count: int, slots: int, shapes: Shapes) -> Rows:
     config = GenerationConfig()
     own, none = np.arange(count, dtype=np.int32), np.zeros(count, np.int32)
     return lanes.make_rows(

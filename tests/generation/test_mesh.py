@@ -158,7 +158,7 @@ def test_no_weight_moves_for_a_token(weights, form, axes):
     shapes = lanes.Shapes(model=MODEL, vocab=VOCAB)
     with jax.set_mesh(mesh_with(axes)):
         made = decoding_form(weights, MODEL, form)
-        empty = lanes.empty(shapes, scheduler._idle_rows(2, 64, shapes))
+        empty = lanes.empty(shapes, scheduler.idle_rows(2, 64, shapes))
         program = lanes.run_block.lower(made, empty, shapes, 4, 64).compile().as_text()
     gathered = gathered_sizes(program)
     assert gathered and max(gathered) <= 2 * MODEL.vocab_size

@@ -31,7 +31,7 @@ def compiled(layers, dtype):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(MESH, DECODING.activation(letters)))
 
     with jax.set_mesh(MESH):
-        idle = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, scheduler._idle_rows(SLOTS, CONTEXT, shapes)))
+        idle = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, scheduler.idle_rows(SLOTS, CONTEXT, shapes)))
         cache = jax.eval_shape(lambda: kv_cache.create(model, SLOTS, CONTEXT, DECODING))
         state = lanes.LaneState(
             cache=jax.tree.map(lambda leaf: placed(leaf, "B K S H"), cache),
