@@ -2,15 +2,18 @@
 
 import dataclasses
 import gc
+import importlib.metadata
 import os
 from pathlib import Path
 
-# Read when the first device is made. Tests run tiny programs once: LLVM's expensive passes would take most of their time.
+# Read when the first device is made. Tests run tiny programs once: LLVM's expensive passes would take most of their time, and of
+# what is left the newer emitters of fusions half. Unknown flags end a process, and other releases lack the third.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_use_fusion_emitters=false" if importlib.metadata.version("jaxlib").startswith("0.10.") else "",
     ]
 ).strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
