@@ -261,6 +261,7 @@ NAMED = {
     "own_data/gin_files.py": "rows of the table that it writes",
     "own_data/proposal.py": "what is told of the picture codec that it proposes",
     "own_data/sizes.py": "rows of the table that it writes",
+    "own_data/survey.py": "a word of what it counts",
     "generation/asked.py": "what people write for a picture",
     "generation/chat.py": "what people write for a picture",
     "generation/command_flags.py": "a name of a flag",

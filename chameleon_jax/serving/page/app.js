@@ -288,8 +288,12 @@ async function remove(id) {
 
 async function forget(gone) {
   keeper.drop(gone);
-  library.drop(gone.id);
-  await deleteChat(gone.id).catch((error) => notice(`The chat could not be deleted: ${error.message}`));
+  try {
+    await deleteChat(gone.id);
+    library.drop(gone.id); // not before: what the list lacks does not come back
+  } catch (error) {
+    notice(`The chat could not be deleted: ${error.message}`);
+  }
 }
 
 async function bringIn(file) {

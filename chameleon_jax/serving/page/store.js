@@ -26,6 +26,12 @@ const result = (request) =>
     request.onerror = () => reject(request.error);
   });
 
+const completed = (tables) =>
+  new Promise((resolve, reject) => {
+    tables.oncomplete = resolve;
+    tables.onabort = () => reject(tables.error ?? new Error("the browser has no room"));
+  });
+
 const ofChat = (id) => IDBKeyRange.bound([id], [id, []]); // arrays sort after all strings
 
 /** Heads of all chats, the newest first: {id, title, created, updated, text}; `text` is what a search looks at. */
@@ -47,10 +53,7 @@ export async function readChat(id) {
 /** All at once or nothing: head and chat, the `records` of changed answers, and the end of those called `gone`. */
 export async function writeChat(head, chat, records, gone) {
   const tables = (await database()).transaction(["heads", "chats", "answers"], "readwrite");
-  const done = new Promise((resolve, reject) => {
-    tables.oncomplete = resolve;
-    tables.onabort = () => reject(tables.error ?? new Error("the browser has no room"));
-  });
+  const done = completed(tables);
   tables.objectStore("heads").put(head);
   tables.objectStore("chats").put(chat);
   const answers = tables.objectStore("answers");
@@ -60,9 +63,13 @@ export async function writeChat(head, chat, records, gone) {
   await done;
 }
 
+/** After it the chat is gone for good, whatever becomes of the page. */
 export async function deleteChat(id) {
   const tables = (await database()).transaction(["heads", "chats", "answers"], "readwrite");
+  const done = completed(tables);
   tables.objectStore("heads").delete(id);
   tables.objectStore("chats").delete(id);
-  await result(tables.objectStore("answers").delete(ofChat(id)));
+  tables.objectStore("answers").delete(ofChat(id));
+  tables.commit();
+  await done;
 }
