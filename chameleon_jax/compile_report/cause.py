@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import collections
 
-from chameleon_jax.compile_report.hlo import PACKAGE, Computation, Instruction, Module
+from chameleon_jax.compile_report.hlo import Computation, Instruction, Module
 
 _STEPS = 8  # uses of uses that are looked through
 
 
 class Causes:
-    """`of` says the cause of an instruction in a few words, as in `backward, layers.py:175`."""
+    """`of` says the cause of an instruction in a few words, as in `backward, layers.py:175 of transformer.py:340`."""
 
     def __init__(self, module: Module):
         self._module = module
@@ -25,9 +25,8 @@ class Causes:
         queue, seen = collections.deque([(instruction, 0)]), {instruction.name}
         while queue:
             one, steps = queue.popleft()
-            line = self._module.source(one, PACKAGE)
-            if PACKAGE in line:
-                return self._phase(one, ", ") + line.rpartition("/")[2]
+            if lines := self._module.source(one):
+                return self._phase(one, ", ") + " of ".join(lines)
             if steps < _STEPS:
                 for user in self._users_of(computation).get(one.name, []):
                     if user.name not in seen and (user.opcode != "while" and not user.is_root):

@@ -41,7 +41,8 @@ def _alive(report: Report) -> str:
     if not report.alive:
         return "alive at the peak: the compiler does not say (not on this platform, or the program came from the cache)"
     rows = [(gib(one.bytes), one.shape, one.cause) for one in report.alive[:_ROWS]]
-    return table("largest temporaries alive at the peak", rows)
+    total = gib(sum(one.bytes for one in report.alive))
+    return table(f"largest temporaries alive at the peak, {total} in all by the compiler's live ranges", rows)
 
 
 def _wire(report: Report) -> str:

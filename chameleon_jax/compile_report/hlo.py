@@ -169,7 +169,7 @@ class Module:
             if instruction.opcode == "while":
                 trips = self.trips(instruction)
                 if trips is None:
-                    self.unknown_loops.append(self.source(instruction, PACKAGE).rpartition("/")[2] or instruction.name)
+                    self.unknown_loops.append((self.source(instruction) or [instruction.name])[0])
                     trips = self._unknown_trips
                 for part, other in called.items():
                     self._visit(other, times * (trips + (part == "condition")), seen)
@@ -223,13 +223,16 @@ class Module:
                     if other in self.computations:
                         yield from self.inside(self.computations[other])
 
-    def source(self, instruction: Instruction, of: str = "") -> str:
-        """`file:line` of the Python that made it; with `of`, the innermost line in a file whose path has this part, if any."""
+    def source(self, instruction: Instruction) -> list[str]:
+        """`file.py:line` of the Python of this project that made it, and of its caller, where the compiler tells them."""
         if found := _SOURCE.search(instruction.attributes):
-            return f"{found[1]}:{found[2] or 0}"
-        if found := _FRAME.search(instruction.attributes):
-            return self._frames.line(int(found[1]), of)
-        return ""
+            lines = [f"{found[1]}:{found[2] or 0}"]
+        elif found := _FRAME.search(instruction.attributes):
+            lines = self._frames.lines(int(found[1]))
+        else:
+            lines = []
+        ours = dict.fromkeys(line.rpartition("/")[2] for line in lines if PACKAGE in line)
+        return list(ours)[:2]
 
 
 def _instruction(line: str, start: re.Match[str]) -> Instruction:
@@ -286,7 +289,8 @@ class _Frames:
 
     def __init__(self, lines: list[str]):
         self._files: dict[int, str] = {}
-        self._places: dict[int, tuple[int, int]] = {}
+        self._functions: dict[int, str] = {}
+        self._places: dict[int, tuple[int, int, int]] = {}
         self._frames: dict[int, tuple[int, int]] = {}
         section = ""
         for line in lines:
@@ -297,21 +301,22 @@ class _Frames:
                 fields = {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", text)}
                 if section == "FileNames":
                     self._files[number] = text.strip('"')
+                elif section == "FunctionNames":
+                    self._functions[number] = text.strip('"')
                 elif section == "FileLocations":
-                    self._places[number] = (fields["file_name_id"], fields["line"])
+                    self._places[number] = (fields["file_name_id"], fields["line"], fields.get("function_name_id", 0))
                 elif section == "StackFrames":
                     self._frames[number] = (fields["file_location_id"], fields.get("parent_frame_id", 0))
             elif line.endswith("{"):
                 break
 
-    def line(self, frame: int, of: str) -> str:
-        first = ""
+    def lines(self, frame: int) -> list[str]:
+        """From the innermost frame on outwards; without lambdas on the way, which only pass a call on."""
+        found = []
         while frame in self._frames:
             place, parent = self._frames[frame]
-            file, line = self._places[place]
-            here = f"{self._files[file]}:{line}"
-            first = first or here
-            if of in here:
-                return here
-            frame = parent if parent < frame else parent - 1  # printed with an offset of one
-        return first
+            file, line, function = self._places[place]
+            if not (found and self._functions.get(function, "").endswith("<lambda>")):
+                found.append(f"{self._files[file]}:{line}")
+            frame = parent - 1  # printed with an offset of one: the outermost has 1
+        return found

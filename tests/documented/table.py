@@ -18,7 +18,7 @@ STORIES = {
     "digits": (
         "README.md", "docs/install.md", "experiments/quickstart.py", "docs/own_data.md", "experiments/new.py",
         "experiments/digits.py", "docs/tokenize.md", "docs/pretrain.md", "experiments/pretrain.py", "docs/distributed.md",
-        "docs/architecture.md", "docs/performance.md",
+        "docs/architecture.md", "docs/performance.md", "docs/compile_only.md", "experiments/compile_only.py",
     ),
     "emoji": (
         "experiments/emoji.py", "docs/emoji.md", "experiments/train_tokenizer.py", "experiments/tokenize.py",
@@ -138,6 +138,12 @@ ROWS = (
     Row("serve .*--mesh=tensor=8", _SERVE, run="server", environment=_DEVICES),
     Row("serve ", _SERVE, run="server"),
     Row("inspect "),
+    Row(
+        "compile_only .*--topology=v",
+        run="not",
+        reason="needs libtpu; tests/compile_report/test_tpu.py compiles where it is installed",
+    ),
+    Row("compile_only "),
 )
 
 # Sizes that no flag sets.
@@ -394,6 +400,7 @@ QUOTED = {
 # Blocks that only show something, with the reason why nothing is run.
 SHOWN = {
     ("docs/distributed.md", "error: process 1"): "output",
+    ("docs/compile_only.md", "a training step on 64 x v5p"): "output",
     ("docs/own_data.md", "runs/mine/data/train.jsonl: lines of JSON"): "output",
     ("docs/generate.md", '{"prompt": "a red heart"'): "requests.jsonl of GIVEN",
     ("docs/pretrain.md", "include 'gin_configs/base.gin'"): "my_run.gin of GIVEN",
