@@ -20,8 +20,18 @@ from tests.documented.blocks import ROOT, Block
 
 PROGRAMS = ("python", "python3", "chameleon", "pip", "gcloud", "srun")
 _WAIT = 180  # seconds for a server to be ready
+_BACKGROUND = re.compile(r"(?<!&)&(?=[ \t]*(?:#.*)?$)", re.M)
 _PRINTED = re.compile(r"^(python -m experiments\.[^#\n]*)$", re.M)
 _NEXT = re.compile(r"^(?:  (?:next)?|go on with) +((?:python -m experiments\.|chameleon )[^#\n]*)$", re.M)
+
+
+def waiting(text: str) -> str:
+    """The lines of a shell, which then waits for each command in the background and ends with the code of one that failed.
+
+    A bare `wait` ends with 0, whatever came of them.
+    """
+    kept = _BACKGROUND.sub("& background+=($!)", text)
+    return f'{kept}\nfor job in "${{background[@]}}"; do wait "$job"; done'
 
 
 class Story:
@@ -99,7 +109,7 @@ class Story:
     def _bash(self, text: str, home: Path) -> str:
         # An answer of the server that is an error is one of the block.
         curl = 'curl() { command curl -sS --fail-with-body "$@"; }'
-        text = f"set -eo pipefail\n{curl}\n{self._ported(text)}\nwait"
+        text = f"set -eo pipefail\n{curl}\n{waiting(self._ported(text))}"
         done = subprocess.run(
             ["bash", "-c", text], cwd=home, env=self._environment(), text=True, timeout=300,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,

@@ -2,10 +2,11 @@
 
 import fnmatch
 import re
+import subprocess
 
 import pytest
 
-from tests.documented import blocks, table
+from tests.documented import blocks, story, table
 from tests.documented.blocks import ROOT
 
 PAGES = blocks.pages()
@@ -76,3 +77,11 @@ def test_a_page_is_taken_apart(tmp_path, monkeypatch):
         (8, "text", "A.b = 1\n"),
         (12, "python", "print(1)\n"),
     ]
+
+
+@pytest.mark.parametrize(("text", "code"), [
+    ("(exit 3) & # two\nls", 3), ("(sleep 0.1; exit 4) &\ntrue &", 4), ("true &\ntrue && ls 'a&b'", 2), ("true &\n", 0), ("ls", 0),
+])  # fmt: skip
+def test_a_command_in_the_background_that_fails_ends_a_block(text, code):
+    done = subprocess.run(["bash", "-c", f"set -eo pipefail\n{story.waiting(text)}"], capture_output=True, check=False)
+    assert done.returncode == code
