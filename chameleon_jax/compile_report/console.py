@@ -61,13 +61,14 @@ def _time(report: Report) -> str:
     rows = [
         ("matrix units", found.matrix), ("other computing, and memory", found.other), ("kernels, at their peak", found.kernels),
         ("waiting for the wire", found.wire_waiting), ("wire beside computing", found.wire_hidden), ("all together", found.total),
+        ("to read the arguments once", report.memory.arguments / report.chip.hbm_rate if report.program.kind == "decode" else 0),
     ]  # fmt: skip
     flops = (
         f"operations of a device: {report.cost.flops:.3g} compiled, {report.model_flops:.3g} by the model's own count"
     )
     if math.isnan(found.total):
         return flops + f"\nno estimate of the time: the compiler for {report.chip.name} tells no cycles"
-    lines = [f"  {name:30} {1e3 * seconds:>8.1f} ms" for name, seconds in rows if seconds or name == "all together"]
+    lines = [f"  {name:30} {_ms(seconds):>11}" for name, seconds in rows if seconds or name == "all together"]
     shares = [
         f"share of the peak ({report.chip.peak_flops / 1e12:.0f} TFLOP/s): {report.share_of_peak(found.total):.1%}, without the "
         f"wire {report.share_of_peak(found.computing):.1%}; most of the time goes to: {report.bound}"
@@ -75,12 +76,14 @@ def _time(report: Report) -> str:
     if report.unknown_loops:
         names = ", ".join(dict.fromkeys(report.unknown_loops))
         shares.append(f"counted as one turn each, for they end where the data say: the loops of {names}")
-    causes = [
-        (f"{1e3 * cycles / report.chip.clock:.1f} ms", name) for name, cycles in report.cost.cycles_by_cause().items()
-    ]
+    causes = [(_ms(cycles / report.chip.clock), name) for name, cycles in report.cost.cycles_by_cause().items()]
     return "\n".join(
         [flops, "estimated time of a call", *lines, *shares, table("  computing by cause", causes[:_ROWS])]
     )
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.1f} ms" if seconds >= 0.01 else f"{1e3 * seconds:.3f} ms"
 
 
 def gib(size: float) -> str:

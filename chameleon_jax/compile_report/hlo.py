@@ -20,6 +20,7 @@ BITS = {
 }  # fmt: skip
 
 PACKAGE = "chameleon_jax/"  # lines of which say where an instruction comes from, rather than of libraries
+_HERE = "chameleon_jax/compile_report/"  # it only asks for the program
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 _SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,<= ]*)\]")
@@ -231,7 +232,7 @@ class Module:
             lines = self._frames.lines(int(found[1]))
         else:
             lines = []
-        ours = dict.fromkeys(line.rpartition("/")[2] for line in lines if PACKAGE in line)
+        ours = dict.fromkeys(line.rpartition("/")[2] for line in lines if PACKAGE in line and _HERE not in line)
         return list(ours)[:2]
 
 
