@@ -9,7 +9,8 @@ from pathlib import Path
 
 from chameleon_jax.commands import as_called
 from chameleon_jax.configs import SourceConfig
-from chameleon_jax.data.sources import described, source_of, trees
+from chameleon_jax.data.sources import described, field_names, printable, source_of, trees
+from chameleon_jax.data.sources.records import brief
 from chameleon_jax.errors import DataError, WorkdirError
 from chameleon_jax.evaluation import record_page, records
 from chameleon_jax.own_data import earlier, gin_files, machine, sizes, survey
@@ -64,7 +65,7 @@ def source_of_flags(data: str, split: str, caption: str | None) -> SourceConfig:
 def look(source: SourceConfig) -> Survey:
     """Say what form the data have, and read them. Raises DataError where nothing in them can be used."""
     print(f"{_near(source.path)}: {described(source)}", flush=True)
-    if source.caption:
+    if source.caption == NO_WORDS:
         print(
             f'  no words are told, so every picture is called "{source.caption}"; --caption says otherwise', flush=True
         )
@@ -72,6 +73,11 @@ def look(source: SourceConfig) -> Survey:
     for line in survey.lines(found):
         print(f"  {line}", flush=True)
     unnamed, texts = _passed_over(found)
+    if not found.pictures and 2 * unnamed >= found.documents:
+        raise DataError(
+            f"{source.path} names no picture, and {plural(unnamed, 'picture file')} lie beside it: {_columns(source)}call the one "
+            "with their names 'image', or move the pictures elsewhere to train on words alone"
+        )
     if unnamed:
         print(f"  {plural(unnamed, 'picture file')} of the folder, not named in it: not read", flush=True)
     if texts:
@@ -79,9 +85,9 @@ def look(source: SourceConfig) -> Survey:
             f"  {plural(texts, 'text file')} beside pictures: not read, {described(source)} gives the words", flush=True
         )
     if not found.words:
-        raise DataError(
-            f"{source.path} holds no words: a model is trained on words, or words and pictures; add a text to records"
-        )
+        named = _columns(source)
+        wanted = f"{named}call the one with the words 'caption'" if named else "add a text to records"
+        raise DataError(f"{source.path} holds no words: a model is trained on words, or words and pictures; {wanted}")
     if found.all_documents < FEW:
         print("  that is too few to learn from: the commands will run, what comes out means nothing", flush=True)
     if not found.pictures:
@@ -166,6 +172,13 @@ def _passed_over(found: Survey) -> tuple[int, int]:
     pictures = [stem for stem, ending in walked if ending.lower() in trees.PICTURES]
     texts = {stem for stem, ending in walked if ending.lower() in trees.TEXTS}
     return max(0, len(pictures) - found.pictures - len(found.rejects)), len(texts.intersection(pictures))
+
+
+def _columns(source: SourceConfig) -> str:
+    """What the columns of a table or the fields of a record are called, in words; empty for other kinds of data."""
+    names = field_names(source)
+    what = "columns" if source.kind in ("csv", "parquet") else "fields"
+    return f"{what} found: {printable(brief(', '.join(names), 120))[1:-1]}; " if names else ""
 
 
 def _near(path: str) -> str:

@@ -113,6 +113,8 @@ REFUSED = {
     "a placeholder alone": ({"text": "<image> one"}, "field 'text' holds <image> and the record no picture"),
     "too few placeholders": ({"text": "<image>", "images": ["a.png", "b.jpg"]}, "1 <image> placeholders for 2 images"),
     "image and images": ({"image": "a.png", "images": ["b.jpg"], "text": "x"}, "both 'image' and 'images'"),
+    "a name without its ending": ({"file_name": "000", "caption": "one"}, "field 'file_name' names no picture file: '000'"),
+    "columns the wrong way round": ({"image_path": "a green square.", "caption": "a.png"}, "names no picture file"),
     "beside a conversation": (
         {"conversations": [{"from": "gpt", "value": "hi"}], "picture_file": "a.png"},
         "field 'picture_file' looks like a picture",

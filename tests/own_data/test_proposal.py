@@ -167,6 +167,28 @@ def test_pictures_that_a_table_does_not_name_are_counted(given, tmp_path, capsys
     assert "  1 text file beside pictures: not read, a table gives the words" in capsys.readouterr().out
 
 
+COLUMNS = {
+    "a name without its ending": ("file_name,caption", "{stem},{words}", "field 'file_name' names no picture file: '0000'"),
+    "columns the wrong way round": ("caption,file_name", "{name},{words}", "'file_name' names no picture file: 'a red"),
+    "an unknown column of names": (
+        "number,caption", "{stem},{words}", "names no picture, and 12 picture files .* columns found: number, caption; call"
+    ),
+    "an unknown column of words": (
+        "image,desc", "{name},{words}", "no words: .* columns found: image, desc; call the one with the words 'caption'"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", COLUMNS)
+def test_pictures_or_words_that_nobody_would_read_are_refused(case, given, tmp_path):
+    folder = write_csv(tmp_path / "data", given[:12])
+    header, row, told = COLUMNS[case]
+    rows = [row.format(stem=f"{i:04d}", name=f"images/{i:04d}.png", words="a red heart") for i in range(12)]
+    (folder / "captions.csv").write_text("\n".join([header, *rows, ""]))
+    with pytest.raises(DataError, match=told):
+        proposal.look(proposal.source_of_flags(str(folder), "", None))
+
+
 def test_a_stray_picture_beside_folders_of_classes_is_a_reject(given, tmp_path):
     folder = write_pictures(tmp_path / "data", given[:12])
     (folder / "stray.png").write_bytes(given[0][0])

@@ -5,7 +5,7 @@ order. So a run can stop after N things and start again at N. docs/tokenize.md s
 """
 
 from chameleon_jax.data.sources.fingerprint import fingerprint
-from chameleon_jax.data.sources.reading import estimate_records, read_documents
+from chameleon_jax.data.sources.reading import estimate_records, field_names, read_documents
 from chameleon_jax.data.sources.recognise import described, source_of
 from chameleon_jax.data.sources.records import Reject, by_reason, printable
 
@@ -14,6 +14,7 @@ __all__ = [
     "by_reason",
     "described",
     "estimate_records",
+    "field_names",
     "fingerprint",
     "printable",
     "read_documents",

@@ -164,6 +164,17 @@ def column(table: Any, name: str, rows: int) -> list[Any]:
     return table.column(name).to_pylist() if name in table.schema.names else [None] * rows
 
 
+def column_names(file: SourceFile) -> list[str]:
+    """The columns of a parquet file; empty where it cannot be read."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return list(pyarrow.parquet.read_schema(file.path).names)
+    except (pyarrow.ArrowException, OSError):
+        return []
+
+
 def count_rows(files: list[SourceFile]) -> int | None:
     """Rows of all parquet files by their footers, or None when one cannot be read."""
     import pyarrow

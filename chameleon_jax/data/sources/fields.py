@@ -34,6 +34,9 @@ IMAGE_NAMES = (
 TEXT_NAMES = ("description", "alt_text", "txt", "TEXT")
 # Words of a picture; in a record of words alone they are a question or a class, whose answer or sentence would be lost.
 PICTURE_TEXT_NAMES = ("prompt", "title", "label")
+# Names that texts have as well: `a.py` is a file of words, a value without an ending is what a picture was meant to be.
+_FILE_NAMES = ("file_name", "filename", "filepath", "file_path")
+_OTHER_FILE = re.compile(r"\.[A-Za-z]\w*$")
 _PICTURE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|heic|avif)$", re.IGNORECASE)
 _SOUND = re.compile(r"\.(wav|flac|mp3|ogg|opus|m4a)$", re.IGNORECASE)
 _PICTURE_BYTES = re.compile(rb"\xff\xd8\xff|\x89PNG|GIF8|BM|II\*\0|MM\0\*|RIFF....WEBP", re.DOTALL)
@@ -46,7 +49,7 @@ def with_usual_names(record: Mapping[str, Any], own: Collection[str]) -> dict[st
     """The record with its picture under `image` and its text under `text`, where they stand under another usual name.
 
     `own` are names that mean something else already, those of modalities. Raises DataError where two fields hold different
-    pictures and none is called `image`.
+    pictures and none is called `image`, and where a field for a picture holds words that name none.
     """
     renamed = dict(record)
     held = ("image", "images", "segments", "image_info", *(n for n in own if looks_like_picture(record.get(n))))
@@ -57,12 +60,27 @@ def with_usual_names(record: Mapping[str, Any], own: Collection[str]) -> dict[st
             raise DataError(f"fields {', '.join(names)} hold different pictures: call one of them 'image'")
         if names:
             renamed["image"] = found[names[0]]
+        elif all(isinstance(record[name], str) for name in own if name in record):
+            _check_no_name_is_lost(record, own)
     if not any(name in record for name in ("text", "caption", "captions", "texts", "segments")):
         names = (*TEXT_NAMES, *PICTURE_TEXT_NAMES) if holds_media(renamed, own) else TEXT_NAMES
         named = next((n for n in names if n in record and n not in own and isinstance(record[n], str | bytes)), None)
         if named and "conversations" not in record:
             renamed["text"] = record[named]
     return renamed
+
+
+def _check_no_name_is_lost(record: Mapping[str, Any], own: Collection[str]) -> None:
+    """Raise DataError for a field of `IMAGE_NAMES` whose words name no picture: the record would become text alone."""
+    for name in IMAGE_NAMES:
+        value = record.get(name)
+        if name in own or not isinstance(value, str) or not value.strip():
+            continue
+        if name not in _FILE_NAMES or not _OTHER_FILE.search(value.strip()):
+            raise DataError(
+                f"field '{name}' names no picture file: {brief(value, 60)}; write the whole name, as in '000.png', call the field "
+                "'image' where files have no ending, or name it in SourceConfig.ignore_fields"
+            )
 
 
 def holds_media(record: Mapping[str, Any], own: Collection[str]) -> bool:

@@ -88,6 +88,15 @@ def json_records(config: SourceConfig, files: list[SourceFile], vocab: VocabConf
             yield Reject(config.name, file.label, "file has no records")
 
 
+def first_fields(file: SourceFile) -> list[str]:
+    """Names of the fields of the first line; empty where that holds no record."""
+    try:
+        record = json.loads(next((line for line in _lines(file) if isinstance(line, bytes) and line.strip()), b"null"))
+    except (ValueError, RecursionError):
+        return []
+    return list(record) if isinstance(record, dict) else []
+
+
 def is_gzip(file: SourceFile) -> bool:
     """Whether the name says that it is compressed."""
     return file.path.lower().endswith(".gz")

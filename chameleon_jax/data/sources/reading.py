@@ -50,6 +50,17 @@ def estimate_records(config: SourceConfig) -> int | None:
     return lines - len(found) if config.kind == "csv" and lines is not None else lines
 
 
+def field_names(config: SourceConfig) -> list[str]:
+    """Columns of the first table, or fields of the first record of lines; empty for other kinds, and where that cannot be read."""
+    if config.kind == "csv":
+        return tables.column_names(files.find_files(config)[0])
+    if config.kind == "parquet":
+        return columns.column_names(files.find_files(config)[0])
+    if config.kind in ("jsonl", "folder"):
+        return files.first_fields(files.find_files(config)[0])
+    return []
+
+
 def _records(config: SourceConfig, vocab: VocabConfig) -> Iterator[Record | Reject]:
     if config.kind == "tfds":
         return columns.TfdsSource(config, vocab).records()

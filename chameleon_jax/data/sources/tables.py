@@ -108,3 +108,9 @@ def _open(file: SourceFile) -> TextIO:
     """The text with bytes that are not UTF-8 as lone surrogates, so that one bad row costs no other."""
     opened = gzip.open if is_gzip(file) else open
     return io.TextIOWrapper(opened(file.path, "rb"), encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def column_names(file: SourceFile) -> list[str]:
+    """What the first line calls the columns, as it stands there; empty where that cannot be read."""
+    row = next(_rows(file), "")
+    return [name.strip() for name in row] if isinstance(row, list) else []
