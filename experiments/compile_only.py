@@ -43,7 +43,7 @@ def _flags(values):
 
 
 def main(config: PretrainConfig, args) -> None:
-    from chameleon_jax.compile_report import chips, console, files, programs, report, sweep
+    from chameleon_jax.compile_report import chips, console, files, programs, refusal, report, sweep
 
     devices = chips.devices_of(args.topology)
     if args.sweep:
@@ -52,11 +52,15 @@ def main(config: PretrainConfig, args) -> None:
         print(sweep.text(sweep.sweep(config, devices, args.sweep)), end="")
         return
     engine = EngineConfig(slots=args.slots, context=args.context, weights=args.weights)
-    found = report.compile_report(programs.program(config, args.program, devices, engine, args.prompt))
+    program = programs.program(config, args.program, devices, engine, args.prompt)
+    try:
+        found = report.compile_report(program)
+    except report.TooLarge as error:
+        raise refusal.of_compiler(program, str(error), error.alive) from None
     print(console.text(found), end="")
     if args.workdir:
         files.write(found, Path(args.workdir), args.gin.operative)
-    files.refuse_what_does_not_fit(found, config)
+    refusal.check(found)
 
 
 if __name__ == "__main__":

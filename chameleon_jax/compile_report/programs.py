@@ -34,6 +34,7 @@ class Program:
     """What is compiled, and what it is good for. `flops` are the model's own count of one call, on all devices together."""
 
     kind: Kind
+    config: PretrainConfig
     mesh: Mesh
     lower: Callable[[], jax.stages.Lowered]
     unit: str  # of one call, in words
@@ -90,8 +91,8 @@ def _train(task: PretrainTask, mesh: Mesh, notes: tuple[str, ...]) -> Program:
             return compiled.lower(state.abstract(recipe, mesh), abstract_batch(task, mesh))
 
     return Program(
-        kind="train", mesh=mesh, lower=lower, unit="a training step", tokens=task.tokens_per_step, flops=task.flops_per_step,
-        parameter_bytes=_parameter_bytes(config), notes=notes,
+        kind="train", config=config, mesh=mesh, lower=lower, unit="a training step",
+        tokens=task.tokens_per_step, flops=task.flops_per_step, parameter_bytes=_parameter_bytes(config), notes=notes,
     )  # fmt: skip
 
 
@@ -148,7 +149,7 @@ def _generation(
     head = 2 * model.vocab_size * model.d_model if kind == "prefill" else 0
     flops = transformer.flops_per_token(model, seen) / 3 - head
     return Program(
-        kind=kind, mesh=mesh, lower=lower, unit=unit, tokens=tokens, flops=tokens * flops,
+        kind=kind, config=config, mesh=mesh, lower=lower, unit=unit, tokens=tokens, flops=tokens * flops,
         parameter_bytes=_parameter_bytes(config), notes=notes,
     )  # fmt: skip
 

@@ -12,6 +12,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from chameleon_jax.compile_report.cause import Causes
 from chameleon_jax.compile_report.chips import Chip, chip_of
 from chameleon_jax.compile_report.collectives import Collective, collectives
@@ -167,7 +169,12 @@ def compile_report(program: Program) -> Report:
         with warnings.catch_warnings():
             # What was compiled without hardware is kept in the cache, but can not be loaded without it.
             warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
-            compiled = lowered.compile(compiler_options=dumped)
+            try:
+                compiled = lowered.compile(compiler_options=dumped)
+            except jax.errors.JaxRuntimeError as error:
+                if not str(error).startswith("RESOURCE_EXHAUSTED"):
+                    raise
+                raise TooLarge(str(error), _dumped_alive(Path(folder))) from None
         seconds, cpu = time.monotonic() - begin, _cpu_seconds() - cpu
         text = compiled.as_text()
         module = Module(text)
@@ -185,6 +192,23 @@ def compile_report(program: Program) -> Report:
         compile_seconds=seconds,
         text=text,
     )
+
+
+class TooLarge(Exception):
+    """A compiler could not place a program in the memory of its device: its words, and what is alive at the peak, if it says."""
+
+    def __init__(self, told: str, alive: list[Alive]):
+        super().__init__(told)
+        self.alive = alive
+
+
+def _dumped_alive(folder: Path) -> list[Alive]:
+    """What is alive at the peak of a program that was dumped before the compiler gave up."""
+    texts = sorted(folder.glob("*after_optimizations*buffer_assignment.txt"), key=lambda file: -file.stat().st_size)
+    if not texts:
+        return []
+    module = Module(texts[0].read_text())
+    return alive_at_peak(folder, module, Causes(module))
 
 
 def _cpu_seconds() -> float:

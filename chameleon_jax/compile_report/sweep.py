@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import typing
@@ -12,7 +13,7 @@ import jax
 from chameleon_jax.compile_report.chips import Chip, chip_of
 from chameleon_jax.compile_report.console import gib, table
 from chameleon_jax.compile_report.programs import pretrain_task, program
-from chameleon_jax.compile_report.report import Report, compile_report
+from chameleon_jax.compile_report.report import Report, TooLarge, compile_report
 from chameleon_jax.configs import EngineConfig, MeshConfig, PretrainConfig, TransformerConfig
 from chameleon_jax.errors import ConfigError
 from chameleon_jax.models import params, transformer
@@ -48,7 +49,8 @@ def sweep(config: PretrainConfig, devices: Sequence[jax.Device], count: int) -> 
         candidate = _candidate(dataclasses.replace(config, mesh=mesh), devices)
         if candidate is None:
             continue
-        tried.append((candidate, compile_report(program(candidate, "train", devices, EngineConfig()))))
+        with contextlib.suppress(TooLarge):
+            tried.append((candidate, compile_report(program(candidate, "train", devices, EngineConfig()))))
     if not tried:
         raise ConfigError(
             f"none of {len(meshes)} meshes should fit into the memory of a device: lower TrainConfig.batch_size, or take more "

@@ -6,7 +6,8 @@ import json
 import jax
 import pytest
 
-from chameleon_jax.compile_report import console, files, programs, report, sweep
+from chameleon_jax.compile_report import console, files, programs, refusal, report, sweep
+from chameleon_jax.compile_report.memory import Alive
 from chameleon_jax.configs import (
     DataConfig,
     EngineConfig,
@@ -101,14 +102,22 @@ def test_what_does_not_fit_is_refused_with_what_is_too_much(trained):
     def on(gib, **changes):
         small = dataclasses.replace(trained, chip=dataclasses.replace(trained.chip, hbm=int(gib * 2**30)), **changes)
         with pytest.raises(ConfigError) as caught:
-            files.refuse_what_does_not_fit(small, config())
+            refusal.check(small)
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    assert "raise TrainConfig.microbatches (1)" in on(0.001) and "are temporaries" in on(0.001)
+    assert "MeshConfig.fsdp, in place of data=2" in on(0.001) and "are temporaries" in on(0.001)
     full = dataclasses.replace(trained.memory, arguments=2**40)
     assert "1024.00 GiB are arguments; divide them over more devices" in on(1, memory=full)
-    files.refuse_what_does_not_fit(trained, config())
+    refusal.check(trained)
+    told = "RESOURCE_EXHAUSTED: Ran out of memory on HBM,\nneeds 36.01G of 15.75G."
+    words = str(
+        refusal.of_compiler(trained.program, told, [Alive(bytes=2**30, shape="f32[4]", cause="x.py:1", name="a")])
+    )
+    assert (
+        "a training step does not fit: Ran out of memory on HBM, needs 36.01G of 15.75G, the largest f32[4] (1.00 GiB"
+        in words
+    )
 
 
 @pytest.mark.slow

@@ -48,6 +48,10 @@ def test_a_step_is_reported_for_a_topology(tmp_path):
     [
         (["--topology=v5p:3x3x3"], "--topology=v5p:3x3x3: no such topology (INVALID_ARGUMENT"),
         (["--topology=v5e:4x4"], "MeshConfig: axes [1, 8, 1] need 8 devices, there are 16"),
+        (
+            ["--topology=v5e:2x4", "--gin.TransformerConfig.vocab_size=4194304", "--gin.TransformerConfig.d_model=512"],
+            "a training step does not fit: Ran out of memory",
+        ),
         (["--topology=v5e:2x4", "--program=decode", "--sweep=1"], "--sweep compares training steps"),
     ],
 )
