@@ -20,31 +20,39 @@ _MARK_SECONDS = 0.1  # between two marks at least
 class Bar:
     """Counts work done; `advance` is all that callers need."""
 
-    def __init__(self, title: str, total: int | None, unit: str, done: int):
-        self._title, self._total, self._unit = title, total, unit
+    def __init__(self, title: str, total: int | None, unit: str, done: int, quiet: float):
+        self._title, self._total, self._unit, self._quiet = title, total, unit, quiet
         self._start_count = self._count = done
         self._start = self._last_line = time.monotonic()
         self._marks: collections.deque[tuple[float, int]] = collections.deque()  # when how much was done
         self._note = ""
         self._rich = self._task = None
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        if not quiet:
+            self._draw()
 
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[info]}"),
-            )
-            self._rich = Progress(*columns, console=Console(stderr=True))
-            self._rich.start()
-            self._task = self._rich.add_task(title, total=total, completed=done, info="")
+    def _draw(self) -> None:
+        if not sys.stderr.isatty():
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[info]}"),
+        )
+        self._rich = Progress(*columns, console=Console(stderr=True))
+        self._rich.start()
+        self._task = self._rich.add_task(self._title, total=self._total, completed=self._count, info="")
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         self._count += amount
         self._note = note or self._note
         self._mark(time.monotonic())
+        if self._quiet and time.monotonic() - self._start >= self._quiet:
+            self._quiet = 0.0
+            self._draw()
         if self._rich is not None:
             self._rich.update(self._task, completed=self._count, info=self._speed_text())
         elif time.monotonic() - self._last_line >= PLAIN_SECONDS:
@@ -69,6 +77,8 @@ class Bar:
         if self._rich is not None:
             self._rich.stop()
         done, seconds = self._count - self._start_count, time.monotonic() - self._start
+        if seconds < self._quiet:
+            return
         note = f", {self._note}" if self._note else ""
         self._print(f"{self._title}: {done:,} {self._unit} in {format_seconds(seconds)}{note}")
 
@@ -91,9 +101,12 @@ class Bar:
 
 
 @contextlib.contextmanager
-def progress(title: str, *, total: int | None, unit: str = "items", done: int = 0) -> Iterator[Bar]:
-    """Show progress while the block runs; `done` items were finished by an earlier, interrupted run."""
-    bar = Bar(title, total, unit, done)
+def progress(title: str, *, total: int | None, unit: str = "items", done: int = 0, quiet: float = 0.0) -> Iterator[Bar]:
+    """Show progress while the block runs; `done` items were finished by an earlier, interrupted run.
+
+    Nothing is shown of a block that takes less than `quiet` seconds, nor in these.
+    """
+    bar = Bar(title, total, unit, done, quiet)
     try:
         yield bar
     finally:

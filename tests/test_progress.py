@@ -63,3 +63,11 @@ def test_a_resumed_run_says_what_it_did_itself(clock, capsys):
         clock(3)
         bar.advance(6, note="2 rejected")
     assert re.search(r"^Reading: 6 documents in 3s, 2 rejected$", capsys.readouterr().err, re.M)
+
+
+def test_nothing_is_said_of_what_takes_no_time(clock, capsys):
+    for seconds, told in ((1, ""), (4, "Checking: 1 files in 4s\n")):
+        with progress.progress("Checking", total=None, unit="files", quiet=2.0) as bar:
+            clock(seconds)
+            bar.advance()
+        assert capsys.readouterr().err == told

@@ -38,6 +38,7 @@ from chameleon_jax.workdir import PLAN, STORE, TOKENIZER, require_kind
 _FREE_FIELDS = ("tokenizer", "max_reject_fraction")
 _FEWEST_RECORDS = 100  # before a fraction of rejects means anything
 _ABORTED = "aborted.jsonl"
+_QUIET_SECONDS = 2.0  # that the data are looked through without a word
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,9 +62,9 @@ def tokenize(config: TokenizeConfig, output: str | os.PathLike) -> TokenizeRepor
     """Tokenise all sources into the store `output`, going on where an earlier run of the same plan stopped.
 
     Raises StoreError when the directory holds another plan, with the differences, or shards of data that have changed since;
-    DataError when more than
-    `max_reject_fraction` of the records are unusable, or none is usable; ConfigError when `max_spans` names a modality that the
-    tokenizer lacks, or `image_input` asks for patches that it lacks; WorkdirError when another run is writing there.
+    DataError when more than `max_reject_fraction` of the records are unusable, or none is usable; ConfigError when `max_spans`
+    names a modality that the tokenizer lacks, or `image_input` asks for patches that it lacks; WorkdirError when another run is
+    writing there.
     """
     started = time.monotonic()
     output = pathlib.Path(output)
@@ -78,9 +79,10 @@ def tokenize(config: TokenizeConfig, output: str | os.PathLike) -> TokenizeRepor
             "or leave image_input as 'codes'"
         )
     estimates = [estimate_records(source) for source in config.sources]  # and finds a missing path before any work
-    data = {source.name: data_fingerprint(source) for source in config.sources}
     fingerprint = bundle.fingerprint()  # once: it is a hash of every weight of the codecs
     with _only_writer(output):
+        with progress("Checking the data", total=None, unit="files", quiet=_QUIET_SECONDS) as bar:
+            data = {source.name: data_fingerprint(source, bar.advance) for source in config.sources}
         _keep_plan(config, fingerprint, data, output)
         _keep_tokenizer(bundle, fingerprint, output)
         identity = StoreIdentity(
@@ -95,6 +97,7 @@ def tokenize(config: TokenizeConfig, output: str | os.PathLike) -> TokenizeRepor
             total = None if None in estimates else sum(estimates)
             _write_shards(config, bundle, writer, found, total, _RejectLimit(config, output), counts)
             writer.finish()
+        _remember_data(data, output)
         store = TokenStore.open(output)
     keys = ("documents", "tokens", "records", "rejects", "shards")
     return TokenizeReport(
@@ -317,7 +320,7 @@ def _keep_plan(config: TokenizeConfig, fingerprint: str, data: dict[str, str | N
         raise StoreError(
             f"{output} was begun with another plan ({'; '.join(changes)}): restore it or tokenise into another directory"
         )
-    known = kept.get("data", data)  # a store from before this was kept is taken as it is
+    known = kept.get("data", data)  # of a store from before this was kept, see _remember_data
     if changed := [f"'{name}'" for name, now in data.items() if known.get(name) != now]:
         if has_shards:
             raise StoreError(
@@ -325,6 +328,16 @@ def _keep_plan(config: TokenizeConfig, fingerprint: str, data: dict[str, str | N
                 "--workdir for what they are now"
             )
         layout.write_json(path, {**kept, "data": data})
+
+
+def _remember_data(data: dict[str, str | None], output: pathlib.Path) -> None:
+    """Add the data to the plan of a whole store from before they were kept.
+
+    Not sooner: going on with such a store is what tells whether they are those that it was begun with.
+    """
+    kept = layout.read_json(output / PLAN, "tokenise into another directory")
+    if "data" not in kept:
+        layout.write_json(output / PLAN, {**kept, "data": data})
 
 
 def _keep_tokenizer(bundle: TokenizerBundle, fingerprint: str, output: pathlib.Path) -> None:

@@ -261,6 +261,8 @@ def test_a_source_that_changed_between_runs_is_noticed(inputs, tmp_path):
     forget_data(tmp_path / "store")
     with pytest.raises(StoreError, match=r"source 's' changed .* s/records.jsonl/38 was there is s/new now"):
         tokenize(one, tmp_path / "store")
+    records.write_text("".join(lines))
+    assert tokenize(one, tmp_path / "store").documents == 38
 
 
 def forget_data(store: pathlib.Path) -> None:
@@ -284,6 +286,9 @@ def test_a_finished_store_refuses_data_that_have_changed_since(inputs, tmp_path)
             tokenize(one, tmp_path / "store")
     forget_data(tmp_path / "store")
     assert tokenize(one, tmp_path / "store").documents == 2
+    table.write_text("text\nred\nblue\n")
+    with pytest.raises(StoreError, match="the data of source 's' have changed since"):  # it knows them from now on
+        tokenize(one, tmp_path / "store")
 
 
 def test_data_may_be_mended_while_the_store_has_no_shard(inputs, tmp_path):
@@ -318,6 +323,28 @@ def test_a_fingerprint_of_data_tells_what_is_in_them_and_not_where(tmp_path):
     with (tmp_path / "b" / "big.tar").open("ab") as tar:
         tar.write(b"more")
     assert source("webdataset", "b/*.tar") != source("webdataset", "a/*.tar")
+
+
+def test_what_a_reader_rejects_in_a_folder_has_a_fingerprint_of_its_name_alone(tmp_path):
+    """A pipe would wait for ever, a dangling link cannot be opened, and what lies elsewhere is none of the source's."""
+    folder, outside = tmp_path / "data", tmp_path / "outside.txt"
+    folder.mkdir()
+    outside.write_text("secret")
+    for name in "abcd":
+        (folder / f"{name}.png").write_bytes(picture(0))
+    (folder / "a.txt").write_text("a cat")
+    os.mkfifo(folder / "b.txt")
+    (folder / "c.txt").symlink_to(outside)
+    (folder / "d.txt").symlink_to("nothing.txt")
+    (folder / "e.png").symlink_to("nothing.png")
+    pairs = SourceConfig(name="s", kind="pairs", path=str(folder))
+    seen = []
+    first = fingerprint(pairs, lambda: seen.append(1))
+    assert len(seen) == 5 + 4
+    outside.write_text("changed")
+    assert fingerprint(pairs) == first
+    (folder / "nothing.txt").write_text("a dog")
+    assert fingerprint(pairs) not in (first, None)
 
 
 def test_too_many_rejects_stop_the_run_and_say_why(inputs, tmp_path):
