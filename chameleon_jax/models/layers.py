@@ -16,7 +16,8 @@ from jaxtyping import Array, Float, Int
 
 from chameleon_jax.models import quantize
 from chameleon_jax.models.quantize import Int8Matrix
-from chameleon_jax.parallel.mesh import ShardingRules, constrain, constrain_stored
+from chameleon_jax.parallel.mesh import ShardingRules, constrain
+from chameleon_jax.parallel.shards import summed, whole
 
 QK_NORM_EPS = 1e-5  # fixed in the released models, independent of the RMSNorm epsilon
 
@@ -31,7 +32,7 @@ def embed(
     terms: the row of an id that fills half of a batch came out 68 % too small.
     """
     # Gathering rows from a table that is split along D would make XLA move the whole activation. It travels in `dtype`.
-    return constrain(constrain(table.astype(dtype), "V D", rules)[tokens], "B T D", rules)
+    return constrain(whole(table.astype(dtype), "V D", rules)[tokens], "B t D", rules)
 
 
 def _embed_forward(table, tokens, dtype, rules):
@@ -40,10 +41,8 @@ def _embed_forward(table, tokens, dtype, rules):
 
 def _embed_backward(dtype, rules, residuals, gradient):
     table, tokens = residuals
-    total = jnp.zeros(table.shape, jnp.float32).at[tokens].add(gradient.astype(jnp.float32))
-    # Every device sums its own tokens first: asked for the stored sharding at once, XLA would gather the tokens of all instead.
-    total = constrain(total, "V D", rules)
-    return constrain_stored(total, "V D", rules).astype(table.dtype), None
+    total = jnp.zeros((table.shape[0], gradient.shape[-1]), jnp.float32).at[tokens].add(gradient.astype(jnp.float32))
+    return summed(total, "V D", rules).astype(table.dtype), None
 
 
 embed.defvjp(_embed_forward, _embed_backward)
@@ -188,8 +187,9 @@ def swiglu(
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: jax.Array | None) -> Float[Array, "..."]:
-    """Inverted dropout; no key or rate 0 is the identity."""
+    """Inverted dropout; no key or rate 0 is the identity. `key` is one, or one for each entry of the first axis."""
     if key is None or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    draw = functools.partial(jax.random.bernoulli, p=1.0 - rate, shape=x.shape[key.ndim :])
+    keep = jax.vmap(draw)(key) if key.ndim else draw(key)
     return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from chameleon_jax.models.keys import fold_name
+from chameleon_jax.parallel import shards
 from chameleon_jax.parallel.mesh import ShardingRules, constrain_stored
 
 Tree = Any  # nested dict
@@ -113,6 +114,22 @@ def shardings(specs: Tree, mesh: Mesh, rules: ShardingRules) -> Tree:
 def constrain(tree: Tree, specs: Tree, rules: ShardingRules) -> Tree:
     """Ask, inside a jitted function, that a tree like the parameters (gradients, sums of them) lie as they are stored."""
     return jax.tree.map(lambda x, s: constrain_stored(x, s.axes, rules), tree, specs)
+
+
+def gathered(tree: Tree, specs: Tree, dtype: str, rules: ShardingRules, *, but: Role | None = None) -> Tree:
+    """A tree of parameters whole on every device, matrices in `dtype`, where `shards.by_rows` runs; elsewhere as it is.
+
+    Gradients are summed over all rows on their way back, of matrices in `dtype`. Parameters of the role `but` stay as they are.
+    """
+    if not shards.inside():
+        return tree
+
+    def gather(x: jax.Array, spec: ParamSpec) -> jax.Array:
+        if spec.role == but:
+            return x
+        return shards.gathered(x, spec.axes, rules, dtype if spec.role == "matrix" else spec.dtype)
+
+    return jax.tree.map(gather, tree, specs)
 
 
 def initialise(key: jax.Array, specs: Tree) -> Tree:

@@ -18,9 +18,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from chameleon_jax.configs import PatchEncoderConfig, TransformerConfig
+from chameleon_jax.models import params
 from chameleon_jax.models.layers import linear, rms_norm
 from chameleon_jax.models.params import ParamSpec
 from chameleon_jax.parallel.mesh import TRAINING, ShardingRules, constrain
+from chameleon_jax.parallel.shards import mean
 from chameleon_jax.vocab import Vocab
 
 
@@ -128,7 +130,9 @@ def encode(
 
     `weights` is the whole tree of a model with `config.perception`. The RMS of the token embeddings has no gradient here.
     """
-    encoder, own = config.perception, weights["perception"]
+    encoder = config.perception
+    specs = param_specs(encoder, config.d_model, config.param_dtype)
+    own = params.gathered(weights["perception"], specs, config.compute_dtype, rules)
     rows, count, height, width, _ = pictures.shape
     size, total = encoder.patch_size, patches(height, width, encoder)
     x = pictures.astype(config.compute_dtype)
@@ -142,7 +146,7 @@ def encode(
     x = linear(rms_norm(x, own["norm"], config.norm_eps), own["projection"])
     x = rms_norm(x, own["scale"], config.norm_eps).astype(jnp.float32)
     table = jax.lax.stop_gradient(weights["embed"]).astype(jnp.float32)
-    x = (x * jnp.sqrt(jnp.mean(jnp.square(table)))).astype(config.compute_dtype)
+    x = (x * jnp.sqrt(mean(jnp.square(table), "V D", rules))).astype(config.compute_dtype)
     return constrain(x.reshape(rows, count * total, -1), "B T D", rules)
 
 

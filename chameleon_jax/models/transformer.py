@@ -9,6 +9,7 @@ feed-forward.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -22,7 +23,7 @@ from chameleon_jax.errors import ConfigError
 from chameleon_jax.models import kv_cache, params, perception, quantize, untied
 from chameleon_jax.models.attention.mask import SAVED_NAME, MaskSpec
 from chameleon_jax.models.attention.registry import attention, over_cache
-from chameleon_jax.models.keys import fold_name
+from chameleon_jax.models.keys import fold_name, fold_number
 from chameleon_jax.models.kv_cache import KVCache, LayerCache
 from chameleon_jax.models.layers import (
     Product,
@@ -40,6 +41,7 @@ from chameleon_jax.models.params import ParamSpec, Role
 from chameleon_jax.models.quantize import Int8Matrix
 from chameleon_jax.models.statistics import Statistics, sum_of_squares
 from chameleon_jax.models.untied import Routes
+from chameleon_jax.parallel import shards
 from chameleon_jax.parallel.mesh import TRAINING, ShardingRules, constrain
 
 Params = dict[str, Any]
@@ -177,12 +179,12 @@ def forward(
     and values are written there, and a token sees every slot up to its own, which must have been filled; a token of segment 0
     (padding) is not written. No token may lie at slot `visible` or behind: the rest of the cache is not looked at.
     `statistics` adds per-layer norms and the largest attention logit; `tap_layers` returns the raw activations of those layers.
-    Dropout is applied only when `dropout_key` is given. `rules` say how activations lie on the mesh in use. `logits` maps the
-    hidden states to the vocabulary.
+    Dropout is applied only when `dropout_key` is given, one or one for each row. `rules` say how activations lie on the mesh in
+    use. `logits` maps the hidden states to the vocabulary.
     """
     x = embed(weights["embed"], tokens, config.compute_dtype, rules)
     if vectors is not None:
-        x = constrain(place(x, vectors, vector_index), "B T D", rules)
+        x = constrain(place(x, vectors, vector_index), "B t D", rules)
     slots = None
     mask = MaskSpec(query_segments=segment_ids, key_segments=segment_ids)
     if cache is not None:
@@ -230,8 +232,9 @@ def forward(
             made.append(extra)
         stats = jax.tree.map(lambda *values: jnp.stack(values), *(stats for stats, _ in made))
         cache = None if cache is None else KVCache(layers=tuple(new for _, new in made))
+    final_norm = params.gathered(weights["norm"], param_specs(config)["norm"], config.compute_dtype, rules)
     return ForwardOutput(
-        hidden=_rms_norm(x, weights["norm"], stream, config),
+        hidden=_rms_norm(x, final_norm, stream, config),
         statistics=stats,
         activations=taps,
         cache=cache,
@@ -248,12 +251,14 @@ class _BlockOutput:
 
 
 def _block(x: Float[Array, "B T D"], layer: dict[str, Any], stream: _Stream, config: TransformerConfig) -> _BlockOutput:
-    weights = layer["weights"]
+    specs = params.map_specs(lambda spec: spec.layer, param_specs(config)["layers"])
+    late = "matrix" if _gathers_late(config) else None
+    weights = params.gathered(layer["weights"], specs, config.compute_dtype, stream.rules, but=late)
 
     def dropped(branch: Array, name: str) -> Array:
         if stream.dropout_key is None:
             return branch
-        key = fold_name(jax.random.fold_in(stream.dropout_key, layer["index"]), name)
+        key = fold_name(fold_number(stream.dropout_key, layer["index"]), name)
         return dropout(branch, config.dropout, key)
 
     def normed(function: Any, x: Array, scale: Array) -> tuple[Array, Any]:
@@ -264,10 +269,13 @@ def _block(x: Float[Array, "B T D"], layer: dict[str, Any], stream: _Stream, con
         out, extra = function(x)
         return _rms_norm(out, scale, stream, config), extra
 
-    attention_out, (seen, cache) = normed(lambda y: _attention(y, layer, stream, config), x, weights["attn_norm"])
-    x = x + dropped(attention_out, "attention")
+    attend = functools.partial(
+        _attention, weights=weights["attn"], cache=layer.get("cache"), stream=stream, config=config
+    )
+    attention_out, (seen, cache) = normed(attend, x, weights["attn_norm"])
+    x = constrain(x + dropped(attention_out, "attention"), "B t D", stream.rules)
     mlp_out, _ = normed(lambda y: (_mlp(y, weights["mlp"], stream, config), None), x, weights["mlp_norm"])
-    x = constrain(x + dropped(mlp_out, "mlp"), "B T D", stream.rules)
+    x = constrain(x + dropped(mlp_out, "mlp"), "B t D", stream.rules)
     stats = None
     if stream.statistics:
         seen |= {"attention_out": attention_out, "mlp_out": mlp_out, "residual": x}
@@ -295,21 +303,33 @@ def _mlp(
 
 def _products(part: str, stream: _Stream, config: TransformerConfig) -> tuple[Product, Any, Any]:
     """How a part multiplies: its product, and the functions that bring positions into the order of products and back."""
-    if part not in config.untied:
-        return lambda x, kernel, axes: linear(x, kernel), lambda x: x, lambda x: x
     routes, rules = stream.routes, stream.rules
+    is_untied = part in config.untied
+
+    def product(x: Array, kernel: Any, axes: str) -> Array:
+        if _gathers_late(config):
+            kernel = shards.gathered(kernel, f"E {axes}" if is_untied else axes, rules, config.compute_dtype)
+        return untied.product(x, kernel, axes, routes, rules) if is_untied else linear(x, kernel)
+
+    if _gathers_late(config):
+        product = jax.checkpoint(product, prevent_cse=False, static_argnums=2)
+    if not is_untied:
+        return product, lambda x: x, lambda x: x
     return (
-        lambda x, kernel, axes: untied.product(x, kernel, axes, routes, rules),
+        product,
         lambda x: untied.to_places(x, routes),
         lambda x: untied.to_positions(x, routes),
     )
 
 
 def _attention(
-    x: Float[Array, "B T D"], layer: dict[str, Any], stream: _Stream, config: TransformerConfig
+    x: Float[Array, "B T D"],
+    weights: dict[str, Any],
+    cache: LayerCache | None,
+    stream: _Stream,
+    config: TransformerConfig,
 ) -> tuple[Float[Array, "B T D"], tuple[dict[str, Array], LayerCache | None]]:
     """Output projection of attention, and (what statistics look at, the layer's cache with the new keys and values)."""
-    weights, cache = layer["weights"]["attn"], layer.get("cache")
     product, enter, leave = _products("attention", stream, config)
     x = enter(x)
     q = constrain(leave(product(x, weights["wq"], "D N H")), "B T N H", stream.rules)
@@ -337,7 +357,7 @@ def _attention(
     )
     seen["max_attention_logit"] = out.max_logit
     values = leave(product(enter(out.values), weights["wo"], "N H D"))
-    return constrain(values, "B T D", stream.rules), (seen, cache)
+    return constrain(values, "B t D", stream.rules), (seen, cache)
 
 
 def logits(
@@ -373,6 +393,11 @@ def flops_per_token(config: TransformerConfig, seq_len: int) -> float:
     active = params.map_specs(lambda spec: spec.tied, specs)
     matrices = params.count(active) - config.vocab_size * config.d_model
     return 6.0 * matrices + 6.0 * config.n_layers * config.n_heads * config.head_dim * seq_len
+
+
+def _gathers_late(config: TransformerConfig) -> bool:
+    """Whether every product gathers its own matrix: a block that keeps what its backward pass needs must keep the part alone."""
+    return config.remat == "none" and shards.inside()
 
 
 def _rematerialised(block: Any, policy: str) -> Any:

@@ -24,6 +24,7 @@ AXES = ("data", "fsdp", "tensor")
 DIMENSIONS = {
     "B": "batch",
     "T": "query time",
+    "t": "query time in the residual stream, between the parts of a block",
     "S": "key time",
     "D": "model",
     "L": "layers",
@@ -70,8 +71,10 @@ class ShardingRules:
 _STORED = {"D": "fsdp", "N": "tensor", "K": "tensor", "F": "tensor", "V": "tensor"}
 _TENSOR = {"N": "tensor", "K": "tensor", "F": "tensor", "V": "tensor"}
 
-# Rows over `data` and `fsdp`: XLA gathers parameters over `fsdp` where they are used, which is ZeRO-3 (Rajbhandari et al. 2020).
-TRAINING = ShardingRules(parameters=_STORED, activations={"B": ("data", "fsdp"), **_TENSOR})
+# Rows over `data` and `fsdp`: parameters are gathered over `fsdp` where they are used, which is ZeRO-3 (Rajbhandari et al. 2020).
+# Between the parts of a block, time is over `tensor`: what is kept for the backward pass is divided as the products are (sequence
+# parallelism, Korthikanti et al. 2022, section 4.2.2).
+TRAINING = ShardingRules(parameters=_STORED, activations={"B": ("data", "fsdp"), "t": "tensor", **_TENSOR})
 
 # A token costs one reading of all weights, so none is moved: activations are divided as the weights that they meet, and what
 # crosses the mesh are sums over D and over heads or F, a few kilobytes a row (Pope et al. 2022, section 3.2.2).
@@ -173,7 +176,25 @@ def constrain_stored(x: jax.Array, letters: str, rules: ShardingRules) -> jax.Ar
 
 def _with_spec(x: jax.Array, spec: PartitionSpec) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
-    return x if mesh.empty or mesh.size == 1 else jax.lax.with_sharding_constraint(x, spec)
+    if mesh.empty or mesh.size == 1:
+        return x
+    left = _left(mesh)
+    return jax.lax.with_sharding_constraint(x, within(spec, left)) if left else x
+
+
+def _left(mesh: AbstractMesh) -> tuple[str, ...]:
+    """The mesh axes that are not divided by hand: under `shards.by_rows`, arrays are one part of what the others divide."""
+    return tuple(axis for axis in mesh.axis_names if axis not in mesh.manual_axes)
+
+
+def within(spec: PartitionSpec, axes: tuple[str, ...]) -> PartitionSpec:
+    """The spec with these mesh axes alone."""
+    kept = (tuple(name for name in axis_names(names) if name in axes) for names in spec)
+    return PartitionSpec(*(names or None for names in kept))
+
+
+def axis_names(axes: Axes | None) -> tuple[str, ...]:
+    return (axes,) if isinstance(axes, str) else tuple(axes or ())
 
 
 def platform() -> str:
@@ -192,11 +213,12 @@ def each_device(function: Callable, inputs: tuple[str, ...], output: str, rules:
     (`divided`).
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    left = _left(mesh)
+    if mesh.empty or mesh.size == 1 or not left:
         return function
-    specs = tuple(rules.activation(letters) for letters in inputs)
+    *specs, made = (within(rules.activation(letters), left) for letters in (*inputs, output))
     # The check of what is replicated has no rule for kernels.
-    return jax.shard_map(function, in_specs=specs, out_specs=rules.activation(output), check_vma=False)
+    return jax.shard_map(function, in_specs=tuple(specs), out_specs=made, axis_names=set(left), check_vma=False)
 
 
 def divided(x: jax.Array, letters: str, rules: ShardingRules) -> bool:
@@ -217,8 +239,7 @@ def batch_shards(rules: ShardingRules) -> int:
 
 
 def _parts(mesh: AbstractMesh, axes: Axes | None) -> int:
-    names = (axes,) if isinstance(axes, str) else axes or ()
-    return math.prod(mesh.shape[name] for name in names)
+    return math.prod(mesh.shape[name] for name in axis_names(axes) if name not in mesh.manual_axes)
 
 
 def mesh_of(tree: Any) -> Mesh | None:

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from chameleon_jax.configs import LossConfig
 from chameleon_jax.parallel.mesh import TRAINING, batch_shards, constrain
+from chameleon_jax.parallel.shards import summed, whole
 
 
 @flax.struct.dataclass
@@ -71,6 +72,7 @@ def cross_entropy(
     rows = -(-hidden.shape[0] // batch_shards(TRAINING))
     length = hidden.shape[1]
     block = _largest_divisor(length, max(1, config.chunk // rows))
+    hidden = constrain(hidden, "B T D", TRAINING)
     return _summed(hidden, head, targets, weights, modality, settings, block)
 
 
@@ -143,13 +145,18 @@ def _chunk_logits(hidden: Array, head: Array) -> Array:
     return constrain(_product(_rows(hidden), head).reshape(*hidden.shape[:2], -1), "B T V", TRAINING)
 
 
+def _whole_head(hidden: Float[Array, "B T D"], head: Float[Array, "D V"]) -> Float[Array, "D V"]:
+    """The head in the dtype of the products, brought together once for all chunks."""
+    return whole(head.astype(hidden.dtype), "D V", TRAINING)
+
+
 def _zero_sums(settings: _LossConstants) -> LossSums:
     zero, each = jnp.zeros(()), jnp.zeros(len(settings.modality_weights))
     return LossSums(zero, zero, each, each, each, each, each, jnp.asarray(-jnp.inf))
 
 
 def _value(hidden, head, targets, weights, modality, settings, block) -> LossSums:
-    head = head.astype(hidden.dtype)
+    head = _whole_head(hidden, head)
 
     def step(sums: LossSums, chunk: tuple) -> tuple[LossSums, None]:
         logits = _chunk_logits(chunk[0], head)
@@ -164,7 +171,7 @@ _summed = jax.custom_vjp(_value, nondiff_argnums=(5, 6))
 
 def _value_and_gradient(hidden, head, targets, weights, modality, settings, block):
     """Forward pass under differentiation: the sums, and the gradients of `objective` as residuals."""
-    narrow_head = head.astype(hidden.dtype)
+    narrow_head = _whole_head(hidden, head)
     modality_weights = jnp.asarray(settings.modality_weights, jnp.float32)
 
     def step(carry, chunk):
@@ -184,10 +191,11 @@ def _value_and_gradient(hidden, head, targets, weights, modality, settings, bloc
         return (sums, d_head), d_hidden
 
     chunks = tuple(_blocks(x, block) for x in (hidden, targets, weights, modality))
-    start = (_zero_sums(settings), jnp.zeros(head.shape, jnp.float32))
+    start = (_zero_sums(settings), jnp.zeros(narrow_head.shape, jnp.float32))
     (sums, d_head), d_hidden = jax.lax.scan(step, start, chunks)
     d_hidden = jnp.moveaxis(d_hidden, 0, 1).reshape(hidden.shape)
-    return sums, (d_hidden, d_head.astype(head.dtype))
+    # Once, in float32, and before the backward pass of the layers: what is kept until the optimizer is a part.
+    return sums, (d_hidden, summed(d_head, "D V", TRAINING).astype(head.dtype))
 
 
 def _apply_gradient(settings, block, residuals, cotangent: LossSums):

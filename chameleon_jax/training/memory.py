@@ -150,7 +150,7 @@ def _kept(recipe: Recipe, rows: int, device: jax.Device) -> int:
         modality=whole,
         input_modality=whole,
     )
-    key = jax.random.key(0) if recipe.config.model.dropout else None
+    key = jax.random.split(jax.random.key(0), rows) if recipe.config.model.dropout else None
 
     def backward(weights: Any, batch: Batch) -> Any:
         def objective(selected: Any) -> jax.Array:

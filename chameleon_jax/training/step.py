@@ -1,11 +1,13 @@
 """One optimizer step as a pure function ready to jit.
 
 Gradients are of the *sum* of the loss; sums of microbatches, modalities and devices are added first and divided once by the global
-weight, so how a batch is cut changes nothing but the draws of dropout, which each microbatch has of its own.
+weight, and dropout is drawn row by row, so how a batch is cut changes nothing.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +21,8 @@ from jaxtyping import Array, Float, Int
 from chameleon_jax.models import params
 from chameleon_jax.models.keys import fold_name
 from chameleon_jax.models.statistics import Statistics
-from chameleon_jax.parallel.mesh import TRAINING, batch_sharding, constrain, replicated
+from chameleon_jax.parallel import shards
+from chameleon_jax.parallel.mesh import TRAINING, batch_sharding, replicated
 from chameleon_jax.training import guard, optim, state
 from chameleon_jax.training.state import TrainState
 from chameleon_jax.training.task import Recipe, Sums
@@ -47,36 +50,50 @@ def _microbatches(batch: Any, count: int) -> Any:
 def gradient_sums(
     weights: Any, batch: Any, recipe: Recipe, dropout_key: jax.Array | None, *, statistics: bool
 ) -> tuple[Any, Sums, Statistics | None]:
-    """(gradient of the summed objective by the trained part, sums, statistics) of a batch, microbatch by microbatch.
+    """(gradient of the summed objective by the trained part, sums, statistics) of a batch.
 
-    The gradient is fp32 and lies as the parameters do. The model is traced once, however many microbatches there are.
+    Every shard of the batch goes through its own rows (`parallel.shards`). The gradient is fp32 and lies as the parameters do.
+    Each row has a dropout key of its own, so neither mesh nor microbatches change its draws. The model is traced once.
     """
-    trainable = recipe.trainable
+    trainable, rows = recipe.trainable, len(jax.tree.leaves(batch)[0])
+    keys = None if dropout_key is None else jax.vmap(jax.random.fold_in, (None, 0))(dropout_key, jnp.arange(rows))
+    # Whole leaves here: rows of the vocabulary are cut out where XLA knows how the vocabulary lies on the mesh.
+    recipe = dataclasses.replace(recipe, trainable=recipe.trainable.with_all_rows())
+    local = functools.partial(_gradient_of_rows, recipe=recipe, statistics=statistics)
+    specs = recipe.trainable.specs, recipe.trainable.selected_specs()
+    gradient, (sums, seen) = shards.by_rows(local, TRAINING)(
+        weights, (batch, keys), *(params.map_specs(lambda spec: spec.axes, tree) for tree in specs)
+    )
+    gradient = params.constrain(trainable.select(gradient), trainable.selected_specs(), TRAINING)
+    return gradient, sums.joined(), None if seen is None else seen.joined()
 
-    def objective(selected: Any, micro: Any, key: jax.Array | None) -> tuple[Array, tuple[Sums, Statistics | None]]:
-        sums, seen = recipe.task.loss(trainable.merge(weights, selected), micro, key, statistics=statistics)
+
+def _gradient_of_rows(
+    weights: Any, rows: tuple[Any, jax.Array | None], recipe: Recipe, statistics: bool
+) -> tuple[Any, tuple[Sums, Statistics | None]]:
+    """`gradient_sums` of a shard's own rows and their dropout keys, microbatch by microbatch."""
+    trainable, count = recipe.trainable, recipe.config.train.microbatches
+
+    def objective(selected: Any, micro: Any, keys: jax.Array | None) -> tuple[Array, tuple[Sums, Statistics | None]]:
+        sums, seen = recipe.task.loss(trainable.merge(weights, selected), micro, keys, statistics=statistics)
         return sums.objective, (sums, seen)
 
     selected, specs = trainable.select(weights), trainable.selected_specs()
 
-    def one(micro: Any, key: jax.Array | None) -> tuple[Any, tuple[Sums, Statistics | None]]:
-        gradient, seen = jax.grad(objective, has_aux=True)(selected, micro, key)
+    def one(micro: Any, keys: jax.Array | None) -> tuple[Any, tuple[Sums, Statistics | None]]:
+        gradient, seen = jax.grad(objective, has_aux=True)(selected, micro, keys)
         return params.constrain(jax.tree.map(lambda g: g.astype(jnp.float32), gradient), specs, TRAINING), seen
 
-    count = recipe.config.train.microbatches
     if count == 1:
-        gradient, (sums, seen) = one(batch, dropout_key)
-        return gradient, sums, seen
+        return one(*rows)
 
-    def add(total: Any, part: tuple[Any, Array]) -> tuple[Any, tuple[Sums, Statistics | None]]:
-        micro, index = part
-        key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
-        gradient, seen = one(jax.tree.map(lambda x: constrain(x, "B T", TRAINING), micro), key)
+    def add(total: Any, part: tuple[Any, jax.Array | None]) -> tuple[Any, tuple[Sums, Statistics | None]]:
+        gradient, seen = one(*part)
         return jax.tree.map(jnp.add, total, gradient), seen
 
     start = params.constrain(jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), selected), specs, TRAINING)
-    gradient, (sums, seen) = jax.lax.scan(add, start, (_microbatches(batch, count), jnp.arange(count)))
-    return gradient, sums.joined(), None if seen is None else seen.joined()
+    gradient, (sums, seen) = jax.lax.scan(add, start, _microbatches(rows, count))
+    return gradient, (sums.joined(), None if seen is None else seen.joined())
 
 
 def train_step(
@@ -134,8 +151,17 @@ def compiled_train_step(recipe: Recipe, mesh: Mesh, *, statistics: bool) -> Call
 
 def compiled_eval_step(recipe: Recipe, mesh: Mesh) -> Callable:
     """Sums of a batch without dropout, jitted on the mesh: (params, batch) -> Sums."""
+    specs = recipe.trainable.specs
+
+    def local(weights: Any, batch: Any) -> tuple[None, Sums]:
+        return None, recipe.task.loss(weights, batch, None, statistics=False)[0]
+
+    def evaluate(weights: Any, batch: Any) -> Sums:
+        letters = params.map_specs(lambda spec: spec.axes, specs)
+        return shards.by_rows(local, TRAINING)(weights, batch, letters, None)[1].joined()
+
     return jax.jit(
-        lambda weights, batch: recipe.task.loss(weights, batch, None, statistics=False)[0],
-        in_shardings=(params.shardings(recipe.trainable.specs, mesh, TRAINING), batch_sharding(mesh)),
+        evaluate,
+        in_shardings=(params.shardings(specs, mesh, TRAINING), batch_sharding(mesh)),
         out_shardings=replicated(mesh),
     )

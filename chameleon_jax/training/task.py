@@ -89,7 +89,11 @@ class Task(Protocol):
     def loss(
         self, params: Tree, batch: Any, dropout_key: jax.Array | None, *, statistics: bool
     ) -> tuple[Sums, Statistics | None]:
-        """Sums of a batch, and per-layer statistics if they are asked for and the task has any."""
+        """Sums of the rows in `batch`, and per-layer statistics if they are asked for and the task has any.
+
+        On a mesh the rows are those of one shard, and so are the parameters: `models.params.gathered` makes them whole, and without
+        it their gradients would not be summed. `dropout_key` has one key for each row.
+        """
 
     def metrics(self, sums: Sums) -> dict[str, float]:
         """Named means from sums on the host; "loss" is among them."""

@@ -43,6 +43,10 @@ class Trainable:
         leaves, parts = named_leaves(params), named_leaves(selected)
         return nest(leaves | {path: self._paste(leaves[path], part, self._axis(path)) for path, part in parts.items()})
 
+    def with_all_rows(self) -> Trainable:
+        """The split in which the same parameters are trained whole."""
+        return dataclasses.replace(self, rows=())
+
     def selected_specs(self) -> Tree:
         """ParamSpecs of the trained part. Chosen rows lie on every device of the axis that the vocabulary is split over."""
         return nest(
