@@ -28,6 +28,7 @@ from chameleon_jax.commands import EXPERIMENTS, as_called
 from chameleon_jax.config_base import Config
 from chameleon_jax.configs import MeshConfig
 from chameleon_jax.errors import ChameleonError, ConfigError, did_you_mean
+from chameleon_jax.progress import printable
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -88,7 +89,7 @@ def run(
             flags_parser=functools.partial(_parse, values, config=config, positional=positional),
         )
     except ChameleonError as error:
-        print(f"error: {as_called(str(error))}", file=sys.stderr)
+        print(f"error: {printable(as_called(str(error)))}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except BrokenPipeError:  # who read our output, `head` perhaps, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -99,7 +100,7 @@ def run(
         ):
             raise
         print(
-            f"error: {error.filename} cannot be used ({error.strerror}): choose another place, or mend it",
+            f"error: {printable(os.fsdecode(error.filename))} cannot be used ({error.strerror}): choose another place, or mend it",
             file=sys.stderr,
         )
         sys.exit(EXIT_USER_ERROR)

@@ -113,6 +113,14 @@ def progress(title: str, *, total: int | None, unit: str = "items", done: int = 
         bar.close()
 
 
+def printable(text: str) -> str:
+    """Text of others, as of data or of a model, for a terminal: no character of it can command one.
+
+    Line breaks show as ⏎, others without a shape as ·.
+    """
+    return "".join(c if c.isprintable() else "⏎" if c == "\n" else "·" for c in text)
+
+
 def count(number: int, noun: str) -> str:
     """`1 record`, `1,200 records`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -28,7 +28,7 @@ from absl import logging
 from chameleon_jax import cli, summary
 from chameleon_jax.configs import GenerationConfig
 from chameleon_jax.generation import command_flags
-from chameleon_jax.progress import count
+from chameleon_jax.progress import count, printable
 from chameleon_jax.workdir import require_run
 
 
@@ -56,7 +56,7 @@ def main(config: GenerationConfig, args) -> None:
     logging.info("step %d of %s, %s%s", run.step, args.workdir, count(len(asked), "output"), there)
     for one in drawing.draw(run, todo, folder, together=args.together):
         told = f"({one.tokens} ids, stopped by {one.finish_reason})"
-        print(f"{folder}/{one.name}.txt {told}: {one.words}", flush=True)
+        print(f"{folder}/{one.name}.txt {told}: {printable(one.words)}", flush=True)
     files = [name for one in asked for name in drawing.files_of(one, folder)]
     sheet, pictures = contact_sheet(folder, files), sum(name.endswith(".png") for name in files)
     shown = "all pictures" if pictures <= SHEET_MOST else f"the first {SHEET_MOST} of {pictures:,} pictures"

@@ -23,6 +23,7 @@ from absl import flags
 from chameleon_jax import cli
 from chameleon_jax.configs import PretrainConfig
 from chameleon_jax.errors import ChameleonError
+from chameleon_jax.progress import printable
 
 RECORDS = 8  # of raw data, where nobody says
 
@@ -63,7 +64,7 @@ def _show(args) -> None:
             f"{args.path} is shown: --verify and --mesh are for tables of stores, runs and checkpoints"
         )
     shown = records.of_path(Path(args.path), args.show or RECORDS, data=args.data, tokenizer=args.tokenizer)
-    print(f"{shown.title}\n{shown.lead}\n")
+    print(f"{printable(shown.title)}\n{printable(shown.lead)}\n")
     for line in record_page.lines(shown.sections):
         print(line)
     record_page.write(args.out, shown.title, shown.lead, shown.sections)

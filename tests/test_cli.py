@@ -334,3 +334,11 @@ def test_a_file_in_the_place_of_a_folder_is_the_users_where_the_command_line_nam
         assert "taken/below cannot be used (Not a directory): " in capsys.readouterr().err
     with pytest.raises(NotADirectoryError):
         cli.run(make, None, "Do it.", argv=[f"--workdir={tmp_path / 'another'}"])
+
+
+def test_no_name_in_an_error_commands_a_terminal_or_makes_a_second_line(capsys):
+    def unusable(args):
+        raise ConfigError("source 'a\x1b[2J\nb' is missing")
+
+    assert ends(unusable, "--workdir=x") == 2
+    assert capsys.readouterr().err == "error: source 'a·[2J⏎b' is missing\n"

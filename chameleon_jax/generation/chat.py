@@ -25,6 +25,7 @@ from chameleon_jax.generation.prompt import Format, SpanOutput, TextOutput, buil
 from chameleon_jax.generation.reader import OutputReader, Pieces, SpanPiece
 from chameleon_jax.generation.requests import Request
 from chameleon_jax.progress import count as plural
+from chameleon_jax.progress import printable
 
 _CONTEXTS = 3  # lanes of one request with guidance
 _BLOCK = 8  # ids between two looks: words come in small pieces
@@ -187,11 +188,11 @@ def _answer(chat: Chat, line: str, tell: Callable[..., None]) -> None:
     answer = chat.say(line)
     try:
         for piece in answer:
-            tell(piece, end="")
+            tell("\n".join(map(printable, piece.split("\n"))), end="")
         tell("")
     except KeyboardInterrupt:
         tell("\n[stopped; this turn is not kept]")
     except ChameleonError as error:
-        tell(f"error: {error}")
+        tell(f"error: {printable(str(error))}")
     finally:
         answer.close()

@@ -15,6 +15,7 @@ from chameleon_jax.errors import DataError, TokenizerError
 from chameleon_jax.evaluation import reconstruction
 from chameleon_jax.evaluation import sound as sound_measures
 from chameleon_jax.files import atomic_write
+from chameleon_jax.progress import printable
 from chameleon_jax.tokenizer_training import codec as picture_training
 from chameleon_jax.tokenizer_training import memory
 from chameleon_jax.tokenizer_training import sound as sound_training
@@ -65,7 +66,7 @@ def _train_parts(config: TrainTokenizerConfig, workdir: Path, stop: Stop) -> Non
     prepare = {name: make for name, make in preparers(config).items() if name in wanted}
     corpus = read_corpus(config.sources, vocab, prepare, stop)
     for reject in corpus.rejects[:3]:
-        print(f"left out: {reject}")
+        print(f"left out: {printable(reject)}")
     found = [f"{len(items):,} different of '{name}'" for name, items in corpus.items.items()]
     print(", ".join([*found, f"{len(corpus.texts):,} texts, {len(corpus.rejects):,} left out"]))
     held_out = read_corpus(config.eval_sources, vocab, prepare, stop)

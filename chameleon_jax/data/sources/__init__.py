@@ -7,7 +7,8 @@ order. So a run can stop after N things and start again at N. docs/tokenize.md s
 from chameleon_jax.data.sources.fingerprint import fingerprint
 from chameleon_jax.data.sources.reading import estimate_records, field_names, read_documents
 from chameleon_jax.data.sources.recognise import described, source_of
-from chameleon_jax.data.sources.records import Reject, by_reason, printable
+from chameleon_jax.data.sources.records import Reject, by_reason
+from chameleon_jax.progress import printable
 
 __all__ = [
     "Reject",

@@ -46,11 +46,6 @@ def by_reason(rejects: Iterable[Reject], details: re.Pattern[str] = DETAILS) -> 
     return sorted(kinds.values(), key=len, reverse=True)
 
 
-def printable(text: str) -> str:
-    """Text of the data for a terminal: no character of it can command one. Line breaks show as ⏎, others without a shape as ·."""
-    return "".join(c if c.isprintable() else "⏎" if c == "\n" else "·" for c in text)
-
-
 def brief(value: object, limit: int = 80) -> str:
     """A value in a reason: its repr on one line, cut at `limit` characters."""
     try:
