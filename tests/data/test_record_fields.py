@@ -138,6 +138,18 @@ def test_fields_are_passed_over_on_request(folder):
     assert [segment.data for segment in document.segments] == [PNG, "one"]
 
 
+def test_fields_are_known_in_any_case(folder):
+    record = {"ID": "x", "Image": "a.png", "Text": "one", "Mask": "b.jpg"}
+    (folder / "r.jsonl").write_text(json.dumps(record) + "\n")
+    pyarrow.parquet.write_table(pa.table({"Image": [PNG], "Text": ["one"]}), folder / "a.parquet")
+    lines = SourceConfig(name="s", kind="jsonl", path=str(folder / "r.jsonl"), ignore_fields=("Mask",))
+    rows = SourceConfig(name="s", kind="parquet", path=str(folder / "a.parquet"))
+    (line,), (row,) = read_documents(lines), read_documents(rows)
+    assert line.id == "s/x"
+    assert [segment.data for segment in line.segments] == [segment.data for segment in row.segments] == [PNG, "one"]
+    assert read({"text": "one", "Text": "two"}, folder) == ["one"]  # two that would be one stay
+
+
 def test_a_name_of_a_modality_means_that_modality(folder):
     moves = ModalityConfig(name="photo", ids=5, span="free")
     vocab = VocabConfig(modalities=(*VOCAB.modalities, moves))

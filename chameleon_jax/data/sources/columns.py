@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from chameleon_jax.configs import SourceConfig, VocabConfig
-from chameleon_jax.data.sources.fields import TEXT_NAMES, holds_media, looks_like_media
+from chameleon_jax.data.sources.fields import TEXT_NAMES, holds_media, in_known_case, looks_like_media
 from chameleon_jax.data.sources.files import SourceFile, media_root
 from chameleon_jax.data.sources.records import Record, Reject, brief
 from chameleon_jax.data.sources.schemas import known_fields, record_segments
@@ -83,7 +83,8 @@ def columns_to_read(
     Empty where no column is known.
     """
     known, names = known_fields(vocab), [name for name in names if name not in config.ignore_fields]
-    found = [name for name in names if name in known or name == labels.column]
+    cased = zip(names, in_known_case(names, known), strict=True)
+    found = [name for name, new in cased if new in known or name == labels.column]
     return found and [*found, *(name for name in names if name not in found and looks_like_media(first.get(name)))]
 
 
@@ -101,7 +102,7 @@ class ClassLabels:
 
         Raises DataError where its names are no list.
         """
-        if any(name in TEXTS for name in features):
+        if any(name.lower() in TEXTS for name in features):
             return cls()
         for name, feature in features.items():
             if isinstance(feature, Mapping) and feature.get("_type") == "ClassLabel" and name not in vocab.names:

@@ -45,6 +45,12 @@ _URL = re.compile(r"https?://", re.IGNORECASE)
 _LOOKED_AT = 8  # entries of a list
 
 
+def in_known_case(names: Collection[str], known: Collection[str]) -> list[str]:
+    """Names as the schemas write them where only upper and lower case differ; two that would be one stay."""
+    lower = [name if name in known or name.lower() not in known else name.lower() for name in names]
+    return [new if lower.count(new) == 1 else name for name, new in zip(names, lower, strict=True)]
+
+
 def with_usual_names(record: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
     """The record with its picture under `image` and its text under `text`, where they stand under another usual name.
 

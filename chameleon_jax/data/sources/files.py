@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterator
 
 from chameleon_jax.configs import SourceConfig, VocabConfig
+from chameleon_jax.data.sources.fields import in_known_case
 from chameleon_jax.data.sources.records import MAX_RECORD_BYTES, Record, Reject, brief
 from chameleon_jax.data.sources.schemas import record_segments
 from chameleon_jax.errors import DataError
@@ -146,8 +147,9 @@ def _json_record(config: SourceConfig, line: bytes, place: str, root: str, vocab
         return Reject(config.name, place, f"line is not usable JSON: {error}")
     if not isinstance(record, dict):
         return Record(place, None, None, lambda: record_segments(record, root, vocab, config.ignore_fields))
+    own = dict(zip(in_known_case(record, ("id", "split")), record.values(), strict=True))
     return Record(
-        place, record.get("id"), record.get("split"), lambda: record_segments(record, root, vocab, config.ignore_fields)
+        place, own.get("id"), own.get("split"), lambda: record_segments(record, root, vocab, config.ignore_fields)
     )
 
 

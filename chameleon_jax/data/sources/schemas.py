@@ -56,12 +56,17 @@ def record_segments(
 ) -> tuple[Segment, ...]:
     """Segments of one record, with the bytes of its files, which lie below `root`; `ignored` are fields to pass over.
 
+    Fields are known in upper and lower case.
+
     Raises DataError with the reason when the record fits no schema, contradicts itself, is empty, holds a picture that no schema
     reads, or a file cannot be loaded.
     """
     if not isinstance(record, dict):
         raise DataError(f"record is {_kind(record)}, not an object")
-    record = fields.with_usual_names({n: value for n, value in record.items() if n not in ignored}, vocab.names)
+    record = {name: value for name, value in record.items() if name not in ignored}
+    names = fields.in_known_case(record, known_fields(vocab))
+    record = {name: value for name, value in zip(names, record.values(), strict=True) if name not in ignored}
+    record = fields.with_usual_names(record, vocab.names)
     parts, read = _parse(record, vocab)
     fields.check_nothing_is_lost(record, read)
     if not any(isinstance(part, _Held) or part.text.strip() for part in parts):

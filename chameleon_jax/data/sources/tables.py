@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from chameleon_jax.configs import SourceConfig, VocabConfig
+from chameleon_jax.data.sources.fields import in_known_case
 from chameleon_jax.data.sources.files import SourceFile, is_gzip, media_root
 from chameleon_jax.data.sources.records import MAX_FILE_BYTES, Record, Reject, brief
 from chameleon_jax.data.sources.schemas import known_fields, record_segments
@@ -32,7 +33,7 @@ def table_records(config: SourceConfig, files: list[SourceFile], vocab: VocabCon
         names, index = [], 0
         for row in _rows(file):
             if isinstance(row, list) and not names:
-                names = _in_known_case([name.strip() for name in row], known)
+                names = in_known_case([name.strip() for name in row], known)
                 if problem := _problem(names, known):
                     yield Reject(config.name, file.label, problem)
                     break
@@ -58,12 +59,6 @@ def _problem(names: list[str], known: tuple[str, ...]) -> str:
     if not any(name in known for name in names):
         return f"first line names no known column; found: {brief(', '.join(names), 120)}; known are {_USUAL}"
     return ""
-
-
-def _in_known_case(names: list[str], known: tuple[str, ...]) -> list[str]:
-    """Names as the schemas write them where only upper and lower case differ; two that would be one stay."""
-    lower = [name if name in known or name.lower() not in known else name.lower() for name in names]
-    return [new if lower.count(new) == 1 else name for name, new in zip(names, lower, strict=True)]
 
 
 def _record(config: SourceConfig, place: str, row: dict[str, str], root: str, vocab: VocabConfig) -> Record | Reject:
