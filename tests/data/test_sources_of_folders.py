@@ -181,6 +181,17 @@ GIVEN = [(PNG + bytes([n]), f"kind_{n % 3}") for n in range(100)]
 EXPECTED = [[data, text.replace("_", " ")] for shard in (0, 1) for data, text in GIVEN[shard::2]]
 
 
+def test_endings_that_differ_in_case_alone_are_one_form(tmp_path):
+    for name in ("a.csv", "b.CSV"):
+        (tmp_path / name).write_text(f"text\n{name}\n")
+    found = source_of(tmp_path)
+    assert [d.segments[0].data for d in read_documents(found)] == ["a.csv", "b.CSV"]
+    assert source_of(found.path).kind == "csv"
+    (tmp_path / "c.tsv").write_text("text\nc\n")
+    with pytest.raises(DataError, match=r"holds \.csv, \.tsv files: give one kind, as .*\*\.\[cC\]"):
+        source_of(tmp_path)
+
+
 def test_a_saved_data_set_reads_in_the_order_of_its_state(tmp_path):
     folder = write_saved(tmp_path / "saved", GIVEN)
     assert read("huggingface", folder) == EXPECTED

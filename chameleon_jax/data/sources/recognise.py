@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path, PurePath
 
 from chameleon_jax.configs import SourceConfig
@@ -36,6 +37,7 @@ _WORDS = {
     "classes": "pictures in a folder for each class",
     "pictures": "pictures alone",
 }
+_ANY_CASE = re.compile(r"\[([a-z])\1\]")  # a letter of `_patterns`, in lower case
 _PARTS = re.compile(r"train(ing)?|test(ing)?|val(id(ation)?)?|dev|images?|img|pictures?|data|\d+", re.IGNORECASE)
 
 
@@ -59,7 +61,7 @@ def described(source: SourceConfig) -> str:
 
 
 def _kind_of_file(path: PurePath) -> str:
-    name = path.name.lower()
+    name = _ANY_CASE.sub(r"\1", path.name.lower())
     if path.name in MANIFESTS:
         return "folder"
     for kind, endings in _ENDINGS.items():
@@ -107,10 +109,11 @@ def _of_folder(folder: Path, name: str) -> SourceConfig:
                 f"{folder} holds two forms, {len(names):,} {kind} ({names[0]}) and {plural(beside, 'picture')} with a text file "
                 f"beside: say --data='{folder}/{pattern}.{_last(files)}', or move {names[0]} elsewhere to have the texts read"
             )
-        endings = sorted({_ending(file, kind) for file in names})
+        endings = _patterns({_ending(file, kind) for file in names})
         if len(endings) > 1:
+            known = sorted({_ending(file, kind).lower() for file in names})
             raise DataError(
-                f"{folder} holds {', '.join(endings)} files: give one kind, as '{folder}/{pattern}{endings[0]}'"
+                f"{folder} holds {', '.join(known)} files: give one kind, as '{folder}/{pattern}{endings[0]}'"
             )
         path = os.path.join(glob.escape(str(folder)), f"{pattern}{endings[0]}")
         return SourceConfig(name=name, kind=kind, path=path)
@@ -131,6 +134,15 @@ def _ending(name: str, kind: str) -> str:
     """The ending of a container of this kind, in the case that the name has it; empty for other names."""
     endings = sorted(_ENDINGS[kind], key=len, reverse=True)
     return next((name[-len(ending) :] for ending in endings if name.lower().endswith(ending)), "")
+
+
+def _patterns(endings: Iterable[str]) -> list[str]:
+    """A pattern for each ending, one for those that differ in upper and lower case alone: `.[cC][sS][vV]`."""
+    cases: dict[str, list[str]] = {}
+    for ending in sorted(endings):
+        cases.setdefault(ending.lower(), []).append(ending)
+    any_case = {lower: "".join(f"[{c}{c.upper()}]" if c.isalpha() else c for c in lower) for lower in cases}
+    return [same[0] if len(same) == 1 else any_case[lower] for lower, same in cases.items()]
 
 
 def _last(files: dict[str, list[str]]) -> str:
