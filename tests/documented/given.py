@@ -75,6 +75,18 @@ def pictures_alone(path: Path) -> None:
         picture()(path / f"{'i' * number}{number}.png")
 
 
+def gin_files_of_new(folder: Path) -> None:
+    """What `new` makes of captioned pictures on a machine of a CPU."""
+    from chameleon_jax.own_data import proposal, sizes
+    from tests.own_data.test_proposal import CPU
+
+    photos = folder.with_name(f"{folder.name}_data")
+    data("csv")(photos)
+    found = proposal.look(proposal.source_of_flags(str(photos), "", None))
+    chosen = sizes.choose(found, CPU, 5.0)
+    proposal.write(proposal.Proposal(found=found, machine=CPU, sizes=chosen, folder=folder), overwrite=False, shown=1)
+
+
 SMALL_TOKENIZER = """
 TrainTokenizerConfig.vocab = @text_and_image()
 text_and_image.image_codes = 16

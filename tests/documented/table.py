@@ -291,7 +291,11 @@ GIVEN: dict[str, dict[str, given.Maker | Of]] = {
         "my_data.gin": given.text(given.sources("TokenizeConfig") + _MY_STORE),
     },
     "experiments/evaluate.py": {"runs/emoji": Of("docs/emoji.md")},
-    "experiments/inspect.py": {"runs/emoji": Of("docs/emoji.md"), "runs/chameleon-34b": given.converted("34b")},
+    "experiments/inspect.py": {
+        "runs/emoji": Of("docs/emoji.md"),
+        "runs/photos": given.gin_files_of_new,
+        "runs/chameleon-34b": given.converted("34b"),
+    },
     "docs/untied.md": {"runs/emoji/data/archives": given.emoji_archives},
     "docs/serve.md": {
         "runs/emoji/model": given.model,
