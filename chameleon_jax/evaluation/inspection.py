@@ -158,13 +158,25 @@ def _print_run(folder: Path, verify: bool, mesh: Mesh | AbstractMesh | None) -> 
         _print(table)
     wanted = params.abstract(transformer.param_specs(model), mesh, DECODING) if isinstance(mesh, Mesh) else None
     if not numbered_steps(folder / CHECKPOINTS):
-        print("nothing is saved yet: wait for the first save, or go on with")
-        print(commands.typed("pretrain", [f"--gin_file={folder / 'config.gin'}", f"--workdir={folder}"]))
+        _print_unsaved(folder, json.loads(lines[-1])["step"] if lines else 0, config["checkpoint"]["every_steps"])
+        if verify:
+            raise CheckpointError(
+                f"no checkpoint to verify in {folder / CHECKPOINTS}: wait for a save, or copy a step back"
+            )
         return
     _print_checkpoints(folder / CHECKPOINTS, verify, wanted)
     # Runs older than the table of modalities noted a fingerprint of another spelling.
     if verify and saved and "modalities" in (saved.get("vocab_config") or {}):
         _check_tokenizer(folder, saved.get("tokenizer"))
+
+
+def _print_unsaved(folder: Path, logged: int, every_steps: int) -> None:
+    """What a run without a step can do: one that is past its first save has lost it."""
+    if logged > every_steps:
+        print(f"step {logged:,} is logged, but no checkpoint is there any more: copy one back, or begin again with")
+    else:
+        print("nothing is saved yet: wait for the first save, or go on with")
+    print(commands.typed("pretrain", [f"--gin_file={folder / 'config.gin'}", f"--workdir={folder}"]))
 
 
 def _check_tokenizer(folder: Path, noted: str | None) -> None:

@@ -34,8 +34,18 @@ ASKING = [
         ("none of 2 records can be used, the first:", "not valid JSON"),
         file_of("m.jsonl", '{"text": \n[\n'),
     ),
-    Mistake("a table that is none", NEW + "{here}/t.csv", ("t.csv",), file_of("t.csv", b"\xff\xfe\0\0")),
-    Mistake("parquet that is none", NEW + "{here}/t.parquet", ("t.parquet",), file_of("t.parquet", b"PAR1")),
+    Mistake(
+        "a table that is none",
+        NEW + "{here}/t.csv",
+        ("t.csv", "file is UTF-16: convert it to UTF-8"),
+        file_of("t.csv", b"\xff\xfe\0\0"),
+    ),
+    Mistake(
+        "parquet that is none",
+        NEW + "{here}/t.parquet",
+        ("t.parquet", "parquet file cannot be read: "),
+        file_of("t.parquet", b"PAR1"),
+    ),
     Mistake("a split that is none", NEW + "{manifest} --split=tset", ("no record has split 'tset'",)),
     Mistake(
         "words for pictures that have some", NEW + "{manifest} --caption=x", ("--caption is for pictures without",)
