@@ -30,7 +30,9 @@ def _flags(values):
     flags.DEFINE_float("minutes", 30.0, "that all commands together may take", flag_values=values)
     flags.DEFINE_string("split", "", "only records of this split", flag_values=values)
     flags.DEFINE_string("caption", None, "words for every one of pictures that have none", flag_values=values)
-    flags.DEFINE_boolean("overwrite", False, "replace gin files of an earlier time", flag_values=values)
+    flags.DEFINE_boolean(
+        "overwrite", False, "replace gin files of an earlier time, and measure this machine anew", flag_values=values
+    )
 
 
 def main(args) -> None:
@@ -42,7 +44,7 @@ def main(args) -> None:
     source = proposal.source_of_flags(args.data, args.split, args.caption)
     found = proposal.look(source)
     folder = Path(args.workdir).resolve()
-    proposed = proposal.propose(found, folder, args.minutes)
+    proposed = proposal.propose(found, folder, args.minutes, overwrite=args.overwrite)
     is_new = proposal.write(proposed, overwrite=args.overwrite, shown=SHOWN)
     for line in proposal.lines(dataclasses.replace(proposed, folder=Path(args.workdir))):
         print(line)

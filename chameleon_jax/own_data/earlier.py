@@ -1,7 +1,7 @@
 """What an earlier `new` measured and wrote in a workdir, so that the same command gives the same files, and edits are told apart.
 
 Speeds differ from one measurement to the next, and the sizes with them; so the same data on the same machine take the numbers
-that were measured first.
+that were measured first (`proposal.propose` says when not).
 """
 
 from __future__ import annotations

@@ -29,10 +29,9 @@ def write(folder: Path, files: dict[str, str], *, overwrite: bool) -> bool:
     """
     there = {name: (folder / name).read_text(encoding="utf-8") for name in files if (folder / name).exists()}
     changed = [name for name, text in there.items() if text != files[name]]
-    trained = [folder / part for part in ("tokenizer", "model") if any((folder / part).glob("*"))]
-    if changed and trained:
+    if changed and (held := trained(folder)):
         raise WorkdirError(
-            f"{folder / changed[0]} would change, and {trained[0]} holds what was trained before, which could not go on: choose "
+            f"{folder / changed[0]} would change, and {held[0]} holds what was trained before, which could not go on: choose "
             "another --workdir"
         )
     edited = [name for name in changed if not earlier.is_untouched(folder, name, there[name])]
@@ -50,6 +49,11 @@ def write(folder: Path, files: dict[str, str], *, overwrite: bool) -> bool:
     except OSError as error:
         raise WorkdirError(f"{folder} cannot be written ({error.strerror}): choose another --workdir") from error
     return True
+
+
+def trained(folder: Path) -> list[Path]:
+    """The folders of what was trained with the files."""
+    return [folder / part for part in ("tokenizer", "model") if any((folder / part).glob("*"))]
 
 
 def comment(text: str) -> str:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from chameleon_jax.parallel.device_memory import device_memory
 
+BUSY = 1.2  # load, from which a machine has much other work
 WIDTHS = (32, 64, 128, 256, 512, 1024)
 _SECONDS = 0.2  # of each width
 _LOAD_SECONDS = 0.5
@@ -41,6 +42,10 @@ class Machine:
         low, high = WIDTHS[after - 1], WIDTHS[after]
         share = math.log(width / low) / math.log(high / low)
         return self.rates[after - 1] ** (1 - share) * self.rates[after] ** share
+
+    @property
+    def is_busy(self) -> bool:
+        return self.load > BUSY
 
     @property
     def is_cpu(self) -> bool:

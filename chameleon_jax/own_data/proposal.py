@@ -24,7 +24,6 @@ from chameleon_jax.workdir import require_kind
 
 PAGE = "records.html"
 WALKED = 20_000  # files of a folder, beyond which those that nobody names are not counted
-BUSY = 1.2  # load of the machine, from which it is told
 FEW = 10  # documents, below which nothing can be learned
 NO_WORDS = "a picture"  # what pictures without words are called, where nobody says otherwise
 
@@ -95,13 +94,23 @@ def look(source: SourceConfig) -> Survey:
     return found
 
 
-def propose(found: Survey, folder: Path, minutes: float) -> Proposal:
+def propose(found: Survey, folder: Path, minutes: float, *, overwrite: bool = False) -> Proposal:
     """Measure this machine, unless that was done in this folder for the same data, and choose sizes."""
-    if kept := earlier.measured(folder, found):
-        here, found = kept[0], dataclasses.replace(found, seconds=kept[1])
-    else:
-        here = machine.measure()
+    here, seconds = measured(found, folder, overwrite=overwrite)
+    found = dataclasses.replace(found, seconds=seconds)
     return Proposal(found=found, machine=here, sizes=sizes.choose(found, here, minutes), folder=folder)
+
+
+def measured(found: Survey, folder: Path, *, overwrite: bool) -> tuple[Machine, float]:
+    """This machine, and the seconds of reading: those of an earlier time in this folder, for the same data, if there are any.
+
+    They are measured again where the machine was busy, and with `overwrite`, until something was trained with the files that follow
+    from them.
+    """
+    kept = earlier.measured(folder, found)
+    if kept and (gin_files.trained(folder) or not (overwrite or kept[0].is_busy)):
+        return kept
+    return machine.measure(), found.seconds
 
 
 def write(proposal: Proposal, *, overwrite: bool, shown: int) -> bool:
@@ -122,7 +131,7 @@ def lines(proposal: Proposal) -> list[str]:
     """What is proposed, and the commands with their times."""
     here, chosen, folder = proposal.machine, proposal.sizes, proposal.folder
     memory = f", {in_words(here.memory)} of memory" if here.memory else ""
-    busy = f"; busy with other work, times are {here.load:.2g} times longer" if here.load > BUSY else ""
+    busy = f"; busy with other work, times are {here.load:.2g} times longer" if here.is_busy else ""
     devices = f"{here.devices} x {here.name}" if here.devices > 1 or not here.is_cpu else here.name
     said = ["", f"this machine: {devices}, {here.rate(chosen.model.d_model) / 1e9:,.0f} GFLOP/s{memory}{busy}"]
     if vq := chosen.vq:

@@ -15,7 +15,7 @@ from chameleon_jax import gin_utils
 from chameleon_jax.configs import PretrainConfig, TokenizeConfig, TrainTokenizerConfig
 from chameleon_jax.data.sources import estimate_records, source_of
 from chameleon_jax.errors import DataError, WorkdirError
-from chameleon_jax.own_data import gin_files, machine, proposal, sizes, survey
+from chameleon_jax.own_data import earlier, gin_files, machine, proposal, sizes, survey
 from chameleon_jax.own_data.machine import WIDTHS, Machine
 from tests.own_data_forms import FORMS, records, write_csv, write_manifest, write_pairs, write_pictures, write_tars
 
@@ -235,6 +235,26 @@ def test_files_that_nobody_edited_are_replaced_until_something_was_trained_with_
     assert not proposal.write(proposed(found, folder, 5.0, slower), overwrite=False, shown=1)
 
 
+def test_a_busy_machine_is_measured_again_until_something_was_trained(given, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_SECONDS", 0.001)
+    monkeypatch.setattr(machine, "_LOAD_SECONDS", 0.001)
+    found, folder = looked_at(write_pairs(tmp_path / "pairs", given[:10])), tmp_path / "run"
+    quiet = dataclasses.replace(CPU, devices=jax.local_device_count(), rates=(1e7,) * len(WIDTHS))
+    busy = dataclasses.replace(quiet, load=2.0)
+
+    def taken(overwrite=False):
+        return proposal.measured(found, folder, overwrite=overwrite)[0]
+
+    folder.mkdir()
+    earlier.keep(folder, found, quiet, {})
+    assert taken() == quiet and taken(overwrite=True).rates > quiet.rates
+    earlier.keep(folder, found, busy, {})
+    assert taken().rates > busy.rates
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "config.json").write_text("{}")
+    assert taken() == taken(overwrite=True) == busy
+
+
 def test_a_workdir_in_the_folder_of_the_data_is_refused(given, tmp_path):
     folder = write_pairs(tmp_path / "pairs", given[:3])
     for place in (folder, folder / "runs" / "one"):
@@ -297,6 +317,8 @@ def command(*flags):
 def test_the_command_writes_a_page_and_says_what_to_type(given, tmp_path):
     folder = tmp_path / "data"
     write_csv(folder, given[:40])
+    (tmp_path / "run").mkdir()
+    earlier.keep(tmp_path / "run", looked_at(folder), CPU, {})  # a busy machine would be measured again the second time
     code, said = command(f"--data={folder}", f"--workdir={tmp_path / 'run'}", "--minutes=2")
     assert code == 0, said
     assert "40 pictures, all 16x16 pixels" in said and said.count("python -m experiments.") == 5
