@@ -23,7 +23,7 @@ from typing import Any
 from chameleon_jax.configs import TokenizeConfig, VocabConfig
 from chameleon_jax.data import store_format as layout
 from chameleon_jax.data.shard_tokens import tokenize_records
-from chameleon_jax.data.sources import Reject, by_reason, estimate_records, read_documents
+from chameleon_jax.data.sources import Reject, by_reason, estimate_records, read_documents, require_apart_from
 from chameleon_jax.data.sources import fingerprint as data_fingerprint
 from chameleon_jax.data.store import TokenStore
 from chameleon_jax.data.store_writer import ShardInput, StoreIdentity, StoreWriter
@@ -64,11 +64,12 @@ def tokenize(config: TokenizeConfig, output: str | os.PathLike) -> TokenizeRepor
     Raises StoreError when the directory holds another plan, with the differences, or shards of data that have changed since;
     DataError when more than `max_reject_fraction` of the records are unusable, or none is usable; ConfigError when `max_spans`
     names a modality that the tokenizer lacks, or `image_input` asks for patches that it lacks; WorkdirError when another run is
-    writing there.
+    writing there, or it lies among the data.
     """
     started = time.monotonic()
     output = pathlib.Path(output)
     require_kind(output, STORE)
+    require_apart_from(output, config.sources)
     bundle = TokenizerBundle.load(config.tokenizer)
     bundle.check()
     for name in config.max_spans:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from chameleon_jax.commands import as_called
 from chameleon_jax.configs import SourceConfig
-from chameleon_jax.data.sources import described, field_names, printable, source_of, trees
+from chameleon_jax.data.sources import described, field_names, printable, require_apart, source_of, trees
 from chameleon_jax.data.sources.records import brief
-from chameleon_jax.errors import DataError, WorkdirError
+from chameleon_jax.errors import DataError
 from chameleon_jax.evaluation import record_page, records
 from chameleon_jax.own_data import earlier, gin_files, machine, sizes, survey
 from chameleon_jax.own_data.machine import Machine
@@ -41,11 +41,7 @@ class Proposal:
 def require_new(folder: Path, data: str) -> None:
     """Raise WorkdirError where a run, a token store or a tokenizer lies in the folder, or the folder in that of the data."""
     require_kind(folder, "a folder of gin files")
-    source = Path(data).expanduser()
-    if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
-        raise WorkdirError(
-            f"--workdir={folder} lies in the folder of the data, {data}, where its files would be read as data: choose another"
-        )
+    require_apart(folder, data)
 
 
 def source_of_flags(data: str, split: str, caption: str | None) -> SourceConfig:

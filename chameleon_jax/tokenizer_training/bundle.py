@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from chameleon_jax.configs import ModalityConfig, TrainTokenizerConfig
+from chameleon_jax.data.sources import require_apart_from
 from chameleon_jax.errors import DataError, TokenizerError
 from chameleon_jax.evaluation import reconstruction
 from chameleon_jax.evaluation import sound as sound_measures
@@ -32,6 +33,7 @@ from chameleon_jax.training.signals import EXIT_STOPPED, Stopped, StopRequest
 from chameleon_jax.workdir import BUNDLE, VOCAB, open_workdir, require_kind
 
 HOLD_OUT_EVERY = 16  # where no eval_sources are given
+TOLD = 3  # records left out, that are named
 GRID_IMAGES = 48
 GRID_SOUNDS = 20
 EVALUATION, SOUND_EVALUATION = "evaluation.json", "sound_evaluation.json"
@@ -45,10 +47,11 @@ def train_bundle(config: TrainTokenizerConfig, workdir: str | Path) -> int:
 
     Writes evaluation.json and reconstructions.png of pictures beside the codec, and what the training of sounds writes into a
     folder of the modality's name. Raises DataError when the sources lack what is asked for, ConfigError for a part that the
-    table lacks.
+    table lacks, WorkdirError for a workdir among the data.
     """
     workdir = Path(workdir)
     require_kind(workdir, BUNDLE)
+    require_apart_from(workdir, (*config.sources, *config.eval_sources))
     with StopRequest() as request, open_workdir(workdir):
         try:
             _train_parts(config, workdir, lambda: request.requested)
@@ -65,8 +68,10 @@ def _train_parts(config: TrainTokenizerConfig, workdir: Path, stop: Stop) -> Non
         memory.check(config.vq, config.vq_train)  # before everything is read
     prepare = {name: make for name, make in preparers(config).items() if name in wanted}
     corpus = read_corpus(config.sources, vocab, prepare, stop)
-    for reject in corpus.rejects[:3]:
+    for reject in corpus.rejects[:TOLD]:
         print(f"left out: {printable(reject)}")
+    if (more := len(corpus.rejects) - TOLD) > 0:
+        print(f"left out: and {more:,} more")
     found = [f"{len(items):,} different of '{name}'" for name, items in corpus.items.items()]
     print(", ".join([*found, f"{len(corpus.texts):,} texts, {len(corpus.rejects):,} left out"]))
     held_out = read_corpus(config.eval_sources, vocab, prepare, stop)

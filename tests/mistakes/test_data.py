@@ -179,6 +179,14 @@ TOKENIZING = [
         ("/proc/x cannot be written", "choose another"),
     ),
     Mistake(
+        "the data's folder as workdir", "tokenize --workdir={data}" + SAME, ("{data} lies in the folder of the data",)
+    ),
+    Mistake(
+        "a workdir below pictures that are read at any depth",
+        "tokenize --workdir={data}/w" + SAME.replace("{manifest}", "{data}") + " --gin.SourceConfig.kind=pictures",
+        ("{data}/w lies in the folder of the data",),
+    ),
+    Mistake(
         "a store with a damaged plan",
         "tokenize --workdir={here}/s" + SAME,
         ("s/plan.json is damaged",),
@@ -227,6 +235,7 @@ TRAINING = [
         TRAIN + " --gin.text_and_image.text_tokens=10",
         ("at least 256 ids (all bytes), got 10",),
     ),
+    Mistake("the data's folder as workdir", BOTH + " --workdir={data}", ("{data} lies in the folder of the data",)),
     Mistake("a store's workdir", BOTH + " --workdir={store}", ("{store} is a token store", "choose another --workdir")),
     Mistake("a run's workdir", BOTH + " --workdir={model}", ("{model} is a training run", "choose another --workdir")),
     Mistake("a file for a workdir", BOTH + " --workdir={text}", ("notes.txt cannot be made or written",)),

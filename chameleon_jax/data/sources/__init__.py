@@ -4,6 +4,7 @@ Every record of a source yields exactly one thing, a `Document` or a `Reject` wi
 order. So a run can stop after N things and start again at N. docs/tokenize.md shows a record of each schema.
 """
 
+from chameleon_jax.data.sources.apart import require_apart, require_apart_from
 from chameleon_jax.data.sources.fingerprint import fingerprint
 from chameleon_jax.data.sources.reading import estimate_records, field_names, read_documents
 from chameleon_jax.data.sources.recognise import described, source_of
@@ -19,5 +20,7 @@ __all__ = [
     "fingerprint",
     "printable",
     "read_documents",
+    "require_apart",
+    "require_apart_from",
     "source_of",
 ]

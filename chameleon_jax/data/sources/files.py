@@ -62,7 +62,7 @@ def find_files(config: SourceConfig) -> list[SourceFile]:
         raise DataError(f"{where} matches no file")
     if all(os.path.getsize(p) == 0 for p in paths):
         raise DataError(f"{where} holds only empty files")
-    base = os.path.dirname(path) if len(paths) == 1 and paths[0] == path else _fixed_part(path)
+    base = os.path.dirname(path) if len(paths) == 1 and paths[0] == path else fixed_part(path)
     files = [SourceFile(p, os.path.relpath(p, base or ".").replace(os.sep, "/")) for p in paths]
     return sorted(files, key=lambda file: file.label)
 
@@ -179,7 +179,7 @@ def _open(file: SourceFile) -> io.BufferedIOBase:
     return gzip.open(file.path, "rb") if is_gzip(file) else open(file.path, "rb")
 
 
-def _fixed_part(pattern: str) -> str:
+def fixed_part(pattern: str) -> str:
     """The leading folders of a glob that hold no wildcard."""
     parts = pattern.split(os.sep)
     plain = [re.sub(r"\[([*?\[])\]", r"\1", part) for part in parts]  # what `glob.escape` makes of a folder is its name
