@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ from chameleon_jax.training.telemetry import MetricWriter
 STATE_FILE = "codec_state.safetensors"
 # Fields of a training config that may change between a run and its resumption: they decide no number of the codec.
 _RHYTHM = ("log_every", "eval_every", "eval_images", "save_every", "memory_gb")
+_CHANGES = 6  # that a message names
 State = TypeVar("State")
 
 
@@ -103,12 +105,24 @@ def train(task: CodecTask[State], folder: Path, stop: Callable[[], bool] = lambd
 
 
 def _identity(task: CodecTask) -> dict[str, str]:
-    """Hashes of all that decides the numbers."""
+    """Hashes of all that decides the numbers, and `settings`, which says what the first of them was made of."""
     train = {name: value for name, value in task.train.to_dict().items() if name not in _RHYTHM}
     config = f"{task.config.hash()} {sorted(train.items())}"
     data = hashlib.sha256(str(task.data.shape).encode())
     data.update(np.ascontiguousarray(task.data))
-    return {"config": hashlib.sha256(config.encode()).hexdigest(), "data": data.hexdigest()}
+    settings = json.dumps({"codec": task.config.to_dict(), "train": task.train.to_dict()})
+    return {"config": hashlib.sha256(config.encode()).hexdigest(), "data": data.hexdigest(), "settings": settings}
+
+
+def _changes(task: CodecTask, settings: str | None) -> list[str]:
+    """`VQTrainConfig.steps was 1500, is 62` for each setting that is not what it was; empty for a file that does not hold them."""
+    then = json.loads(settings) if settings else {}
+    found = []
+    for config, saved in ((task.config, then.get("codec")), (task.train, then.get("train"))):
+        for field, (now, before) in (config.diff(saved) if saved else {}).items():
+            if field not in _RHYTHM:
+                found.append(f"{type(config).__name__}.{field} was {before!r}, is {now!r}")
+    return found[:_CHANGES] + ([f"and {len(found) - _CHANGES} more"] if len(found) > _CHANGES else [])
 
 
 def _save(folder: Path, state: Any, identity: dict[str, str]) -> None:
@@ -133,8 +147,10 @@ def _restore(folder: Path, task: CodecTask[State], identity: dict[str, str]) -> 
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is damaged ({error}): delete it to train from the beginning") from error
     if saved.get("config") != identity["config"]:
+        changes = ", ".join(_changes(task, saved.get("settings")))
         raise CheckpointError(
-            f"{path} was written with other settings of the codec or its training: restore them or take another workdir"
+            f"{path} was written with other settings of the codec or its training{changes and f' ({changes})'}: restore them, take "
+            "another workdir, or delete the file to train from the beginning"
         )
     if saved.get("data") != identity["data"]:
         raise CheckpointError(
