@@ -34,7 +34,8 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_PIPE_CLOSED = 141
 # Of a folder or a disk that a user has chosen. A file that is missing may be our own mistake, and keeps its traceback.
-_PLACES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PLACES = (*_FULL, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 # These may be our own mistakes too: they are the user's where the command line names the place, or a folder that it is in.
 _NAMED_PLACES = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 
@@ -99,10 +100,11 @@ def run(
             error.errno in _PLACES or (error.errno in _NAMED_PLACES and _is_named(error.filename, named))
         ):
             raise
-        print(
-            f"error: {printable(os.fsdecode(error.filename))} cannot be used ({error.strerror}): choose another place, or mend it",
-            file=sys.stderr,
-        )
+        if error.errno in _FULL:
+            problem = f"cannot be written ({error.strerror}): make room and run the same command again"
+        else:
+            problem = f"cannot be used ({error.strerror}): choose another place, or mend it"
+        print(f"error: {printable(os.fsdecode(error.filename))} {problem}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

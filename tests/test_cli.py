@@ -316,9 +316,11 @@ def test_a_full_disk_is_one_line_that_names_the_file(tmp_path, capsys):
             file.write(b"x")
 
     assert ends(fill, f"--workdir={tmp_path}") == 2
-    assert f"error: {tmp_path / 'large'} cannot be used (File too large): " in capsys.readouterr().err
+    assert f"error: {tmp_path / 'large'} cannot be written (File too large): make room" in capsys.readouterr().err
     assert ends(full, f"--workdir={tmp_path}") == 2
-    assert f"error: {tmp_path / 'new'} cannot be used (No space left on device): " in capsys.readouterr().err
+    assert (
+        f"error: {tmp_path / 'new'} cannot be written (No space left on device): make room" in capsys.readouterr().err
+    )
     assert not list(tmp_path.iterdir())
 
 

@@ -59,9 +59,9 @@ def disk_of(most):
         resource.setrlimit(resource.RLIMIT_FSIZE, kept)
 
 
-def fails(typed, most, places, here, capfd):
+def fails(typed, most, told, places, here, capfd):
     with disk_of(most):
-        check(Mistake("a full disk", typed, ()), places, here, capfd)
+        check(Mistake("a full disk", typed, told), places, here, capfd)
 
 
 def goes_on(typed, places, here, capfd):
@@ -71,14 +71,14 @@ def goes_on(typed, places, here, capfd):
 
 
 def test_a_disk_that_fills_while_data_are_tokenized(places, tmp_path, capfd):
-    fails(test_data.TOKENIZE, 300, places, tmp_path, capfd)
+    fails(test_data.TOKENIZE, 300, ("cannot be written (File too large): make room",), places, tmp_path, capfd)
     goes_on(test_data.TOKENIZE, places, tmp_path, capfd)
     assert (tmp_path / "w" / "manifest.json").is_file()
 
 
 def test_a_disk_that_fills_while_outputs_are_written(places, tmp_path, capfd):
     typed = test_models.ASK + " --mode=image"
-    fails(typed, 700, places, tmp_path, capfd)
+    fails(typed, 700, ("cannot be written: File too large",), places, tmp_path, capfd)
     goes_on(typed, places, tmp_path, capfd)
     assert (tmp_path / "o" / "00.json").is_file()
 
