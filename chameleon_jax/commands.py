@@ -10,6 +10,8 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import importlib.util
+import itertools
+import re
 import runpy
 import shlex
 import sys
@@ -25,6 +27,7 @@ EXPERIMENTS = _PACKAGE.parent / "experiments"
 GIN_ROOT = _PACKAGE if (_PACKAGE / "gin_configs").is_dir() else _PACKAGE.parent
 
 PROGRAM = "chameleon"
+_PACKAGE_MODULE = f"python -m {_PACKAGE.name}"
 _MODULE = "python -m experiments."
 # In the order in which one meets them; a command that is not here comes last.
 _GROUPS = {
@@ -60,9 +63,22 @@ def typed(name: str, argv: Sequence[str]) -> str:
 
 
 def as_called(text: str) -> str:
-    """`python -m experiments.NAME` in a text as `chameleon NAME`, where this process was called so."""
-    called = any(Path(part).name == PROGRAM for part in sys.orig_argv[:2])  # the interpreter and the script
-    return text.replace(_MODULE, f"{PROGRAM} ") if called else text
+    """`python -m experiments.NAME` in a text as `chameleon NAME`, or with `python -m chameleon_jax`, where that was called."""
+    called = _called()
+    return text.replace(_MODULE, f"{called} ") if called else text
+
+
+def takes(config: str) -> str | None:
+    """The command whose config is of this class, by its name; None where there is none."""
+    is_taken = re.compile(rf"\bcli\.run\(main, {config}, ")
+    return next((n for n in names() if is_taken.search((EXPERIMENTS / f"{n}.py").read_text(encoding="utf-8"))), None)
+
+
+def _called() -> str:
+    """What stands before the name of a command, as this process was called; empty where it is a module of `experiments`."""
+    if any(Path(part).name == PROGRAM for part in sys.orig_argv[:2]):  # the interpreter and the script
+        return PROGRAM
+    return _PACKAGE_MODULE if ("-m", _PACKAGE.name) in itertools.pairwise(sys.orig_argv) else ""
 
 
 def main() -> None:
@@ -76,7 +92,7 @@ def main() -> None:
         run(name, rest)
     else:
         print(
-            f"error: '{name}' is no command{did_you_mean(name, names())}; `{PROGRAM} --help` lists them",
+            f"error: '{name}' is no command{did_you_mean(name, names())}; `{_called() or PROGRAM} --help` lists them",
             file=sys.stderr,
         )
         sys.exit(2)
@@ -84,8 +100,9 @@ def main() -> None:
 
 def _help() -> str:
     grouped = {name: title for title, group in _GROUPS.items() for name in group}
+    program = _called() or PROGRAM
     lines, title = (
-        [f"Usage: {PROGRAM} COMMAND FLAGS; {PROGRAM} COMMAND --help shows the flags of one, with examples."],
+        [f"Usage: {program} COMMAND FLAGS; {program} COMMAND --help shows the flags of one, with examples."],
         "",
     )
     for name in names():
@@ -94,7 +111,7 @@ def _help() -> str:
             lines += ["", f"{title}:"]
         hanging = {"initial_indent": f"  {name:{_INDENT - 2}}", "subsequent_indent": " " * _INDENT}
         lines += textwrap.wrap(_summary(name), _WIDTH, break_on_hyphens=False, **hanging)
-    start = f"{PROGRAM} quickstart --workdir=runs/quickstart"
+    start = f"{program} quickstart --workdir=runs/quickstart"
     lines += ["", f"Begin with `{start}`: two to three minutes on a CPU.", _where()]
     return "\n".join(lines)
 
@@ -112,4 +129,4 @@ def _where() -> str:
     if ours or found is None:
         return text
     where = found.origin or next(iter(found.submodule_search_locations))
-    return f"{text}\n`{_MODULE}NAME` is another package here ({where}): use `{PROGRAM} NAME`."
+    return f"{text}\n`{_MODULE}NAME` is another package here ({where}): use `{_called() or PROGRAM} NAME`."

@@ -18,7 +18,7 @@ from typing import TypeVar
 import gin
 
 from chameleon_jax import configs
-from chameleon_jax.commands import GIN_ROOT
+from chameleon_jax.commands import GIN_ROOT, takes
 from chameleon_jax.config_base import Config
 from chameleon_jax.config_help import nested, reachable, settings
 from chameleon_jax.errors import ChameleonError, ConfigError, did_you_mean
@@ -73,7 +73,7 @@ def load(root: type[C], files: Sequence[str], bindings: Sequence[str] = ()) -> L
     except ChameleonError as error:  # gin appends its own trace to the message
         raise ConfigError(str(error).splitlines()[0]) from None
     except (ValueError, TypeError, SyntaxError, RuntimeError, OSError) as error:
-        raise ConfigError(_explain(error)) from None
+        raise ConfigError(_explain(error, root)) from None
     given, operative = gin.config_str(max_line_length=120), gin.operative_config_str(max_line_length=120)
     unused = sorted(_bound_names(given) - _bound_names(operative))
     if unused:
@@ -163,7 +163,7 @@ def _quoted(binding: str) -> str:
     return f"{name.strip()} = {value}"
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: Exception, root: type[Config]) -> str:
     """gin's and Python's messages in one line, with the nearest valid name."""
     text = " ".join(str(error).split())
     known = configurables()
@@ -179,6 +179,11 @@ def _explain(error: Exception) -> str:
     ):
         name, fields = match.groups()
         first = re.findall(r"'(\w+)'", fields)[0]
+        bound = {key.rpartition("/")[2].partition(".")[0] for key in _bound_names(gin.config_str())}
+        others = bound - {cls.__name__ for cls in reachable(root)}
+        for other, command in ((other, takes(other)) for other in sorted(others)):
+            if command:
+                return f"{name}.{first} is not set: the gin file binds {other}, which python -m experiments.{command} takes"
         return f"{name}.{first} is not set; bind it in a gin file or with --gin.{name}.{first}=..."
     if match := re.search(r"(\w+)/macro\.value set to `%gin\.REQUIRED`", text):
         return f"{match[1]} is required by the gin file: set it with --gin.{match[1]}=..."

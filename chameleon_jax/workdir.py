@@ -65,6 +65,11 @@ def require_run(path: str | os.PathLike[str]) -> None:
         raise CheckpointError(
             f"{path} is a training run that has saved nothing yet: run experiments.pretrain on it again, or wait for its first save"
         )
+    elif (path / "run.gin").is_file():
+        raise CheckpointError(
+            f"{path} is a folder of gin files and no run: its run is {path / 'model'} once the commands that experiments.new "
+            "printed have made it"
+        )
     elif release:
         raise CheckpointError(
             f"{path} is a released checkpoint: make a workdir of it with  python -m experiments.convert --source={path} "

@@ -40,7 +40,10 @@ def test_help_lists_every_command_with_its_line(chameleon):
 def test_the_package_runs_as_the_script_does(chameleon):
     called = [sys.executable, "-m", "chameleon_jax", "--help"]
     done = subprocess.run(called, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout == chameleon("--help", cwd=ROOT).stdout
+    assert done.returncode == 0 and "Usage: python -m chameleon_jax COMMAND" in done.stdout
+    assert done.stdout.replace("python -m chameleon_jax", "chameleon") == chameleon("--help", cwd=ROOT).stdout
+    done = subprocess.run([*called[:-1], "nwe"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.endswith("; `python -m chameleon_jax --help` lists them\n")
 
 
 def test_an_unknown_command_is_told_the_nearest(chameleon):

@@ -74,3 +74,9 @@ def test_a_run_file_can_say_where_to_start_from():
     config = gin_utils.load(PretrainConfig, [str(ROOT / "gin_configs/runs/smoke.gin")], bindings).config
     assert config.init_from == InitConfig(workdir="runs/chameleon-7b")
     assert PretrainConfig.from_dict(config.to_dict()) == config
+
+
+def test_a_run_file_of_another_command_names_the_command():
+    told = "PretrainConfig.train is not set: the gin file binds TrainTokenizerConfig, which .*experiments.train_tokenizer takes"
+    with pytest.raises(ConfigError, match=told):
+        gin_utils.load(PretrainConfig, [str(ROOT / "gin_configs/runs/digits_tokenizer.gin")], ["DATA=x"])

@@ -203,3 +203,9 @@ def test_workdirs_of_other_kinds_are_refused(tmp_path, mark):
         with pytest.raises(WorkdirError, match=rf"\(it holds {mark}\), not {kind}: choose another --workdir"):
             workdir.require_kind(tmp_path, kind)
     workdir.require_kind(tmp_path / "new", workdir.RUN)
+
+
+def test_a_folder_of_gin_files_names_where_its_run_will_be(tmp_path):
+    (tmp_path / "run.gin").touch()
+    with pytest.raises(CheckpointError, match=f"its run is {tmp_path}/model once the commands"):
+        workdir.require_run(tmp_path)
