@@ -2,7 +2,7 @@
 
 import json
 
-from tests.mistakes.runner import Mistake, check, copy_of, file_of, rows
+from tests.mistakes.runner import Mistake, check, copy_of, file_of, rows, run
 
 FILE = "tokenize --workdir={here}/w --gin_file={gin}/digits_tokenize.gin"
 TOKENIZE = FILE + " --gin.MANIFEST={manifest} --gin.TOKENIZER={tokenizer}"
@@ -397,3 +397,11 @@ def test_extend_tokenizer(mistake, places, tmp_path, capfd):
 @rows(INSPECTING)
 def test_inspect(mistake, places, tmp_path, capfd):
     check(mistake, places, tmp_path, capfd)
+
+
+def test_records_that_are_left_out_are_named_or_counted(places, tmp_path, capfd):
+    (tmp_path / "m.jsonl").write_text("[\n" * 5)
+    typed = TRAIN.replace("{data}", "{here}").replace("records.jsonl", "m.jsonl")
+    code, out, _ = run(typed.format(**vars(places), here=tmp_path), tmp_path, capfd)
+    said = [line for line in out.splitlines() if line.startswith("left out: ")]
+    assert (code, len(said), said[-1]) == (2, 4, "left out: and 2 more")
