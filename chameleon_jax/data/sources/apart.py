@@ -27,6 +27,10 @@ def require_apart_from(workdir: str | os.PathLike[str], sources: Iterable[Source
         if source.kind == "tfds":
             continue
         path = os.path.expanduser(source.path)
-        is_glob = glob.has_magic(path) and not os.path.exists(path)
-        folder = path if os.path.isdir(path) else files.fixed_part(path) if is_glob else os.path.dirname(path)
+        if os.path.exists(path):
+            folder = path if os.path.isdir(path) else os.path.dirname(path)
+        elif glob.has_magic(path):
+            folder = files.fixed_part(path)
+        else:
+            continue  # what is missing is told when it is opened
         require_apart(workdir, folder or ".", below=source.kind in trees.KINDS or "**" in path)
