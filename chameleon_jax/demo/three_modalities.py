@@ -78,8 +78,8 @@ def _rows(run: Run, forms: Forms, source: str, target: str, made: Generated, sho
     words = given if source == "text" else ()
     label = "the model's, from the word below" if source == "text" else "the model's"
     rows.append(page.Row(label, _seen(run, target, [made.items[i] for i in shown]), words))
-    again = [int(np.flatnonzero(made.asked == digit)[1]) for digit in range(10)]
     if source == "text":
+        again = [int(np.flatnonzero(made.asked == digit)[1]) for digit in range(10)]
         rows.append(page.Row("another draw", _seen(run, target, [made.items[i] for i in again])))
     return rows
 

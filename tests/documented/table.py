@@ -159,7 +159,7 @@ CONSTANTS = {
     "chameleon_jax.demo.digit_pairs:TAKES": 5,
     "chameleon_jax.demo.digit_pairs:write.documents": {"train": 300, "heldout": 60},
     "chameleon_jax.demo.directions:MARGINAL": 1,
-    "chameleon_jax.demo.directions:examine.queries": 1,
+    "chameleon_jax.demo.directions:examine.queries": 2,  # the page draws a second answer to a word
     "chameleon_jax.demo.grid_world:write.train": 200,
     "chameleon_jax.demo.grid_world:write.heldout": 20,
     "chameleon_jax.demo.policy:examine.count": 20,
