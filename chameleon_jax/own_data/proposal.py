@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
 from pathlib import Path
 
 from chameleon_jax.commands import as_called
 from chameleon_jax.configs import SourceConfig
 from chameleon_jax.data.sources import described, field_names, printable, require_apart, source_of, trees
+from chameleon_jax.data.sources.files import fixed_part
 from chameleon_jax.data.sources.records import brief
 from chameleon_jax.errors import DataError
 from chameleon_jax.evaluation import record_page, records
@@ -23,7 +23,6 @@ from chameleon_jax.progress import format_seconds
 from chameleon_jax.workdir import require_kind
 
 PAGE = "records.html"
-WALKED = 20_000  # files of a folder, beyond which those that nobody names are not counted
 FEW = 10  # documents, below which nothing can be learned
 NO_WORDS = "a picture"  # what pictures without words are called, where nobody says otherwise
 
@@ -164,19 +163,16 @@ def lines(proposal: Proposal) -> list[str]:
 def _passed_over(found: Survey) -> tuple[int, int]:
     """Files in the folder of a manifest, a table or lines: pictures beyond those that it names, and texts beside pictures.
 
-    Zeros for other kinds of data, and where there are too many files to look.
+    Zeros for other kinds of data, and for a source that was not read to its end.
     """
     path = Path(found.source.path)
     if found.source.kind not in ("folder", "csv", "jsonl") or found.source.split or found.scale != 1:
         return 0, 0
-    root = path if path.is_dir() else path.parent
-    names = (f"{place}/{name}" for place, _, names in os.walk(root) for name in names if not name.startswith("."))
-    walked = [os.path.splitext(name) for name in itertools.islice(names, WALKED)]
-    if len(walked) == WALKED:
-        return 0, 0
+    root = path if path.is_dir() else fixed_part(found.source.path)
+    walked = [os.path.splitext(name) for name in trees.all_files(str(root))]
     pictures = [stem for stem, ending in walked if ending.lower() in trees.PICTURES]
     texts = {stem for stem, ending in walked if ending.lower() in trees.TEXTS}
-    return max(0, len(pictures) - found.pictures - len(found.rejects)), len(texts.intersection(pictures))
+    return max(0, len(pictures) - found.named - len(found.rejects)), len(texts.intersection(pictures))
 
 
 def _columns(source: SourceConfig) -> str:

@@ -37,6 +37,7 @@ class Survey:
     documents: int
     texts: int  # documents with words
     pictures: int
+    named: int  # different pictures, where records name files
     captioned: int  # documents with pictures and words
     most_pictures: int  # of a document
     sides: tuple[tuple[int, int], ...]  # width and height of every picture
@@ -73,6 +74,7 @@ def survey(source: SourceConfig) -> Survey:
     counts: collections.Counter[str] = collections.Counter()
     rejects: list[Reject] = []
     sides: list[tuple[int, int]] = []
+    named: set[tuple[str, str]] = set()  # with the file of records, since names are relative to it
     words: list[int] = []
     vocabulary: set[str] = set()
     caption, whole = "", True
@@ -88,6 +90,8 @@ def survey(source: SourceConfig) -> Survey:
         texts = [segment.data for segment in record.segments if isinstance(segment.data, str) and segment.data.strip()]
         split = [word for text in texts for word in text.split()]
         sides += found
+        file = record.id.rpartition("/")[0]
+        named.update((file, segment.reference) for segment in record.segments if segment.reference)
         words += [len(split)] if texts else []
         vocabulary.update(word.lower() for word in split)
         caption = caption or next(iter(texts), "")
@@ -112,6 +116,7 @@ def survey(source: SourceConfig) -> Survey:
         documents=counts["documents"],
         texts=counts["texts"],
         pictures=len(sides),
+        named=len(named),
         captioned=counts["captioned"],
         most_pictures=counts["most"],
         sides=tuple(sides),

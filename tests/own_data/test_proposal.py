@@ -167,6 +167,17 @@ def test_pictures_that_a_table_does_not_name_are_counted(given, tmp_path, capsys
     assert "  1 text file beside pictures: not read, a table gives the words" in capsys.readouterr().out
 
 
+def test_a_picture_named_often_is_one_and_hidden_folders_hold_none(given, tmp_path, capsys):
+    folder = write_csv(tmp_path / "set [1]", given[:3])
+    table = folder / "captions.csv"
+    table.write_text(table.read_text() + "".join(f"{row}\n" for row in table.read_text().splitlines()[1:2] * 8))
+    for place in ("images", ".thumbs", "__MACOSX"):
+        (folder / place).mkdir(exist_ok=True)
+        (folder / place / "more.png").write_bytes(given[0][0])
+    proposal.look(proposal.source_of_flags(str(folder), "", None))
+    assert "  1 picture file of the folder, not named in it: not read" in capsys.readouterr().out
+
+
 COLUMNS = {
     "a name without its ending": ("file_name,caption", "{stem},{words}", "field 'file_name' names no picture file: '0000'"),
     "columns the wrong way round": ("caption,file_name", "{name},{words}", "'file_name' names no picture file: 'a red"),
