@@ -267,6 +267,7 @@ NAMED = {
     "generation/command_flags.py": "a name of a flag",
     "generation/drawing.py": "kinds of media of what is drawn",
     "data/sources/trees.py": "fields of public data sets",
+    "data/sources/fingerprint.py": "what a fingerprint calls a file of words",
     "evaluation/records.py": "kinds of media for the page",
     "evaluation/training_samples.py": "kinds of media of what is drawn",
     "generation/reader.py": "kinds of media for the page",
